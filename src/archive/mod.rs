@@ -1,0 +1,1 @@
+//! Tar streams and compression: reads the hostile, writes the deterministic.

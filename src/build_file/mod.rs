@@ -1,0 +1,3 @@
+//! Build files: the workspace, the Starlark that people write, and what it says as plain data.
+
+pub mod spec;

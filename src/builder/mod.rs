@@ -1,0 +1,1 @@
+//! Builders: base root filesystems under a tag in the store.

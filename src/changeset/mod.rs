@@ -1,0 +1,1 @@
+//! Changesets on disk: what a rule changed, captured, named, kept and stacked.

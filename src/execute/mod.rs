@@ -1,0 +1,1 @@
+//! The joining room: order, keys, and one rule from request to changeset.

@@ -1,0 +1,1 @@
+//! The rule graph: parameters, conditions, joint points, analysed.

@@ -1,0 +1,1 @@
+//! OCI image layouts: layers, config, manifest, index.

@@ -1,0 +1,3 @@
+//! The `tapeout` binary.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The only sockets to the world, and where being offline is decided.

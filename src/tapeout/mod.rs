@@ -1,0 +1,1 @@
+//! What an image takes: picked files, and the closure of what they need.
