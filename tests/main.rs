@@ -1,0 +1,3 @@
+//! One test binary: a file per command or promise.
+
+mod sandbox;
