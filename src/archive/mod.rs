@@ -1,1 +1,3 @@
-//! Tar streams and compression: reads the hostile, writes the deterministic.
+//! Archives: tar streams and compression.
+
+pub mod decompress;

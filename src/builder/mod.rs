@@ -1,1 +1,3 @@
-//! Builders: base root filesystems under a tag in the store.
+//! Where rules run: base root filesystems.
+
+pub mod debian;
