@@ -1,3 +1,5 @@
 //! Where rules run: base root filesystems.
 
 pub mod debian;
+pub mod ids;
+pub mod lock_file;
