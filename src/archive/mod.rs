@@ -1,1 +1,4 @@
 //! Tar streams and compression: reads the hostile, writes the deterministic.
+
+pub mod compress;
+pub mod tar_writer;
