@@ -186,13 +186,12 @@ impl<W: Write> Write for Gzip<W> {
 
 fn spawn_worker(queue: Arc<std::sync::Mutex<Receiver<Job>>>) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name("gzip".into()).spawn(move || {
-        let mut deflate = Compress::new(Level::new(GZIP_LEVEL), false);
         loop {
             // The lock is held while waiting; the worker that gets the job lets the next one wait.
             let Ok(job) = queue.lock().map_err(drop).and_then(|queue| queue.recv().map_err(drop)) else { return };
             let mut crc = Crc::new();
             crc.update(&job.bytes);
-            let bytes = deflate_block(&mut deflate, &job);
+            let bytes = deflate_block(&job);
             // Nobody waits for it any more: the writer was dropped.
             let _ = job.answer.send(Deflated { bytes, crc });
         }
@@ -200,8 +199,10 @@ fn spawn_worker(queue: Arc<std::sync::Mutex<Receiver<Job>>>) -> io::Result<JoinH
 }
 
 /// Deflates one block as a run of whole bytes: ended by a sync flush, or as the end of the stream.
-fn deflate_block(deflate: &mut Compress, job: &Job) -> io::Result<Vec<u8>> {
-    deflate.reset();
+///
+/// With a state of its own: after a reset, what the window held before can show in the bytes.
+fn deflate_block(job: &Job) -> io::Result<Vec<u8>> {
+    let mut deflate = Compress::new(Level::new(GZIP_LEVEL), false);
     if let Some(before) = &job.before {
         let from = before.len().saturating_sub(WINDOW);
         deflate.set_dictionary(&before[from..]).map_err(io::Error::other)?;
