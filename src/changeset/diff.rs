@@ -610,6 +610,23 @@ fn hash(mut file: File, path: &RootPath, buffer: &mut Vec<u8>, put: &mut dyn FnM
 
 const PIECE: usize = 256 << 10;
 
+/// Names a changeset whose entries are all known: reads each content once for the canonical
+/// stream. A content of another size than its entry says is an error.
+pub fn digest_of(changeset: &Changeset, mut open: impl FnMut(&RootPath) -> Result<File>) -> Result<Digest> {
+    let mut buffer = vec![0; PIECE];
+    stream_digest(changeset, &mut |path, _, put| {
+        let mut file = open(path)?;
+        loop {
+            match file.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(n) => put(&buffer[..n])?,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io("read", path.as_path(), e)),
+            }
+        }
+    })
+}
+
 /// Changesets up to this size are hashed on one thread: starting another takes longer.
 const ONE_THREAD: u64 = 4 << 20;
 

@@ -12,13 +12,16 @@
 //! tree says, whatever lies below.
 
 pub mod diff;
+mod loader_cache;
+pub mod merge;
 pub mod places;
+pub mod stack;
 
 use crate::digest::Digest;
 use crate::error::Result;
 use crate::sys::root::Root;
 
-pub use diff::{Captured, Options, Recorded, capture};
+pub use diff::{Captured, Options, Recorded, capture, digest_of};
 
 /// Gives the files of a changeset that the store keeps.
 pub type Files<'a> = dyn Fn(&Digest) -> Result<Root> + Sync + 'a;
