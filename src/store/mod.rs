@@ -1,1 +1,452 @@
 //! The store: what is kept, named by digest.
+//!
+//! ```text
+//! format                  the number of this layout; another number is refused
+//! lock                    flock: builds share it, the collector holds it alone
+//! blobs/sha256/HEX        packages, archives, layers: whole files
+//! changesets/HEX/tree     a `tree::Changeset`
+//! changesets/HEX/files/   its files, as an overlay takes them for a lower layer
+//! actions/HEX             the result document of the request with this digest
+//! unsynced/BOOT/HEX       the same, but not yet known to be on the disk
+//! builders/TAG.json       which changesets a builder is made of
+//! logs/HEX                what the steps of that request printed
+//! tmp/NAME/               a scratch folder; its `lock` is held by its process
+//! ```
+//!
+//! **What holds after a kill**: everything appears by one rename or link of something whole. A
+//! killed process leaves at most its scratch folder, which the next one removes.
+//! **What holds after a crash of the machine**: a result counts when it is in `actions/`. It gets
+//! there from `unsynced/` (named after this boot of the machine, so that a later boot distrusts
+//! it) only after one syncfs(2) of the whole store, at the end of the command.
+
+mod scratch;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::{Digest, Hashing};
+use crate::error::{Error, Result};
+use crate::sys::file::{self, Lock};
+use crate::sys::root::Root;
+use crate::tree::{Changeset, Layer, RootPath};
+
+pub use scratch::Scratch;
+
+/// The layout that this program reads and writes.
+const FORMAT: &str = "1\n";
+
+/// A `tree` larger than this is not read: no changeset has ten million paths.
+const LARGEST_TREE: u64 = 4 << 30;
+
+/// A store on disk. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    boot: String,
+    changesets: Mutex<BTreeMap<Digest, Arc<Changeset>>>,
+    /// Held shared for as long as the store is open.
+    _lock: File,
+}
+
+/// A whole blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blob {
+    /// Its name.
+    pub digest: Digest,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// A builder: a base root filesystem under a tag.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Builder {
+    /// Its tag.
+    pub tag: String,
+    /// What it was made from, as the user wrote it.
+    pub from: String,
+    /// Its changesets, the lowest first.
+    pub changesets: Vec<Digest>,
+    /// Packages that are in it: name to version.
+    pub packages: BTreeMap<String, String>,
+    /// The digest of the part of the lock that it was made from.
+    pub lock: Option<Digest>,
+    /// Other machines get the same bytes.
+    pub reproducible: bool,
+}
+
+impl Store {
+    /// Opens the store, and makes it when it isn't there. Its folders are 0700 whatever the umask.
+    pub fn open(path: &Path) -> Result<Self> {
+        for folder in ["", "blobs/sha256", "changesets", "actions", "unsynced", "builders", "logs", "tmp"] {
+            let folder = path.join(folder);
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|e| {
+                Error::io("mkdir", &folder, e).next("name another folder with TAPEOUT_STORE, or --store DIR")
+            })?;
+        }
+        check_format(path)?;
+        let lock_path = path.join("lock");
+        let lock = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(|e| Error::io("open", &lock_path, e))?;
+        file::lock(&lock, Lock::Shared).map_err(|e| Error::io("flock", &lock_path, e))?;
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let boot: String = boot.chars().filter(|c| c.is_ascii_hexdigit() || *c == '-').collect();
+        let boot = if boot.is_empty() { "unknown".to_string() } else { boot.trim().to_string() };
+        let store = Self(Arc::new(Inner { path: path.to_path_buf(), boot, changesets: Mutex::default(), _lock: lock }));
+        store.forget_earlier_boots()?;
+        scratch::remove_stale(&store.path().join("tmp"));
+        Ok(store)
+    }
+
+    /// Its folder.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// A private folder below `tmp`, removed when it is dropped.
+    pub fn scratch(&self) -> Result<Scratch> {
+        Scratch::new(&self.path().join("tmp"))
+    }
+
+    // Blobs.
+
+    /// Where a blob lies, or would.
+    pub fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.path().join("blobs/sha256").join(digest.hex())
+    }
+
+    /// Is it there?
+    pub fn has_blob(&self, digest: &Digest) -> bool {
+        self.blob_path(digest).is_file()
+    }
+
+    /// A blob for reading.
+    pub fn blob(&self, digest: &Digest) -> Result<File> {
+        let path = self.blob_path(digest);
+        File::open(&path).map_err(|e| Error::io("open", path, e))
+    }
+
+    /// Begins a blob: nothing is there until it is finished.
+    pub fn begin(&self) -> Result<Partial> {
+        let file = file::nameless_file(&self.path().join("blobs/sha256"))?;
+        Ok(Partial { store: self.clone(), file: Hashing::new(file) })
+    }
+
+    /// A small blob.
+    pub fn put(&self, bytes: &[u8]) -> Result<Blob> {
+        let mut partial = self.begin()?;
+        partial.write_all(bytes).map_err(|e| Error::io("write", self.path(), e))?;
+        partial.finish()
+    }
+
+    // Changesets.
+
+    fn changeset_path(&self, digest: &Digest) -> PathBuf {
+        self.path().join("changesets").join(digest.hex())
+    }
+
+    /// Is it there?
+    pub fn has_changeset(&self, digest: &Digest) -> bool {
+        self.changeset_path(digest).join("tree").is_file()
+    }
+
+    /// A changeset as data; read once a command.
+    pub fn changeset(&self, digest: &Digest) -> Result<Layer> {
+        if let Some(changeset) = self.cache().get(digest) {
+            return Ok(Layer { digest: *digest, changeset: changeset.clone() });
+        }
+        let path = self.changeset_path(digest).join("tree");
+        let size = fs::metadata(&path).map_err(|e| Error::io("open", &path, e))?.len();
+        if size > LARGEST_TREE {
+            return Err(Error::failed(format!("{} is larger than a changeset can be", path.display())));
+        }
+        let bytes = fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
+        let changeset: Changeset = postcard::from_bytes(&bytes).map_err(|e| {
+            Error::failed(format!("{} is damaged", path.display())).why(e.to_string()).next("remove that folder; its rule runs again")
+        })?;
+        Ok(self.remember(*digest, changeset))
+    }
+
+    fn cache(&self) -> std::sync::MutexGuard<'_, BTreeMap<Digest, Arc<Changeset>>> {
+        self.0.changesets.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn remember(&self, digest: Digest, changeset: Changeset) -> Layer {
+        let changeset = Arc::new(changeset);
+        self.cache().insert(digest, changeset.clone());
+        Layer { digest, changeset }
+    }
+
+    /// The folder with a changeset's files.
+    pub fn changeset_files(&self, digest: &Digest) -> Result<Root> {
+        Root::open(&self.changeset_files_path(digest))
+    }
+
+    /// Its path, for mounting.
+    pub fn changeset_files_path(&self, digest: &Digest) -> PathBuf {
+        self.changeset_path(digest).join("files")
+    }
+
+    /// Keeps a changeset under its name. `files` lies in a scratch folder of this store and is
+    /// moved; where the changeset is there already, that one stays.
+    pub fn keep_changeset(&self, digest: Digest, changeset: Changeset, files: &Path) -> Result<Layer> {
+        if self.has_changeset(&digest) {
+            return Ok(self.remember(digest, changeset));
+        }
+        let staged = self.scratch()?;
+        let folder = staged.path().join("changeset");
+        fs::DirBuilder::new().mode(0o700).create(&folder).map_err(|e| Error::io("mkdir", &folder, e))?;
+        let tree = folder.join("tree");
+        let bytes = postcard::to_stdvec(&changeset).map_err(|e| Error::failed(format!("can't write {}: {e}", tree.display())))?;
+        fs::write(&tree, bytes).map_err(|e| Error::io("write", &tree, e))?;
+        let to = folder.join("files");
+        fs::rename(files, &to).map_err(|e| Error::io("rename", files, e))?;
+        file::rename_new(&folder, &self.changeset_path(&digest))?;
+        Ok(self.remember(digest, changeset))
+    }
+
+    /// Reads one file of a changeset, links in no part followed.
+    pub fn read(&self, changeset: &Digest, path: &RootPath) -> Result<File> {
+        self.changeset_files(changeset)?.open_file(path)
+    }
+
+    // Actions.
+
+    /// The result document of a request.
+    pub fn action(&self, key: &Digest) -> Option<Vec<u8>> {
+        fs::read(self.path().join("actions").join(key.hex())).or_else(|_| fs::read(self.unsynced().join(key.hex()))).ok()
+    }
+
+    fn unsynced(&self) -> PathBuf {
+        self.path().join("unsynced").join(&self.0.boot)
+    }
+
+    /// Records the result document of a request: it counts at once for this boot of the machine,
+    /// and for good after [`Store::sync`].
+    pub fn record_action(&self, key: &Digest, result: &[u8]) -> Result<()> {
+        let folder = self.unsynced();
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|e| Error::io("mkdir", &folder, e))?;
+        self.replace(&folder.join(key.hex()), result)
+    }
+
+    /// Writes a small file whole or not at all.
+    fn replace(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        let scratch = self.scratch()?;
+        let new = scratch.path().join("new");
+        fs::write(&new, bytes).map_err(|e| Error::io("write", &new, e))?;
+        fs::rename(&new, path).map_err(|e| Error::io("rename", path, e))
+    }
+
+    /// Brings all results of this command to the disk.
+    pub fn sync(&self) -> Result<()> {
+        let unsynced = self.unsynced();
+        let Ok(entries) = fs::read_dir(&unsynced) else { return Ok(()) };
+        let keys: Vec<_> = entries.filter_map(|e| e.ok()).map(|e| e.file_name()).collect();
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let folder = File::open(self.path()).map_err(|e| Error::io("open", self.path(), e))?;
+        file::sync_file_system(folder.as_fd()).map_err(|e| Error::io("syncfs", self.path(), e))?;
+        let actions = self.path().join("actions");
+        for key in keys {
+            match fs::rename(unsynced.join(&key), actions.join(&key)) {
+                // Another build of the same store may have moved it meanwhile.
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("rename", actions.join(&key), e)),
+                _ => {}
+            }
+        }
+        File::open(&actions).and_then(|f| f.sync_all()).map_err(|e| Error::io("fsync", &actions, e))
+    }
+
+    fn forget_earlier_boots(&self) -> Result<()> {
+        let folder = self.path().join("unsynced");
+        for entry in fs::read_dir(&folder).map_err(|e| Error::io("readdir", &folder, e))?.filter_map(|e| e.ok()) {
+            if entry.file_name().to_string_lossy() != self.0.boot {
+                file::remove_tree(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the log of a request is, or will be.
+    pub fn log_path(&self, key: &Digest) -> PathBuf {
+        self.path().join("logs").join(key.hex())
+    }
+
+    // Builders.
+
+    fn builder_path(&self, tag: &str) -> Result<PathBuf> {
+        let plain = !tag.is_empty() && !tag.starts_with(['.', '-']) && tag.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+-".contains(&b));
+        if !plain {
+            return Err(Error::request(format!("not a tag: {tag:?}")).next("use letters, digits and . _ + - for a builder's tag"));
+        }
+        Ok(self.path().join("builders").join(format!("{tag}.json")))
+    }
+
+    /// The builder of a tag.
+    pub fn builder(&self, tag: &str) -> Result<Option<Builder>> {
+        let path = self.builder_path(tag)?;
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io("read", &path, e)),
+        };
+        let builder: Builder = serde_json::from_slice(&text)
+            .map_err(|e| Error::failed(format!("{} is damaged: {e}", path.display())).next("make the builder again with tapeout bootstrap"))?;
+        // Its record may have reached the disk before a crash took its files.
+        Ok(builder.changesets.iter().all(|c| self.has_changeset(c)).then_some(builder))
+    }
+
+    /// Keeps a builder under its tag.
+    pub fn keep_builder(&self, builder: &Builder) -> Result<()> {
+        let path = self.builder_path(&builder.tag)?;
+        let folder = File::open(self.path()).map_err(|e| Error::io("open", self.path(), e))?;
+        file::sync_file_system(folder.as_fd()).map_err(|e| Error::io("syncfs", self.path(), e))?;
+        let text = serde_json::to_vec_pretty(builder).map_err(|e| Error::failed(format!("can't write {}: {e}", path.display())))?;
+        self.replace(&path, &text)
+    }
+}
+
+fn check_format(path: &Path) -> Result<()> {
+    let file = path.join("format");
+    match fs::read_to_string(&file) {
+        Ok(text) if text == FORMAT => Ok(()),
+        Ok(text) => Err(Error::request(format!("the store {} has format {:?}", path.display(), text.trim()))
+            .why(format!("this tapeout reads format {}", FORMAT.trim()))
+            .next("use another TAPEOUT_STORE, or the tapeout that made this one")),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let new = path.join(format!("tmp/format.{}", std::process::id()));
+            fs::write(&new, FORMAT).map_err(|e| Error::io("write", &new, e))?;
+            fs::rename(&new, &file).map_err(|e| Error::io("rename", &file, e))
+        }
+        Err(e) => Err(Error::io("read", &file, e)),
+    }
+}
+
+/// A blob that is not one yet. Dropped, it leaves nothing.
+pub struct Partial {
+    store: Store,
+    file: Hashing<File>,
+}
+
+impl Partial {
+    /// Names it by its digest.
+    pub fn finish(self) -> Result<Blob> {
+        let (file, digest, size) = self.file.finish();
+        let path = self.store.blob_path(&digest);
+        file.set_permissions(fs::Permissions::from_mode(0o444)).map_err(|e| Error::io("fchmod", &path, e))?;
+        file::name_file(&file, &path)?;
+        Ok(Blob { digest, size })
+    }
+
+    /// The same, if it is what was expected: else it leaves nothing.
+    pub fn finish_as(self, expected: &Digest) -> Result<Blob> {
+        let Self { store, file } = self;
+        let (inner, digest, size) = file.finish();
+        if digest != *expected {
+            return Err(Error::failed("the content is not what its digest says").why(format!("expected {expected}, got {digest} ({size} bytes)")));
+        }
+        let path = store.blob_path(&digest);
+        inner.set_permissions(fs::Permissions::from_mode(0o444)).map_err(|e| Error::io("fchmod", &path, e))?;
+        file::name_file(&inner, &path)?;
+        Ok(Blob { digest, size })
+    }
+}
+
+impl Write for Partial {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::{Change, Entry};
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let temp = tempfile::tempdir().unwrap();
+        let store = Store::open(&temp.path().join("store")).unwrap();
+        (temp, store)
+    }
+
+    #[test]
+    fn a_blob_is_there_whole_or_not_at_all() {
+        let (_temp, store) = store();
+        let mut partial = store.begin().unwrap();
+        partial.write_all(b"half").unwrap();
+        drop(partial);
+        assert_eq!(fs::read_dir(store.path().join("blobs/sha256")).unwrap().count(), 0);
+        let blob = store.put(b"whole").unwrap();
+        assert!(store.has_blob(&blob.digest));
+        assert_eq!(store.put(b"whole").unwrap(), blob);
+    }
+
+    #[test]
+    fn other_content_than_expected_leaves_nothing() {
+        let (_temp, store) = store();
+        let mut partial = store.begin().unwrap();
+        partial.write_all(b"other").unwrap();
+        assert!(partial.finish_as(&Digest::of("expected")).is_err());
+        assert!(!store.has_blob(&Digest::of("other")));
+    }
+
+    #[test]
+    fn a_changeset_is_read_back_and_kept_once() {
+        let (_temp, store) = store();
+        let mut changeset = Changeset { time: 1, ..Default::default() };
+        changeset.changes.insert(RootPath::new("a").unwrap(), Change { was: None, now: Some(Entry::file(b"x", 0o644)) });
+        for _ in 0..2 {
+            let scratch = store.scratch().unwrap();
+            let files = scratch.path().join("files");
+            fs::create_dir(&files).unwrap();
+            fs::write(files.join("a"), "x").unwrap();
+            store.keep_changeset(Digest::of("name"), changeset.clone(), &files).unwrap();
+        }
+        let again = Store::open(store.path()).unwrap();
+        assert_eq!(*again.changeset(&Digest::of("name")).unwrap().changeset, changeset);
+        assert!(again.changeset_files(&Digest::of("name")).unwrap().open_file(&RootPath::new("a").unwrap()).is_ok());
+    }
+
+    #[test]
+    fn a_result_of_another_boot_counts_only_when_it_was_synced() {
+        let (_temp, store) = store();
+        let (kept, lost) = (Digest::of("kept"), Digest::of("lost"));
+        store.record_action(&kept, b"1").unwrap();
+        store.sync().unwrap();
+        store.record_action(&lost, b"2").unwrap();
+        assert_eq!(store.action(&lost).unwrap(), b"2");
+        fs::rename(store.unsynced(), store.path().join("unsynced/another")).unwrap();
+        let later = Store::open(store.path()).unwrap();
+        assert_eq!(later.action(&kept).unwrap(), b"1");
+        assert!(later.action(&lost).is_none());
+    }
+
+    #[test]
+    fn another_format_is_refused() {
+        let (_temp, store) = store();
+        fs::write(store.path().join("format"), "99\n").unwrap();
+        let error = Store::open(store.path()).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+    }
+
+    #[test]
+    fn a_tag_stays_in_its_folder() {
+        let (_temp, store) = store();
+        for bad in ["../x", "", "-x", "a/b", ".x", "a\nb"] {
+            assert!(store.builder(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,508 @@
+//! Files by descriptor: a folder and a name, never a path that somebody else could turn into
+//! another one between two calls.
+
+use std::ffi::{CStr, CString, OsStr};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{AtFlags, OFlag, RenameFlags};
+use nix::sys::stat::{FileStat, Mode, SFlag};
+
+use crate::error::{Error, Result};
+
+/// How a path is shown in errors: what the descriptor is, as the kernel knows it, and the name.
+pub fn shown(dir: BorrowedFd, name: impl AsRef<[u8]>) -> PathBuf {
+    let folder = std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd())).unwrap_or_else(|_| PathBuf::from("?"));
+    folder.join(OsStr::from_bytes(name.as_ref()))
+}
+
+fn c(name: &[u8]) -> Result<CString> {
+    CString::new(name).map_err(|_| Error::failed(format!("a name that holds a NUL byte: {:?}", String::from_utf8_lossy(name))))
+}
+
+fn done<T>(call: &str, dir: BorrowedFd, name: &[u8], result: nix::Result<T>) -> Result<T> {
+    result.map_err(|errno| Error::io(call, shown(dir, name), errno))
+}
+
+fn checked(call: &str, dir: BorrowedFd, name: &[u8], result: libc::c_long) -> Result<libc::c_long> {
+    if result < 0 { Err(Error::io(call, shown(dir, name), io::Error::last_os_error())) } else { Ok(result) }
+}
+
+/// openat(2) with `O_CLOEXEC` and `O_NOFOLLOW` added. `name` is one part.
+pub fn open_at(dir: BorrowedFd, name: &[u8], flags: OFlag) -> Result<OwnedFd> {
+    let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+    done("open", dir, name, nix::fcntl::openat(dir, OsStr::from_bytes(name), flags, Mode::empty()))
+}
+
+/// A regular file for reading. What is not one is an error (a FIFO would block, a device could do anything).
+pub fn open_regular_at(dir: BorrowedFd, name: &[u8]) -> Result<File> {
+    let fd = open_at(dir, name, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)?;
+    let stat = done("fstat", dir, name, nix::sys::stat::fstat(&fd))?;
+    if kind(&stat) != SFlag::S_IFREG {
+        return Err(Error::failed(format!("not a regular file: {}", shown(dir, name).display())));
+    }
+    Ok(File::from(fd))
+}
+
+/// A folder, `O_PATH` or readable.
+pub fn open_folder_at(dir: BorrowedFd, name: &[u8]) -> Result<OwnedFd> {
+    open_at(dir, name, OFlag::O_RDONLY | OFlag::O_DIRECTORY)
+}
+
+/// A new regular file for writing; it must not exist. Its mode is exactly `mode`, whatever the umask.
+pub fn create_file_at(dir: BorrowedFd, name: &[u8], mode: u32) -> Result<File> {
+    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+    let fd = done("create", dir, name, nix::fcntl::openat(dir, OsStr::from_bytes(name), flags, Mode::from_bits_truncate(0o600)))?;
+    done("fchmod", dir, name, nix::sys::stat::fchmod(&fd, Mode::from_bits_truncate(mode)))?;
+    Ok(File::from(fd))
+}
+
+/// mkdirat(2), then exactly this mode.
+pub fn mkdir_at(dir: BorrowedFd, name: &[u8], mode: u32) -> Result<()> {
+    done("mkdir", dir, name, nix::sys::stat::mkdirat(dir, OsStr::from_bytes(name), Mode::from_bits_truncate(0o700)))?;
+    chmod_at(dir, name, mode)
+}
+
+/// symlinkat(2).
+pub fn symlink_at(target: &[u8], dir: BorrowedFd, name: &[u8]) -> Result<()> {
+    done("symlink", dir, name, nix::unistd::symlinkat(OsStr::from_bytes(target), dir, OsStr::from_bytes(name)))
+}
+
+/// mknodat(2): a FIFO, a socket, or a 0/0 character device (a whiteout, allowed in a user namespace).
+pub fn mknod_at(dir: BorrowedFd, name: &[u8], kind: SFlag, mode: u32, device: u64) -> Result<()> {
+    let perm = Mode::from_bits_truncate(mode);
+    done("mknod", dir, name, nix::sys::stat::mknodat(dir, OsStr::from_bytes(name), kind, perm, device as libc::dev_t))
+}
+
+/// mkfifoat(3), then exactly this mode.
+pub fn mkfifo_at(dir: BorrowedFd, name: &[u8], mode: u32) -> Result<()> {
+    mknod_at(dir, name, SFlag::S_IFIFO, 0o600, 0)?;
+    chmod_at(dir, name, mode)
+}
+
+/// linkat(2), links themselves not followed.
+pub fn link_at(dir: BorrowedFd, name: &[u8], new_dir: BorrowedFd, new_name: &[u8]) -> Result<()> {
+    done("link", new_dir, new_name, nix::unistd::linkat(dir, OsStr::from_bytes(name), new_dir, OsStr::from_bytes(new_name), AtFlags::empty()))
+}
+
+/// renameat(2).
+pub fn rename_at(dir: BorrowedFd, name: &[u8], new_dir: BorrowedFd, new_name: &[u8]) -> Result<()> {
+    done("rename", dir, name, nix::fcntl::renameat(dir, OsStr::from_bytes(name), new_dir, OsStr::from_bytes(new_name)))
+}
+
+/// renameat2(2) with `RENAME_NOREPLACE`; `false`: something is there already.
+pub fn rename_new(from: &Path, to: &Path) -> Result<bool> {
+    let cwd = nix::fcntl::AT_FDCWD;
+    match nix::fcntl::renameat2(cwd, from, cwd, to, RenameFlags::RENAME_NOREPLACE) {
+        Ok(()) => Ok(true),
+        Err(nix::Error::EEXIST | nix::Error::ENOTEMPTY) => Ok(false),
+        Err(errno) => Err(Error::io("rename", to, errno)),
+    }
+}
+
+/// renameat2(2) with `RENAME_EXCHANGE`: both exist afterwards, swapped in one step.
+pub fn exchange(one: &Path, other: &Path) -> Result<()> {
+    let cwd = nix::fcntl::AT_FDCWD;
+    nix::fcntl::renameat2(cwd, one, cwd, other, RenameFlags::RENAME_EXCHANGE).map_err(|errno| Error::io("rename", other, errno))
+}
+
+/// unlinkat(2) of what is not a folder.
+pub fn unlink_at(dir: BorrowedFd, name: &[u8]) -> Result<()> {
+    done("unlink", dir, name, nix::unistd::unlinkat(dir, OsStr::from_bytes(name), nix::unistd::UnlinkatFlags::NoRemoveDir))
+}
+
+/// Removes a file or a whole folder, following no link; folders of mode 000 too. Nothing there is fine.
+pub fn remove_tree_at(dir: BorrowedFd, name: &[u8]) -> Result<()> {
+    // Depth is kept on the heap, so that a deep tree can't overflow the stack.
+    enum Todo {
+        Visit(std::rc::Rc<OwnedFd>, Vec<u8>),
+        Leave(std::rc::Rc<OwnedFd>, Vec<u8>),
+    }
+    let top = std::rc::Rc::new(dir.try_clone_to_owned().map_err(|e| Error::io("dup", shown(dir, name), e))?);
+    let mut todo = vec![Todo::Visit(top, name.to_vec())];
+    while let Some(next) = todo.pop() {
+        match next {
+            Todo::Leave(dir, name) => {
+                let dir = dir.as_fd();
+                done("rmdir", dir, &name, nix::unistd::unlinkat(dir, OsStr::from_bytes(&name), nix::unistd::UnlinkatFlags::RemoveDir))?;
+            }
+            Todo::Visit(dir, name) => {
+                let fd = dir.as_fd();
+                let Some(stat) = stat_at(fd, &name)? else { continue };
+                if kind(&stat) != SFlag::S_IFDIR {
+                    unlink_at(fd, &name)?;
+                    continue;
+                }
+                let folder = match open_folder_at(fd, &name) {
+                    Ok(folder) => folder,
+                    Err(_) => {
+                        chmod_at(fd, &name, 0o700)?;
+                        open_folder_at(fd, &name)?
+                    }
+                };
+                if stat.st_mode & 0o300 != 0o300 {
+                    done("fchmod", fd, &name, nix::sys::stat::fchmod(&folder, Mode::S_IRWXU))?;
+                }
+                let names = list(folder.as_fd())?;
+                let folder = std::rc::Rc::new(folder);
+                todo.push(Todo::Leave(dir.clone(), name));
+                todo.extend(names.into_iter().map(|name| Todo::Visit(folder.clone(), name)));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes a whole folder by its (trusted) path.
+pub fn remove_tree(path: &Path) -> Result<()> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Error::failed(format!("can't remove {}", path.display())));
+    };
+    match File::open(parent) {
+        Ok(parent) => remove_tree_at(parent.as_fd(), name.as_bytes()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(Error::io("open", parent, e)),
+    }
+}
+
+/// readlinkat(2).
+pub fn read_link_at(dir: BorrowedFd, name: &[u8]) -> Result<Vec<u8>> {
+    use std::os::unix::ffi::OsStringExt;
+    done("readlink", dir, name, nix::fcntl::readlinkat(dir, OsStr::from_bytes(name))).map(OsStringExt::into_vec)
+}
+
+/// fstatat(2), links not followed; `None`: nothing there.
+pub fn stat_at(dir: BorrowedFd, name: &[u8]) -> Result<Option<FileStat>> {
+    match nix::sys::stat::fstatat(dir, OsStr::from_bytes(name), AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(nix::Error::ENOENT) => Ok(None),
+        Err(errno) => Err(Error::io("stat", shown(dir, name), errno)),
+    }
+}
+
+/// The kind bits of a mode.
+pub fn kind(stat: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(stat.st_mode & libc::S_IFMT)
+}
+
+/// Sets the mode of what is no link. fchmodat(2) follows links, so the file is opened first and
+/// changed through its descriptor's name in /proc.
+pub fn chmod_at(dir: BorrowedFd, name: &[u8], mode: u32) -> Result<()> {
+    let fd = open_at(dir, name, OFlag::O_PATH)?;
+    let stat = done("fstat", dir, name, nix::sys::stat::fstat(&fd))?;
+    if kind(&stat) == SFlag::S_IFLNK {
+        return Err(Error::io("chmod", shown(dir, name), nix::Error::ELOOP));
+    }
+    chmod_path(fd.as_fd(), mode).map_err(|errno| Error::io("chmod", shown(dir, name), errno))
+}
+
+fn chmod_path(fd: BorrowedFd, mode: u32) -> nix::Result<()> {
+    let bits = Mode::from_bits_truncate(mode);
+    nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, proc_name(fd).as_str(), bits, nix::sys::stat::FchmodatFlags::FollowSymlink)
+}
+
+fn proc_name(fd: BorrowedFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+/// Sets access and modification time, links not followed.
+pub fn set_mtime_at(dir: BorrowedFd, name: &[u8], seconds: i64) -> Result<()> {
+    let time = nix::sys::time::TimeSpec::new(seconds, 0);
+    let flag = nix::sys::stat::UtimensatFlags::NoFollowSymlink;
+    done("utimensat", dir, name, nix::sys::stat::utimensat(dir, OsStr::from_bytes(name), &time, &time, flag))
+}
+
+/// The names in a folder, sorted, without `.` and `..`.
+pub fn list(dir: BorrowedFd) -> Result<Vec<Vec<u8>>> {
+    // A folder's position belongs to its open file, so it is opened anew.
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mut folder = done("open", dir, b"", nix::dir::Dir::openat(dir, ".", flags, Mode::empty()))?;
+    let mut names = vec![];
+    for entry in folder.iter() {
+        let entry = done("readdir", dir, b"", entry)?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(name.to_vec());
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Runs `f` with the name under which xattr calls reach this very file without following a link:
+/// `/proc/self/fd/FOLDER/NAME` with the `l…xattr` calls.
+fn with_xattr_name<T>(dir: BorrowedFd, name: &[u8], f: impl FnOnce(&CStr) -> T) -> Result<T> {
+    let mut path = proc_name(dir).into_bytes();
+    path.push(b'/');
+    path.extend_from_slice(name);
+    Ok(f(&c(&path)?))
+}
+
+/// lgetxattr(2); `None`: it has none of that name, or the file system has no attributes.
+pub fn get_xattr(dir: BorrowedFd, name: &[u8], attribute: &[u8]) -> Result<Option<Vec<u8>>> {
+    let attribute_c = c(attribute)?;
+    let mut value = vec![0u8; 256];
+    loop {
+        let n = with_xattr_name(dir, name, |path| {
+            // SAFETY: both strings end in NUL, and the size passed is that of the live buffer.
+            unsafe { libc::lgetxattr(path.as_ptr(), attribute_c.as_ptr(), value.as_mut_ptr().cast(), value.len()) }
+        })?;
+        if n >= 0 {
+            value.truncate(n as usize);
+            return Ok(Some(value));
+        }
+        match io::Error::last_os_error() {
+            e if matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => return Ok(None),
+            e if e.raw_os_error() == Some(libc::ERANGE) && value.len() < 128 * 1024 => value.resize(value.len() * 4, 0),
+            e => return Err(Error::io("getxattr", shown(dir, name), e)),
+        }
+    }
+}
+
+/// llistxattr(2), sorted; empty where the file system has none.
+pub fn list_xattrs(dir: BorrowedFd, name: &[u8]) -> Result<Vec<Vec<u8>>> {
+    let mut names = vec![0u8; 1024];
+    loop {
+        let n = with_xattr_name(dir, name, |path| {
+            // SAFETY: the path ends in NUL, and the size passed is that of the live buffer.
+            unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) }
+        })?;
+        if n >= 0 {
+            names.truncate(n as usize);
+            let mut found: Vec<_> = names.split(|b| *b == 0).filter(|n| !n.is_empty()).map(<[u8]>::to_vec).collect();
+            found.sort_unstable();
+            return Ok(found);
+        }
+        match io::Error::last_os_error() {
+            e if e.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(vec![]),
+            e if e.raw_os_error() == Some(libc::ERANGE) && names.len() < 128 * 1024 => names.resize(names.len() * 4, 0),
+            e => return Err(Error::io("listxattr", shown(dir, name), e)),
+        }
+    }
+}
+
+/// lsetxattr(2).
+pub fn set_xattr(dir: BorrowedFd, name: &[u8], attribute: &[u8], value: &[u8]) -> Result<()> {
+    let attribute_c = c(attribute)?;
+    let n = with_xattr_name(dir, name, |path| {
+        // SAFETY: both strings end in NUL, and the size passed is that of the live value.
+        unsafe { libc::lsetxattr(path.as_ptr(), attribute_c.as_ptr(), value.as_ptr().cast(), value.len(), 0) }
+    })?;
+    checked("setxattr", dir, name, n.into()).map(drop)
+}
+
+/// lremovexattr(2); having none is fine.
+pub fn remove_xattr(dir: BorrowedFd, name: &[u8], attribute: &[u8]) -> Result<()> {
+    let attribute_c = c(attribute)?;
+    let n = with_xattr_name(dir, name, |path| {
+        // SAFETY: both strings end in NUL.
+        unsafe { libc::lremovexattr(path.as_ptr(), attribute_c.as_ptr()) }
+    })?;
+    match n {
+        0 => Ok(()),
+        _ if matches!(io::Error::last_os_error().raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => Ok(()),
+        _ => checked("removexattr", dir, name, n.into()).map(drop),
+    }
+}
+
+/// The identity of a file on its file system: the bytes of its handle (name_to_handle_at(2)),
+/// which hold its inode and generation, so that a reused inode is another identity. `fd` may be
+/// an `O_PATH` one. Where the file system has no handles: device, inode and time of birth.
+pub fn handle(fd: BorrowedFd) -> Result<Vec<u8>> {
+    const ROOM: usize = 128;
+    #[repr(C)]
+    struct FileHandle {
+        bytes: u32,
+        kind: i32,
+        data: [u8; ROOM],
+    }
+    let mut handle = FileHandle { bytes: ROOM as u32, kind: 0, data: [0; ROOM] };
+    let mut mount_id: libc::c_int = 0;
+    // SAFETY: the path is a C string; `handle` has room for the ROOM bytes that it announces; both
+    // pointers are to live locals.
+    let n = unsafe {
+        libc::syscall(libc::SYS_name_to_handle_at, fd.as_raw_fd(), c"".as_ptr(), &raw mut handle, &raw mut mount_id, libc::AT_EMPTY_PATH)
+    };
+    if n == 0 {
+        let mut identity = handle.kind.to_le_bytes().to_vec();
+        identity.extend_from_slice(&handle.data[..(handle.bytes as usize).min(ROOM)]);
+        return Ok(identity);
+    }
+    let stat = nix::sys::stat::fstat(fd).map_err(|errno| Error::io("fstat", shown(fd, b""), errno))?;
+    let mut identity = b"inode".to_vec();
+    identity.extend_from_slice(&stat.st_dev.to_le_bytes());
+    identity.extend_from_slice(&stat.st_ino.to_le_bytes());
+    Ok(identity)
+}
+
+/// Makes `to` (empty) hold what `from` holds: shared blocks where the file system can
+/// (ioctl_ficlone(2)), else a copy.
+pub fn reflink_or_copy(from: &File, to: &File) -> io::Result<()> {
+    const FICLONE: libc::c_ulong = 0x4004_9409;
+    // SAFETY: FICLONE takes a descriptor by value; both are open.
+    if unsafe { libc::ioctl(to.as_raw_fd(), FICLONE as _, from.as_raw_fd()) } == 0 {
+        return Ok(());
+    }
+    // `io::copy` between two files uses copy_file_range(2).
+    io::copy(&mut &*from, &mut &*to).map(drop)
+}
+
+/// How [`lock`] waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lock {
+    /// Shared; waits.
+    Shared,
+    /// Exclusive; waits.
+    Exclusive,
+    /// Exclusive; `false` when somebody else has it.
+    TryExclusive,
+}
+
+/// flock(2); the lock goes with the open file, so with the process.
+pub fn lock(file: &File, how: Lock) -> io::Result<bool> {
+    let operation = match how {
+        Lock::Shared => libc::LOCK_SH,
+        Lock::Exclusive => libc::LOCK_EX,
+        Lock::TryExclusive => libc::LOCK_EX | libc::LOCK_NB,
+    };
+    loop {
+        // SAFETY: flock takes an open descriptor and a number.
+        if unsafe { libc::flock(file.as_raw_fd(), operation) } == 0 {
+            return Ok(true);
+        }
+        match io::Error::last_os_error() {
+            e if e.raw_os_error() == Some(libc::EWOULDBLOCK) => return Ok(false),
+            e if e.kind() == io::ErrorKind::Interrupted => {}
+            e => return Err(e),
+        }
+    }
+}
+
+/// syncfs(2): all that was written to the file system that `fd` is on reaches the disk.
+pub fn sync_file_system(fd: BorrowedFd) -> io::Result<()> {
+    // SAFETY: syncfs takes an open descriptor.
+    match unsafe { libc::syncfs(fd.as_raw_fd()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A nameless file in a folder (`O_TMPFILE`), for [`name_file`].
+pub fn nameless_file(folder: &Path) -> Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_TMPFILE)
+        .mode(0o600)
+        .open(folder)
+        .map_err(|e| Error::io("open", folder, e))
+}
+
+/// Gives a nameless file its name; `false`: the name is taken.
+pub fn name_file(file: &File, path: &Path) -> Result<bool> {
+    let from = proc_name(file.as_fd());
+    let cwd = nix::fcntl::AT_FDCWD;
+    match nix::unistd::linkat(cwd, from.as_str(), cwd, path, AtFlags::AT_SYMLINK_FOLLOW) {
+        Ok(()) => Ok(true),
+        Err(nix::Error::EEXIST) => Ok(false),
+        Err(errno) => Err(Error::io("link", path, errno)),
+    }
+}
+
+/// Opens the folder itself for descriptor work.
+pub fn open_path(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    nix::fcntl::open(path, flags, Mode::empty()).map_err(|errno| Error::io("open", path, errno))
+}
+
+/// openat2(2).
+pub fn open_below(dir: BorrowedFd, path: &[u8], flags: OFlag, resolve: nix::fcntl::ResolveFlag) -> nix::Result<OwnedFd> {
+    let how = nix::fcntl::OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve);
+    let path = if path.is_empty() { b".".as_slice() } else { path };
+    // EAGAIN: something was renamed meanwhile, and the kernel could not be sure (openat2(2)).
+    for _ in 0..64 {
+        match nix::fcntl::openat2(dir, OsStr::from_bytes(path), how) {
+            Err(nix::Error::EAGAIN) => {}
+            other => return other,
+        }
+    }
+    Err(nix::Error::EAGAIN)
+}
+
+/// Takes a descriptor that an own process was handed by number.
+///
+/// # Safety
+/// Nobody else in this process may own that number.
+pub unsafe fn adopt(fd: i32) -> OwnedFd {
+    // SAFETY: the caller's promise.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> (tempfile::TempDir, OwnedFd) {
+        let temp = tempfile::tempdir().unwrap();
+        let fd = open_folder_at(File::open(temp.path().parent().unwrap()).unwrap().as_fd(), temp.path().file_name().unwrap().as_bytes()).unwrap();
+        (temp, fd)
+    }
+
+    #[test]
+    fn modes_do_not_depend_on_the_umask() {
+        let (_temp, dir) = folder();
+        create_file_at(dir.as_fd(), b"f", 0o4777).unwrap();
+        mkdir_at(dir.as_fd(), b"d", 0o1777).unwrap();
+        assert_eq!(stat_at(dir.as_fd(), b"f").unwrap().unwrap().st_mode & 0o7777, 0o4777);
+        assert_eq!(stat_at(dir.as_fd(), b"d").unwrap().unwrap().st_mode & 0o7777, 0o1777);
+    }
+
+    #[test]
+    fn removing_a_tree_follows_no_link() {
+        let (temp, dir) = folder();
+        let outside = tempfile::tempdir().unwrap();
+        std::fs::write(outside.path().join("kept"), "x").unwrap();
+        std::fs::create_dir_all(temp.path().join("t/a/b")).unwrap();
+        std::os::unix::fs::symlink(outside.path(), temp.path().join("t/a/link")).unwrap();
+        chmod_at(dir.as_fd(), b"t", 0o000).unwrap();
+        remove_tree_at(dir.as_fd(), b"t").unwrap();
+        assert!(!temp.path().join("t").exists());
+        assert!(outside.path().join("kept").exists());
+    }
+
+    #[test]
+    fn a_reused_inode_is_another_identity() {
+        let (_temp, dir) = folder();
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..20 {
+            let file = create_file_at(dir.as_fd(), b"f", 0o600).unwrap();
+            assert!(seen.insert(handle(file.as_fd()).unwrap()));
+            assert_eq!(handle(file.as_fd()).unwrap(), handle(open_at(dir.as_fd(), b"f", OFlag::O_PATH).unwrap().as_fd()).unwrap());
+            unlink_at(dir.as_fd(), b"f").unwrap();
+        }
+    }
+
+    #[test]
+    fn chmod_never_goes_through_a_link() {
+        let (temp, dir) = folder();
+        create_file_at(dir.as_fd(), b"f", 0o600).unwrap();
+        symlink_at(b"f", dir.as_fd(), b"l").unwrap();
+        assert!(chmod_at(dir.as_fd(), b"l", 0o777).is_err());
+        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(temp.path().join("f")).unwrap().permissions()) & 0o777, 0o600);
+    }
+
+    #[test]
+    fn attributes_are_read_back() {
+        let (_temp, dir) = folder();
+        create_file_at(dir.as_fd(), b"f", 0o600).unwrap();
+        set_xattr(dir.as_fd(), b"f", b"user.a", b"1").unwrap();
+        assert_eq!(list_xattrs(dir.as_fd(), b"f").unwrap(), [b"user.a".to_vec()]);
+        assert_eq!(get_xattr(dir.as_fd(), b"f", b"user.a").unwrap().unwrap(), b"1");
+        remove_xattr(dir.as_fd(), b"f", b"user.a").unwrap();
+        assert!(get_xattr(dir.as_fd(), b"f", b"user.a").unwrap().is_none());
+    }
+}
