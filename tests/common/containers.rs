@@ -3,7 +3,7 @@
 //! crun and podman refuse a hybrid cgroup tree, so they run in a mount namespace of their own that has
 //! cgroup2; podman wants a user with subordinate IDs (Tapeout does not).
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -26,11 +26,13 @@ exec setpriv --reuid NAME --regid NAME --init-groups env -i \
     sh -ec "cd; $2"
 "#;
 
-const SETTINGS: &str = "[containers]\ncgroups = \"disabled\"\n[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n";
+const SETTINGS: &str =
+    "[containers]\ncgroups = \"disabled\"\n[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n";
 
-/// The user of crun and podman, with its home.
+/// The user of crun and podman, with its home: for one test at a time, since it has one state.
 pub struct Containers {
     home: PathBuf,
+    _alone: File,
 }
 
 impl Containers {
@@ -46,11 +48,17 @@ impl Containers {
             fs::write(settings.join("containers.conf"), SETTINGS).expect("write");
             let user = nix::unistd::User::from_name(NAME).expect("getpwnam").expect("the user just made");
             for entry in walkdir::WalkDir::new(home) {
-                std::os::unix::fs::lchown(entry.expect("walk").path(), Some(user.uid.as_raw()), Some(user.gid.as_raw()))
-                    .expect("chown");
+                std::os::unix::fs::lchown(
+                    entry.expect("walk").path(),
+                    Some(user.uid.as_raw()),
+                    Some(user.gid.as_raw()),
+                )
+                .expect("chown");
             }
         });
-        Self { home }
+        let alone = File::create(places::folder("").join("containers.use")).expect("lock file");
+        alone.lock().expect("lock");
+        Self { home, _alone: alone }
     }
 
     /// Runs a script as that user, where containers can run.

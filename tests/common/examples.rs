@@ -11,21 +11,19 @@ pub fn source() -> PathBuf {
 }
 
 /// The images of the examples: package and name.
-pub const IMAGES: [(&str, &str); 5] =
-    [("hello", "hello"), ("redis", "redis"), ("lua", "lua"), ("shop", "web"), ("shop", "redis")];
+pub const IMAGES: [(&str, &str); 4] = [("hello", "hello"), ("redis", "redis"), ("lua", "lua"), ("shop/web", "web")];
 
 /// A workspace that holds the examples, in the shared store.
 pub fn workspace() -> Workspace {
     let workspace = Workspace::debian();
-    // The examples' own lock is the one that counts.
     workspace.copy(&source(), "");
     workspace
 }
 
 /// What a build of all examples wrote, in the form that is asked for: `zstd` or `gzip`.
 pub fn output(compression: &str) -> PathBuf {
-    let name = format!("{}/examples-{compression}", places::shared(|_| unreachable!("made above")).display());
-    let name = PathBuf::from(name).strip_prefix(places::base()).expect("below").display().to_string();
+    let folder = super::workspace::shared().join(format!("examples-{compression}"));
+    let name = folder.strip_prefix(places::base()).expect("below the base").display().to_string();
     places::once(&name, |folder| {
         let mut workspace = workspace();
         workspace.limit = Duration::from_secs(540);

@@ -99,11 +99,6 @@ impl Layout {
         self.read(&self.manifests()[0])
     }
 
-    /// All images, in order.
-    pub fn images(&self) -> Vec<Image> {
-        self.manifests().iter().map(|descriptor| self.read(descriptor)).collect()
-    }
-
     fn read(&self, descriptor: &Value) -> Image {
         let manifest: Value = serde_json::from_slice(&self.blob(descriptor)).expect("manifest");
         let config: Value = serde_json::from_slice(&self.blob(&manifest["config"])).expect("config");
@@ -177,15 +172,16 @@ impl Image {
     /// All entries that a container sees, by path: upper layers over lower ones, whiteouts applied.
     pub fn files(&self) -> BTreeMap<Vec<u8>, Entry> {
         let mut files: BTreeMap<Vec<u8>, Entry> = BTreeMap::new();
-        for entry in self.layers.iter().flatten() {
-            let (folder, name) = match entry.path.iter().rposition(|byte| *byte == b'/') {
-                Some(slash) => (&entry.path[..=slash], &entry.path[slash + 1..]),
-                None => (&b""[..], &entry.path[..]),
-            };
-            if let Some(gone) = name.strip_prefix(b".wh.") {
-                let gone = [folder, gone].concat();
-                files.retain(|path, _| *path != gone && !path.starts_with(&[&gone[..], b"/"].concat()));
-            } else {
+        for layer in &self.layers {
+            for (folder, name) in layer.iter().map(|entry| split(&entry.path)) {
+                if name == b".wh..wh..opq" {
+                    files.retain(|path, _| !path.starts_with(folder));
+                } else if let Some(gone) = name.strip_prefix(b".wh.") {
+                    let gone = [folder, gone].concat();
+                    files.retain(|path, _| *path != gone && !path.starts_with(&[&gone[..], b"/"].concat()));
+                }
+            }
+            for entry in layer.iter().filter(|entry| !split(&entry.path).1.starts_with(b".wh.")) {
                 files.insert(entry.path.clone(), entry.clone());
             }
         }
@@ -219,10 +215,17 @@ impl Image {
     }
 }
 
-/// Every file below a folder with its type, mode and digest, but no owner and no time: two of these
-/// are equal when the folders are, byte for byte.
+/// The folder, with its slash, and the name in it.
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(slash) => (&path[..=slash], &path[slash + 1..]),
+        None => (b"", path),
+    }
+}
+
+/// Every file below a folder with its type and digest, but no owner, mode and time: two of these are
+/// equal when the folders are, byte for byte.
 pub fn fingerprint(folder: &Path) -> BTreeMap<String, String> {
-    use std::os::unix::fs::PermissionsExt;
     let mut files = BTreeMap::new();
     for entry in walkdir::WalkDir::new(folder).sort_by_file_name() {
         let entry = entry.expect("walk");
@@ -235,8 +238,7 @@ pub fn fingerprint(folder: &Path) -> BTreeMap<String, String> {
         } else {
             "folder".into()
         };
-        let mode = entry.metadata().expect("metadata").permissions().mode();
-        files.insert(name, format!("{mode:o} {what}"));
+        files.insert(name, what);
     }
     files
 }

@@ -75,9 +75,10 @@ fn remove_others(keep: &Path, prefix: &str) {
         let name = entry.file_name().to_string_lossy().into_owned();
         let old = name.starts_with(prefix) && entry.path() != keep && entry.path().is_dir();
         // Those that another run may still be using are young.
-        let young = entry.metadata().and_then(|data| data.modified()).is_ok_and(|time| {
-            time.elapsed().is_ok_and(|age| age.as_secs() < 3600)
-        });
+        let young = entry
+            .metadata()
+            .and_then(|data| data.modified())
+            .is_ok_and(|time| time.elapsed().is_ok_and(|age| age.as_secs() < 3600));
         if old && !young {
             remove(&entry.path());
         }
@@ -87,7 +88,9 @@ fn remove_others(keep: &Path, prefix: &str) {
 /// A root file system of busybox alone: a builder that takes milliseconds.
 pub fn tiny_root() -> PathBuf {
     once("tiny-root", |root| {
-        for folder in ["bin", "etc", "usr/bin", "usr/lib", "usr/local/bin", "var/lib", "root", "tmp", "run", "proc", "sys", "dev"] {
+        for folder in
+            ["bin", "etc", "usr/bin", "usr/lib", "usr/local/bin", "var/lib", "root", "tmp", "run", "proc", "sys", "dev"]
+        {
             fs::create_dir_all(root.join(folder)).expect("create_dir_all");
         }
         fs::copy("/bin/busybox", root.join("bin/busybox")).expect("copy busybox");
@@ -97,7 +100,9 @@ pub fn tiny_root() -> PathBuf {
         }
         fs::write(root.join("etc/passwd"), PASSWD).expect("write");
         fs::write(root.join("etc/group"), GROUP).expect("write");
-        for folder in ["", "bin", "etc", "usr", "usr/bin", "usr/lib", "usr/local", "usr/local/bin", "var", "var/lib", "root"] {
+        for folder in
+            ["", "bin", "etc", "usr", "usr/bin", "usr/lib", "usr/local", "usr/local/bin", "var", "var/lib", "root"]
+        {
             fs::set_permissions(root.join(folder), fs::Permissions::from_mode(0o755)).expect("chmod");
         }
     })

@@ -26,6 +26,11 @@ impl User {
         }
     }
 
+    /// One whose processes are those of a single test; only root can be somebody else.
+    pub fn numbered(id: u32) -> Self {
+        Self { uid: id, gid: id, name: format!("user{id}") }
+    }
+
     /// Another one, with other numbers and a real name; only root can be somebody else.
     pub fn other() -> Self {
         let name = "tapeout-other";

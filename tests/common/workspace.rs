@@ -26,30 +26,43 @@ pub struct Workspace {
 
 /// The `tapeout.toml` of a workspace whose builder is busybox alone.
 pub fn tiny_toml() -> String {
-    format!("[builder]\ntag = \"tiny\"\nfrom = \"dir:{}\"\n[build]\nepoch = 1767225600\n", places::tiny_root().display())
+    format!(
+        "[builder]\ntag = \"tiny\"\nfrom = \"dir:{}\"\n[build]\nepoch = 1767225600\n",
+        places::tiny_root().display()
+    )
 }
 
 /// The `tapeout.toml` of a workspace in a Debian builder.
-pub const DEBIAN_TOML: &str = "[builder]\ntag = \"bookworm\"\nfrom = \"debian:bookworm\"\n[build]\nepoch = 1767225600\n";
+pub const DEBIAN_TOML: &str =
+    "[builder]\ntag = \"bookworm\"\nfrom = \"debian:bookworm\"\n[build]\nepoch = 1767225600\n";
+
+/// The folder with the store, its Debian builder and the lock that it was made from: bootstrapped once.
+pub fn shared() -> PathBuf {
+    places::shared(|folder| {
+        let user = User::plain();
+        let mut first = Workspace::empty(user.clone()).stored_in(folder.join("store"));
+        first.limit = Duration::from_secs(540);
+        first.file("tapeout.toml", DEBIAN_TOML);
+        first.run("bootstrap bookworm --from debian:bookworm").success();
+        let lock = folder.join("tapeout.lock");
+        fs::copy(first.path("tapeout.lock"), &lock).expect("bootstrap writes tapeout.lock");
+        user.owns(&lock);
+    })
+}
 
 impl Workspace {
     /// An empty folder, of this user.
     pub fn empty(user: User) -> Self {
         let scratch = Scratch::new(&user);
         let (root, store) = (scratch.path().join("workspace"), scratch.path().join("store"));
-        for folder in [scratch.path().join("home"), scratch.path().join("tmp"), scratch.path().join("bin"), root.clone()] {
+        for folder in
+            [scratch.path().join("home"), scratch.path().join("tmp"), scratch.path().join("bin"), root.clone()]
+        {
             fs::create_dir(&folder).expect("create_dir");
             user.owns(&folder);
         }
-        let mut workspace = Self {
-            root,
-            store,
-            user,
-            scratch,
-            env: BTreeMap::new(),
-            prefix: vec![],
-            limit: Duration::from_secs(600),
-        };
+        let mut workspace =
+            Self { root, store, user, scratch, env: BTreeMap::new(), prefix: vec![], limit: Duration::from_secs(600) };
         for (name, value) in [
             ("HOME", workspace.home().display().to_string()),
             ("USER", workspace.user.name.clone()),
@@ -77,16 +90,7 @@ impl Workspace {
 
     /// In the Debian builder that all tests share, in the store that all tests share.
     pub fn debian() -> Self {
-        let shared = places::shared(|folder| {
-            let user = User::plain();
-            let mut first = Self::empty(user.clone()).stored_in(folder.join("store"));
-            first.limit = Duration::from_secs(540);
-            first.file("tapeout.toml", DEBIAN_TOML);
-            first.run("bootstrap bookworm --from debian:bookworm").success();
-            let lock = folder.join("tapeout.lock");
-            fs::copy(first.path("tapeout.lock"), &lock).expect("bootstrap writes tapeout.lock");
-            user.owns(&lock);
-        });
+        let shared = shared();
         let workspace = Self::empty(User::plain()).stored_in(shared.join("store"));
         workspace.file("tapeout.toml", DEBIAN_TOML);
         workspace.file("tapeout.lock", fs::read(shared.join("tapeout.lock")).expect("tapeout.lock"));

@@ -1,0 +1,1 @@
+//! A workspace written anew from the docs alone.
