@@ -99,6 +99,11 @@ impl Layout {
         self.read(&self.manifests()[0])
     }
 
+    /// All images, in order.
+    pub fn images(&self) -> Vec<Image> {
+        self.manifests().iter().map(|descriptor| self.read(descriptor)).collect()
+    }
+
     fn read(&self, descriptor: &Value) -> Image {
         let manifest: Value = serde_json::from_slice(&self.blob(descriptor)).expect("manifest");
         let config: Value = serde_json::from_slice(&self.blob(&manifest["config"])).expect("config");
