@@ -335,14 +335,20 @@ impl Caller {
 
     /// What it would open.
     fn open(&self, folder: i32, path: &[u8], follow: bool) -> nix::Result<OwnedFd> {
-        if let Some(number) = own_descriptor(path, self.thread).filter(|_| follow) {
-            return self.descriptor(number);
+        if let Some((link, rest)) = own_link(path, self.thread) {
+            let start = self.follow(&self.own(&link))?;
+            match rest.iter().position(|b| *b != b'/') {
+                // Without a rest it is the link that is meant, unless it is followed.
+                None if follow || !rest.is_empty() => return Ok(start),
+                None => {}
+                Some(at) => return self.open_in(&start, &rest[at..], follow),
+            }
         }
         let flags = OFlag::O_PATH | if follow { OFlag::empty() } else { OFlag::O_NOFOLLOW };
         let root = name_of_link(&self.own("root"))?;
         if root == b"/" {
             let start = if path.starts_with(b"/") { self.follow("/")? } else { self.start(folder)? };
-            return file::open_below(start.as_fd(), path, flags, ResolveFlag::RESOLVE_NO_MAGICLINKS);
+            return self.open_in(&start, path, follow);
         }
         // It has changed its root: the path is put together as it sees it, and resolved below that.
         let new_root = self.follow(&self.own("root"))?;
@@ -357,8 +363,14 @@ impl Caller {
                 file::open_below(new_root.as_fd(), &whole, flags, ResolveFlag::RESOLVE_IN_ROOT)
             }
             // A folder outside of its root, which it has kept open.
-            _ => file::open_below(start.as_fd(), path, flags, ResolveFlag::RESOLVE_NO_MAGICLINKS),
+            _ => self.open_in(&start, path, follow),
         }
+    }
+
+    /// Links lead where they do in our root, but for those of /proc that lead to what init has open.
+    fn open_in(&self, start: &OwnedFd, path: &[u8], follow: bool) -> nix::Result<OwnedFd> {
+        let flags = OFlag::O_PATH | if follow { OFlag::empty() } else { OFlag::O_NOFOLLOW };
+        file::open_below(start.as_fd(), path, flags, ResolveFlag::RESOLVE_NO_MAGICLINKS)
     }
 
     fn umask(&self) -> u32 {
@@ -372,18 +384,27 @@ fn name_of_link(path: &str) -> nix::Result<Vec<u8>> {
     nix::fcntl::readlink(path).map(OsStringExt::into_vec)
 }
 
-/// The number that a path like `/proc/self/fd/3` or `/dev/stdout` means: resolved in init, it would
-/// be a descriptor of init.
-fn own_descriptor(path: &[u8], thread: i32) -> Option<i32> {
-    let path = std::str::from_utf8(path).ok()?;
-    match path {
-        "/dev/stdin" => return Some(0),
-        "/dev/stdout" => return Some(1),
-        "/dev/stderr" => return Some(2),
-        _ => {}
+/// A path that begins at one of the caller's own links, as `/proc/self/fd/3` or `/dev/stdout/x` do:
+/// which link, and what follows it. Resolved in init, it would be init's own.
+fn own_link(path: &[u8], thread: i32) -> Option<(String, &[u8])> {
+    let standard: [(&[u8], i32); 3] = [(b"/dev/stdin", 0), (b"/dev/stdout", 1), (b"/dev/stderr", 2)];
+    if let Some((_, number)) = standard.iter().find(|(name, _)| *name == path) {
+        return Some((format!("fd/{number}"), b""));
     }
-    let own = format!("/proc/{thread}/fd/");
-    ["/dev/fd/", "/proc/self/fd/", "/proc/thread-self/fd/", &own].iter().find_map(|prefix| path.strip_prefix(prefix)?.parse().ok())
+    let by_number = format!("/proc/{thread}/");
+    let below = |prefix: &[u8]| path.strip_prefix(prefix);
+    let whole = match below(b"/dev/fd/") {
+        Some(rest) => [b"fd/", rest].concat(),
+        None => [b"/proc/self/", b"/proc/thread-self/".as_slice(), by_number.as_bytes()].into_iter().find_map(below)?.to_vec(),
+    };
+    let parts = if whole.starts_with(b"fd/") { 2 } else { 1 };
+    let end = whole.iter().enumerate().filter(|(_, b)| **b == b'/').nth(parts - 1).map_or(whole.len(), |(at, _)| at);
+    let link = std::str::from_utf8(&whole[..end]).ok()?;
+    let known = match link.strip_prefix("fd/") {
+        Some(number) => number.parse::<u32>().is_ok(),
+        None => matches!(link, "cwd" | "root"),
+    };
+    known.then(|| (link.to_string(), &path[path.len() - (whole.len() - end)..]))
 }
 
 #[cfg(test)]
@@ -402,16 +423,22 @@ mod tests {
 
     #[test]
     fn names_of_descriptors_are_the_callers() {
-        for (path, number) in [
-            ("/dev/stdout", Some(1)),
-            ("/dev/fd/7", Some(7)),
-            ("/proc/self/fd/3", Some(3)),
-            ("/proc/42/fd/3", Some(3)),
+        for (path, expected) in [
+            ("/dev/stdout", Some(("fd/1", ""))),
+            ("/dev/fd/7", Some(("fd/7", ""))),
+            ("/dev/fd/7/a/b", Some(("fd/7", "/a/b"))),
+            ("/proc/self/fd/3", Some(("fd/3", ""))),
+            ("/proc/self/cwd/x", Some(("cwd", "/x"))),
+            ("/proc/thread-self/root", Some(("root", ""))),
+            ("/proc/42/fd/3/", Some(("fd/3", "/"))),
             ("/proc/43/fd/3", None),
-            ("/proc/self/fd/3/x", None),
+            ("/proc/self/exe", None),
+            ("/proc/self/fd", None),
+            ("/proc/self/fd/x", None),
             ("/etc/passwd", None),
         ] {
-            assert_eq!(own_descriptor(path.as_bytes(), 42), number, "{path}");
+            let found = own_link(path.as_bytes(), 42).map(|(link, rest)| (link, String::from_utf8_lossy(rest).into_owned()));
+            assert_eq!(found, expected.map(|(link, rest)| (link.to_string(), rest.to_string())), "{path}");
         }
     }
 }
