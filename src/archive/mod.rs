@@ -1,4 +1,5 @@
 //! Tar streams and compression: reads the hostile, writes the deterministic.
 
 pub mod compress;
+pub mod pieces;
 pub mod tar_writer;

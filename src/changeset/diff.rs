@@ -14,12 +14,12 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag};
 
 use super::{Files, places};
+use crate::archive::pieces::{PIECE, pieces};
 use crate::archive::tar_writer;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
@@ -608,8 +608,6 @@ fn hash(mut file: File, path: &RootPath, buffer: &mut Vec<u8>, put: &mut dyn FnM
     }
 }
 
-const PIECE: usize = 256 << 10;
-
 /// Names a changeset whose entries are all known: reads each content once for the canonical
 /// stream. A content of another size than its entry says is an error.
 pub fn digest_of(changeset: &Changeset, mut open: impl FnMut(&RootPath) -> Result<File>) -> Result<Digest> {
@@ -642,56 +640,17 @@ pub fn stream_digest(changeset: &Changeset, give: &mut tar_writer::Give) -> Resu
         return Ok(tar_writer::canonical(changeset, Hashing::new(io::sink()), give)?.finish().1);
     }
     std::thread::scope(|scope| {
-        let (pieces, queue) = sync_channel::<Vec<u8>>(4);
-        let (returns, spare) = sync_channel::<Vec<u8>>(6);
-        let hashed = scope.spawn(move || hash_pieces(&queue, &returns));
-        let sender = tar_writer::canonical(changeset, Pieces { piece: Vec::with_capacity(PIECE), pieces, spare }, give)?;
-        sender.end()?;
+        let (writer, reader) = pieces(4);
+        let hashed = scope.spawn(move || {
+            let mut hashing = Hashing::new(io::sink());
+            while let Some(piece) = reader.next() {
+                // A sink takes everything.
+                let _ = hashing.write_all(&piece);
+                reader.done(piece);
+            }
+            hashing.finish().1
+        });
+        tar_writer::canonical(changeset, writer, give)?.end().map_err(|e| Error::io("hash", "changeset", e))?;
         hashed.join().map_err(|_| Error::failed("the hashing thread ended early"))
     })
-}
-
-fn hash_pieces(queue: &Receiver<Vec<u8>>, returns: &SyncSender<Vec<u8>>) -> Digest {
-    let mut hashing = Hashing::new(io::sink());
-    while let Ok(mut piece) = queue.recv() {
-        // A sink takes everything.
-        let _ = hashing.write_all(&piece);
-        piece.clear();
-        let _ = returns.try_send(piece);
-    }
-    hashing.finish().1
-}
-
-/// Hands what is written to another thread, in pieces.
-struct Pieces {
-    piece: Vec<u8>,
-    pieces: SyncSender<Vec<u8>>,
-    spare: Receiver<Vec<u8>>,
-}
-
-impl Pieces {
-    fn send(&mut self) -> io::Result<()> {
-        let next = self.spare.try_recv().unwrap_or_else(|_| Vec::with_capacity(PIECE));
-        let full = std::mem::replace(&mut self.piece, next);
-        self.pieces.send(full).map_err(|_| io::Error::other("the hashing thread ended early"))
-    }
-
-    fn end(mut self) -> Result<()> {
-        self.send().map_err(|e| Error::io("hash", "changeset", e))
-    }
-}
-
-impl Write for Pieces {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.piece.len() >= PIECE {
-            self.send()?;
-        }
-        let n = bytes.len().min(PIECE - self.piece.len());
-        self.piece.extend_from_slice(&bytes[..n]);
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
