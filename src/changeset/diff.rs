@@ -23,23 +23,11 @@ use super::{Files, places};
 use crate::archive::pieces::{PIECE, pieces};
 use crate::archive::tar_writer;
 use crate::digest::{Digest, Hashing};
+use crate::sandbox::Recorded;
 use crate::error::{Error, Result};
 use crate::sys::file;
 use crate::sys::root::Root;
 use crate::tree::{Change, Changeset, Entry, Node, RootPath, Stack};
-
-/// What the sandbox's init recorded for one file.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Recorded {
-    /// The identity of the file, as `sys::file::handle` gives it.
-    pub handle: Vec<u8>,
-    /// The owner it was given.
-    pub uid: Option<u32>,
-    /// The group it was given.
-    pub gid: Option<u32>,
-    /// It is a device: character or block, major, minor.
-    pub device: Option<(bool, u32, u32)>,
-}
 
 /// How to capture.
 #[derive(Debug, Clone, Default)]
