@@ -2,4 +2,7 @@
 
 pub mod compress;
 pub mod pieces;
+pub mod decompress;
+pub mod tar_reader;
 pub mod tar_writer;
+pub mod unpack;
