@@ -24,22 +24,10 @@ use crate::archive::pieces::{PIECE, pieces};
 use crate::archive::tar_writer;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
+use crate::sandbox::Recorded;
 use crate::sys::file;
 use crate::sys::root::Root;
 use crate::tree::{Change, Changeset, Entry, Node, RootPath, Stack};
-
-/// What the sandbox's init recorded for one file.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Recorded {
-    /// The identity of the file, as `sys::file::handle` gives it.
-    pub handle: Vec<u8>,
-    /// The owner it was given.
-    pub uid: Option<u32>,
-    /// The group it was given.
-    pub gid: Option<u32>,
-    /// It is a device: character or block, major, minor.
-    pub device: Option<(bool, u32, u32)>,
-}
 
 /// How to capture.
 #[derive(Debug, Clone, Default)]
@@ -862,7 +850,7 @@ mod tests {
         let identity = |at: &str| Root::open(&snapshot.upper).unwrap().identity(&path(at)).unwrap().unwrap();
         let recorded = [
             Recorded { handle: identity("a"), uid: Some(33), gid: Some(34), device: None },
-            Recorded { handle: identity("dev-null"), device: Some((true, 1, 3)), ..Default::default() },
+            Recorded { handle: identity("dev-null"), uid: None, gid: None, device: Some((true, 1, 3)) },
         ];
         let (changeset, digest) = snapshot.capture(&recorded).unwrap().name().unwrap();
         fs::rename(&snapshot.upper, snapshot.temp.path().join(digest.hex())).unwrap();
