@@ -23,6 +23,7 @@ use super::{Files, places};
 use crate::archive::pieces::{PIECE, pieces};
 use crate::archive::tar_writer;
 use crate::digest::{Digest, Hashing};
+use crate::sandbox::Recorded;
 use crate::error::{Error, Result};
 use crate::sandbox::Recorded;
 use crate::sys::file;
