@@ -28,6 +28,7 @@ pub mod image;
 pub mod label;
 pub mod pod;
 pub mod remote;
+pub mod report;
 pub mod sandbox;
 pub mod store;
 pub mod sys;

@@ -1,0 +1,211 @@
+//! The command line, as typed. Doc comments here are the help.
+#![allow(missing_docs, reason = "flattened groups of arguments have no help of their own")]
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Build in a full builder, ship only what you tape out: container images and pods, with no
+/// daemon, no root, no setuid helper and no network.
+#[derive(Debug, Parser)]
+#[command(name = "tapeout", version, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Stand in this folder instead of the current one.
+    #[arg(short = 'C', long = "directory", value_name = "DIR", global = true)]
+    pub directory: Option<PathBuf>,
+    /// The store [default: tapeout under $XDG_DATA_HOME or ~/.local/share]
+    #[arg(long, value_name = "DIR", env = "TAPEOUT_STORE", global = true)]
+    pub store: Option<PathBuf>,
+    /// Print what machines read.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Open no connection to anywhere.
+    #[arg(long, global = true)]
+    pub offline: bool,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Build images, pods and rules
+    #[command(after_help = "Example:\n  tapeout build //shop:shop/build_pod")]
+    Build(Build),
+    /// Make a builder: the root filesystem that rules run in
+    #[command(after_help = "Examples:\n  tapeout bootstrap bookworm\n  tapeout bootstrap mine --from oci:./image:latest")]
+    Bootstrap(Bootstrap),
+    /// Show rules and parameters, with their docs
+    #[command(after_help = "Examples:\n  tapeout list //app:*\n  tapeout list --rdeps //lib:build //...")]
+    List(List),
+    /// Show the rules that a label needs, as a tree
+    #[command(after_help = "Examples:\n  tapeout graph //app:web/build_image\n  tapeout graph --dot //app:web/build_image | dot -Tsvg > graph.svg")]
+    Graph(Graph),
+    /// Show what the steps of a rule printed
+    #[command(after_help = "Example:\n  tapeout log //app:build")]
+    Log(Log),
+    /// Look at a built image
+    Image(Image),
+    /// Say what this machine offers, what tapeout does without it, and how to mend it
+    #[command(after_help = "Example:\n  tapeout doctor")]
+    Doctor(Doctor),
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  tapeout completions bash > ~/.local/share/bash-completion/completions/tapeout")]
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What is asked for, and under which parameters.
+#[derive(Debug, Clone, Args)]
+pub struct Ask {
+    /// A parameter's value, or a JSON file of them; later ones win
+    #[arg(short, long = "parameter", value_name = "LABEL=VALUE|@FILE")]
+    pub parameters: Vec<String>,
+    /// A folder of packages that goes before the workspace; later ones go first
+    #[arg(long = "path", value_name = "DIR")]
+    pub paths: Vec<PathBuf>,
+    /// Where a named input of this workspace lies
+    #[arg(long = "input", value_name = "NAME=PATH")]
+    pub inputs: Vec<String>,
+}
+
+/// `tapeout build`
+#[derive(Debug, Args)]
+pub struct Build {
+    /// Labels and patterns: //app:web/build_image, :web/build_image, //app:*, //...
+    #[arg(required = true, value_name = "LABEL")]
+    pub labels: Vec<String>,
+    #[command(flatten)]
+    pub ask: Ask,
+    /// Where images and pods go
+    #[arg(short, long, value_name = "DIR", default_value = "tapeout-out")]
+    pub output: PathBuf,
+    /// How many rules run at once [default: the number of processors]
+    #[arg(short, long, value_name = "N")]
+    pub jobs: Option<NonZeroUsize>,
+    /// Print what would run, in order, and what is cached
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Fail where the lock would have to change
+    #[arg(long)]
+    pub locked: bool,
+    /// Where Debian packages come from, instead of tapeout.toml's or the host's apt sources
+    #[arg(long, value_name = "URL")]
+    pub mirror: Option<String>,
+    /// A keyring to verify the package index with, instead of Debian's own
+    #[arg(long, value_name = "FILE")]
+    pub keyring: Option<PathBuf>,
+    /// Give this rule the host's network, if it asks for it
+    #[arg(long = "allow-network", value_name = "LABEL")]
+    pub allow_network: Vec<String>,
+}
+
+/// `tapeout bootstrap`
+#[derive(Debug, Args)]
+pub struct Bootstrap {
+    /// The builder's name in the store
+    pub tag: String,
+    /// debian:SUITE, oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE, tar:FILE or dir:DIR [default: the workspace's, else debian:bookworm]
+    #[arg(long, value_name = "SOURCE")]
+    pub from: Option<String>,
+    /// Where Debian packages come from, instead of tapeout.toml's or the host's apt sources
+    #[arg(long, value_name = "URL")]
+    pub mirror: Option<String>,
+    /// A keyring to verify the package index with, instead of Debian's own
+    #[arg(long, value_name = "FILE")]
+    pub keyring: Option<PathBuf>,
+    /// Packages besides the base system
+    #[arg(long = "include", value_name = "PACKAGE", value_delimiter = ',')]
+    pub include: Vec<String>,
+    /// Fail where the lock would have to change
+    #[arg(long)]
+    pub locked: bool,
+}
+
+/// `tapeout list`
+#[derive(Debug, Args)]
+pub struct List {
+    /// Labels and patterns [default: all of the workspace]
+    #[arg(value_name = "LABEL")]
+    pub labels: Vec<String>,
+    #[command(flatten)]
+    pub ask: Ask,
+    /// What this label depends on, directly or not
+    #[arg(long, value_name = "LABEL", conflicts_with_all = ["rdeps", "why"])]
+    pub deps: Option<String>,
+    /// What depends on this label, directly or not
+    #[arg(long, value_name = "LABEL", conflicts_with = "why")]
+    pub rdeps: Option<String>,
+    /// One path of dependencies from the first label to the second
+    #[arg(long, num_args = 2, value_names = ["A", "B"])]
+    pub why: Option<Vec<String>>,
+}
+
+/// `tapeout graph`
+#[derive(Debug, Args)]
+pub struct Graph {
+    /// Labels and patterns
+    #[arg(required = true, value_name = "LABEL")]
+    pub labels: Vec<String>,
+    #[command(flatten)]
+    pub ask: Ask,
+    /// Graphviz's language, with the phases as clusters
+    #[arg(long)]
+    pub dot: bool,
+}
+
+/// `tapeout log`
+#[derive(Debug, Args)]
+pub struct Log {
+    /// The rule
+    pub label: String,
+    #[command(flatten)]
+    pub ask: Ask,
+}
+
+/// `tapeout image`
+#[derive(Debug, Args)]
+pub struct Image {
+    #[command(subcommand)]
+    pub command: ImageCommand,
+}
+
+/// What to look at.
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Say why a file is in an image
+    #[command(after_help = "Example:\n  tapeout image why //app:web /usr/lib/x86_64-linux-gnu/libssl.so.3")]
+    Why {
+        /// The image
+        image: String,
+        /// A path in it; all paths without one
+        path: Option<String>,
+        #[command(flatten)]
+        ask: Ask,
+    },
+}
+
+/// `tapeout doctor`
+#[derive(Debug, Args)]
+pub struct Doctor {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

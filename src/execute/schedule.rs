@@ -1,0 +1,139 @@
+//! Order: each instance after all that it depends on, as many at once as there are jobs.
+
+use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
+use std::sync::{Condvar, Mutex};
+
+use crate::build_file::spec::{Graph, Id};
+use crate::error::{Error, Result};
+
+/// What the graph implies for each instance.
+#[derive(Debug)]
+pub struct Order {
+    /// All instances below each one, transitively.
+    pub below: Vec<BTreeSet<Id>>,
+    /// The longest chain of instances below each one.
+    pub rank: Vec<i64>,
+}
+
+impl Order {
+    /// Computed once a command. The graph has each instance after its dependencies.
+    pub fn of(graph: &Graph) -> Self {
+        let mut order = Self { below: vec![], rank: vec![] };
+        for instance in &graph.instances {
+            let mut below = BTreeSet::new();
+            let mut rank = 0;
+            for &dep in &instance.deps {
+                below.insert(dep);
+                below.extend(&order.below[dep]);
+                rank = rank.max(order.rank[dep] + 1);
+            }
+            order.below.push(below);
+            order.rank.push(rank);
+        }
+        order
+    }
+}
+
+struct State {
+    ready: BTreeSet<Id>,
+    missing: Vec<usize>,
+    left: usize,
+    errors: Vec<Error>,
+}
+
+/// Calls `run` for each instance after its dependencies, in the graph's order among those that
+/// are ready. After an error nothing new begins; what runs is waited for, and all errors are told.
+pub fn run(deps: &[Vec<Id>], jobs: NonZeroUsize, run: impl Fn(Id) -> Result<()> + Sync) -> Result<()> {
+    let missing: Vec<_> = deps.iter().map(|d| d.iter().collect::<BTreeSet<_>>().len()).collect();
+    let mut dependents = vec![vec![]; deps.len()];
+    for (id, deps) in deps.iter().enumerate() {
+        for &dep in deps.iter().collect::<BTreeSet<_>>() {
+            dependents[dep].push(id);
+        }
+    }
+    let ready = (0..deps.len()).filter(|&id| missing[id] == 0).collect();
+    let state = Mutex::new(State { ready, missing, left: deps.len(), errors: vec![] });
+    let changed = Condvar::new();
+    let lock = || state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let work = || {
+        loop {
+            let mut now = lock();
+            let id = loop {
+                if now.left == 0 || !now.errors.is_empty() {
+                    return;
+                }
+                match now.ready.pop_first() {
+                    Some(id) => break id,
+                    None => now = changed.wait(now).unwrap_or_else(|poisoned| poisoned.into_inner()),
+                }
+            };
+            drop(now);
+            let result = run(id);
+            let mut now = lock();
+            now.left -= 1;
+            match result {
+                Err(error) => now.errors.push(error),
+                Ok(()) => {
+                    for &dependent in &dependents[id] {
+                        now.missing[dependent] -= 1;
+                        if now.missing[dependent] == 0 {
+                            now.ready.insert(dependent);
+                        }
+                    }
+                }
+            }
+            changed.notify_all();
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..jobs.get().min(deps.len()) {
+            scope.spawn(work);
+        }
+        work();
+    });
+    let state = state.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+    Error::all(state.errors).map_or(Ok(()), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn jobs(n: usize) -> NonZeroUsize {
+        NonZeroUsize::new(n).unwrap()
+    }
+
+    #[test]
+    fn each_runs_once_after_its_dependencies() {
+        let deps = vec![vec![], vec![0], vec![0, 0], vec![1, 2], vec![]];
+        for n in [1, 4] {
+            let seen = Mutex::new(vec![]);
+            run(&deps, jobs(n), |id| {
+                let mut seen = seen.lock().unwrap();
+                assert!(deps[id].iter().all(|d| seen.contains(d)));
+                seen.push(id);
+                Ok(())
+            })
+            .unwrap();
+            let mut seen = seen.into_inner().unwrap();
+            if n == 1 {
+                assert_eq!(seen, [0, 1, 2, 3, 4]);
+            }
+            seen.sort();
+            assert_eq!(seen, [0, 1, 2, 3, 4]);
+        }
+    }
+
+    #[test]
+    fn after_an_error_nothing_new_begins() {
+        let deps = vec![vec![], vec![0], vec![1]];
+        let seen = Mutex::new(vec![]);
+        let error = run(&deps, jobs(2), |id| {
+            seen.lock().unwrap().push(id);
+            if id == 1 { Err(Error::failed("one")) } else { Ok(()) }
+        });
+        assert_eq!(error.unwrap_err().what(), "one");
+        assert_eq!(*seen.lock().unwrap(), [0, 1]);
+    }
+}
