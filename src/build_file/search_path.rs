@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use nix::sys::stat::SFlag;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::label::Package;
 use crate::sys::root::Root;
 use crate::tree::RootPath;
@@ -87,20 +88,24 @@ impl SearchPath {
     fn read(&self, folder: &Path, package: &Package, name: &str) -> Result<Option<SourceFile>> {
         let path = RootPath::new(format!("{}/{name}", package.path()))?;
         let root = Root::open(folder).map_err(|e| e.with_kind(crate::error::Kind::Request))?;
-        if root.stat(&path).map_err(link)?.is_none() {
-            return Ok(None);
-        }
         let shown = self.shown(&path.below(folder));
-        let whole = |e: Error| e.with_kind(crate::error::Kind::Request).context(&shown);
+        let start = Place { file: shown.clone(), line: 1, column: 1, length: 1, source: None };
+        let whole = |e: Error| e.with_kind(crate::error::Kind::Request).at(start.clone(), "");
+        match root.stat(&path).map_err(|e| link(whole(e)))?.map(|stat| crate::sys::file::kind(&stat)) {
+            None => return Ok(None),
+            Some(SFlag::S_IFREG) => {}
+            Some(SFlag::S_IFLNK) => return Err(link(whole(Error::request(format!("{shown} is a link"))))),
+            Some(_) => return Err(whole(Error::request(format!("{shown} is not a regular file")))),
+        }
         let file = root.open_file(&path).map_err(whole)?;
         let mut bytes = vec![];
         file.take(FILE_SIZE + 1).read_to_end(&mut bytes).map_err(|e| Error::io("read", path.below(folder), e))?;
         if bytes.len() as u64 > FILE_SIZE {
-            return Err(Error::request(format!("{shown}:1: longer than {FILE_SIZE} bytes")).next("split it: load() takes functions from other files"));
+            return Err(whole(Error::request(format!("{shown} is longer than {FILE_SIZE} bytes"))).next("split it: load() takes functions from other files"));
         }
         let text = String::from_utf8(bytes).map_err(|e| {
             let line = e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
-            Error::request(format!("{shown}:{line}: not UTF-8"))
+            Error::request(format!("{shown} is not UTF-8")).at(Place { line, ..start.clone() }, "")
         })?;
         Ok(Some(SourceFile { name: shown, text, folder: Some(folder.join(package.path())) }))
     }
@@ -165,7 +170,7 @@ impl SearchPath {
 }
 
 fn link(e: Error) -> Error {
-    e.with_kind(crate::error::Kind::Request).why("a link stands in the path: packages are read without following any")
+    e.why("a link stands in the path: packages are read without following any")
 }
 
 fn built_in(package: &Package, name: &str) -> Option<SourceFile> {

@@ -60,6 +60,7 @@ pub fn global_names() -> Vec<String> {
 /// A file that was read and understood, not yet evaluated.
 pub struct Parsed {
     name: String,
+    text: String,
     ast: AstModule,
 }
 
@@ -67,7 +68,7 @@ pub struct Parsed {
 pub fn parse(name: &str, text: &str) -> Result<Parsed> {
     bounds::check(name, text)?;
     let ast = AstModule::parse(name, text.to_string(), &Dialect::Standard).map_err(|e| error(&e))?;
-    Ok(Parsed { name: name.to_string(), ast })
+    Ok(Parsed { name: name.to_string(), text: text.to_string(), ast })
 }
 
 impl Parsed {
@@ -110,6 +111,7 @@ pub struct Call {
 pub fn evaluate(parsed: Parsed, loaded: &BTreeMap<String, Loaded>, scene: &Scene) -> Result<(Loaded, Vec<Call>, Vec<Error>)> {
     progress::note(&parsed.name, 1);
     let stage = Stage { scene: scene.clone(), noted: RefCell::default() };
+    let text = parsed.text;
     let modules = loaded.iter().map(|(name, module)| (name.as_str(), &module.0)).collect();
     let loader = ReturnFileLoader { modules: &modules };
     let module = Module::with_temp_heap(|module| {
@@ -117,7 +119,7 @@ pub fn evaluate(parsed: Parsed, loaded: &BTreeMap<String, Loaded>, scene: &Scene
             let mut evaluator = Evaluator::new(&module);
             prepare(&mut evaluator, &stage).map_err(|e| error(&e))?;
             evaluator.set_loader(&loader);
-            evaluator.eval_module(parsed.ast, &GLOBALS).map_err(|e| error(&e))?;
+            evaluator.eval_module(parsed.ast, &GLOBALS).map_err(|e| with_line(error(&e), &text))?;
         }
         module.freeze().map_err(|e| Error::request(format!("{}: {}", parsed.name, e.err_msg)))
     })?;
@@ -146,9 +148,7 @@ where
     }
     let start = Instant::now();
     evaluator.set_check_cancelled(Box::new(move || start.elapsed() > TIME));
-    if progress::is_wanted() {
-        evaluator.before_stmt_for_dap(BeforeStmtFunc::from_dyn(Box::new(progress::Line)));
-    }
+    evaluator.before_stmt_for_dap(BeforeStmtFunc::from_dyn(Box::new(progress::Line)));
     evaluator.extra = Some(stage);
     Ok(())
 }
@@ -341,6 +341,9 @@ fn error(e: &::starlark::Error) -> Error {
         _ => None,
     };
     let mut made = ours.unwrap_or_else(|| Error::request(words(e)));
+    if made.what().starts_with("more than") || made.what().starts_with("it takes longer") {
+        made = made.next("limits of build files: docs/build-files.md");
+    }
     if let Fail(_) = e.kind() {
         made = made.why("the build file calls fail()");
     }
@@ -358,8 +361,29 @@ fn error(e: &::starlark::Error) -> Error {
     made
 }
 
+/// An error of a limit has no place: the statement where it was met.
+fn with_line(error: Error, text: &str) -> Error {
+    match progress::here() {
+        Some((file, line)) if error.places().is_empty() => {
+            let source = text.lines().nth(line - 1).map(str::to_string);
+            let length = source.as_ref().map_or(1, |source| source.chars().count().max(1));
+            error.at(Place { file, line, column: 1, length, source }, "it stood here")
+        }
+        _ => error,
+    }
+}
+
 fn words(e: &::starlark::Error) -> String {
     let text = e.without_diagnostic().to_string();
+    let limits = [
+        ("Execution duration limit", format!("more than {TICKS} calls and loop turns")),
+        ("Heap memory limit", format!("more than {} MiB of memory are used", HEAP >> 20)),
+        ("Evaluation cancelled", format!("it takes longer than {} s", TIME.as_secs())),
+        ("Starlark call stack overflow", format!("more than {CALL_DEPTH} calls inside calls")),
+    ];
+    if let Some((_, ours)) = limits.into_iter().find(|(theirs, _)| text.starts_with(theirs)) {
+        return ours;
+    }
     let text = text.strip_prefix("fail: ").unwrap_or(&text);
     match text.strip_prefix("Parse error: ") {
         Some(rest) => format!("not Starlark: {rest}"),

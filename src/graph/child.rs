@@ -54,6 +54,10 @@ fn work() -> std::io::Result<()> {
     std::io::stdin().take(ANSWER).read_to_string(&mut text)?;
     let question: Question = serde_json::from_str(&text)?;
     let progress = File::from(std::io::stderr().as_fd().try_clone_to_owned()?);
+    std::panic::set_hook(Box::new(|panic| {
+        let text = panic.payload_as_str().unwrap_or("no reason given");
+        let _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
+    }));
     let run = move || {
         progress::write_to(progress);
         super::analysis::run(&question).unwrap_or_else(Answer::Error)
@@ -144,7 +148,7 @@ fn no_answer(question: &Question, written: &mut File, too_long: Option<()>, stat
         tail = String::from_utf8_lossy(&bytes).into_owned();
     }
     let last = tail.lines().rev().find_map(|line| line.strip_prefix(progress::MARK)?.split_once(' '));
-    let said = tail.lines().rev().find(|line| !line.starts_with(progress::MARK) && !line.trim().is_empty());
+    let said = tail.lines().rev().find(|line| !line.starts_with(progress::MARK) && !line.starts_with("note:") && !line.trim().is_empty());
     let reason = match (too_long, status.signal()) {
         (Some(()), _) => format!("it took longer than {} s", SILENCE.as_secs_f32()),
         (_, Some(libc::SIGKILL | libc::SIGXCPU)) => "it used up its time".to_string(),

@@ -1,7 +1,7 @@
 //! Packages: each build file is read and evaluated once, when it is first needed.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::analysis::Errors;
@@ -159,8 +159,9 @@ impl Packages {
         }
         let start = self.loading.iter().position(|(package, file, _)| (package, file) == (&key.0, &key.1));
         if let Some(start) = start {
-            let names: Vec<String> = self.loading[start..].iter().map(|(package, file, _)| format!("{package}/{file}")).collect();
-            let mut error = Error::request(format!("files load one another: {} → {}/{}", names.join(" → "), key.0, key.1));
+            let cycle = self.loading[start..].iter().map(|(package, file, _)| (package, file)).chain([(&key.0, &key.1)]);
+            let names: Vec<String> = cycle.map(|(package, file)| format!("//{}", Path::new(package.path()).join(file).display())).collect();
+            let mut error = Error::request(format!("files load one another: {}", names.join(" → ")));
             for (_, _, place) in &self.loading[start + 1..] {
                 error = error.at(place.clone(), "loaded from here");
             }

@@ -100,7 +100,11 @@ impl Analysis {
         }
         if self.stack.len() > DEPTH || self.nodes.len() > NODES {
             let what = format!("more than {DEPTH} rules below one another, or {NODES} in all, at {label}");
-            self.errors.report(Error::request(what).next("a dependency may set a parameter to ever new values"));
+            let mut error = Error::request(what).next("a dependency may set a parameter to ever new values");
+            if let Some((defined, written)) = edge {
+                error = error.at(self.edge_place(defined, written), "");
+            }
+            self.errors.report(error);
             return None;
         }
         let defined = self.rule_definition(label, edge)?;

@@ -10,6 +10,7 @@ use starlark::eval::{BeforeStmtFuncDyn, Evaluator};
 
 thread_local! {
     static PROGRESS: RefCell<Option<File>> = const { RefCell::new(None) };
+    static HERE: RefCell<(String, usize)> = const { RefCell::new((String::new(), 0)) };
 }
 
 /// What begins a line of progress.
@@ -20,13 +21,19 @@ pub fn write_to(file: File) {
     PROGRESS.with_borrow_mut(|progress| *progress = Some(file));
 }
 
-/// Does anyone read it?
-pub fn is_wanted() -> bool {
-    PROGRESS.with_borrow(Option::is_some)
+/// The file and line at which this thread's evaluation stands.
+pub fn here() -> Option<(String, usize)> {
+    HERE.with_borrow(|here| (here.1 > 0).then(|| here.clone()))
 }
 
 /// The evaluation is at this line now.
 pub fn note(file: &str, line: usize) {
+    HERE.with_borrow_mut(|here| {
+        if here.0 != file {
+            here.0 = file.to_string();
+        }
+        here.1 = line;
+    });
     PROGRESS.with_borrow_mut(|progress| {
         if let Some(progress) = progress {
             // One write each, so that a line is there whole or not at all; nothing helps if it fails.
