@@ -14,6 +14,7 @@ mod outside_tools;
 mod owners;
 mod readme;
 mod reproducible;
+mod sandbox;
 
 /// A file that nobody declares is a promise that nobody tests.
 #[test]

@@ -4,22 +4,23 @@
 //! process of the sandbox is dead:
 //! 1. **walk**: each file becomes an entry, with the owner that was recorded for it, or that the
 //!    file below has from which it was copied up; whiteouts become removals;
-//! 2. **compare**: what equals the snapshot below is dropped, from the changeset and the folder;
+//! 2. **compare**: a folder that hides what was below lists what is gone; what equals the snapshot
+//!    below is dropped, from the changeset and the folder;
 //! 3. **normalise**: the folder gets the kept form (see the module above);
 //! 4. **name**: each content is read once, for its own digest and the canonical stream's.
 //!
 //! After a kill there is nothing but a scratch folder that nobody names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag};
 
 use super::{Files, places};
+use crate::archive::pieces::{PIECE, pieces};
 use crate::archive::tar_writer;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
@@ -47,10 +48,6 @@ pub struct Options {
     pub time: i64,
     /// Owner and group of a new file for which nothing was recorded.
     pub owner: (u32, u32),
-    /// New numbers for user IDs that the rule allocated.
-    pub uids: BTreeMap<u32, u32>,
-    /// New numbers for group IDs that the rule allocated.
-    pub gids: BTreeMap<u32, u32>,
 }
 
 /// A changeset that has no name yet.
@@ -77,10 +74,11 @@ pub fn capture(upper: &Root, below: &Stack, files: &Files, recorded: &[Recorded]
     walk.all()?;
     let Walk { found: changes, inodes, opaque, .. } = walk;
     let mut captured = Captured { upper: upper.clone(), below: below.clone(), time: options.time, changes, hashed: BTreeMap::new() };
-    captured.drop_unchanged()?;
+    // Before anything is dropped: what is the same as below is not gone.
     for folder in &opaque {
         captured.expand(folder)?;
     }
+    captured.drop_unchanged()?;
     captured.separate_links(inodes)?;
     Ok(captured)
 }
@@ -213,6 +211,7 @@ struct Attributes {
     origin: Option<Vec<u8>>,
 }
 
+const ORIGIN: &[u8] = b"user.overlay.origin";
 const CAPABILITY: &[u8] = b"security.capability";
 const OVERLAY: &[u8] = b"user.overlay.";
 /// What overlay makes of an attribute `user.overlay.…` that a rule sets itself.
@@ -231,7 +230,7 @@ impl Attributes {
             }
             match attribute.as_slice() {
                 b"user.overlay.opaque" => found.opaque = value()? == b"y",
-                b"user.overlay.origin" => found.origin = origin_identity(&value()?),
+                ORIGIN => found.origin = origin_identity(&value()?),
                 CAPABILITY => drop(found.kept.insert(attribute.clone(), version_2(value()?))),
                 other if other.starts_with(OVERLAY) => {}
                 other if other.starts_with(b"user.") => drop(found.kept.insert(attribute.clone(), value()?)),
@@ -308,24 +307,15 @@ impl Owners<'_> {
             Some(origin) => Some(self.inherited(path, origin)?),
             None => self.same_special(path, node),
         };
-        let options = self.options;
-        let mut facts = inherited.unwrap_or(Facts { uid: options.owner.0, gid: options.owner.1, device: None });
-        let mut set = (inherited.is_none(), inherited.is_none());
+        let (uid, gid) = self.options.owner;
+        let mut facts = inherited.unwrap_or(Facts { uid, gid, device: None });
         if !self.recorded.is_empty() {
             let fd = file::open_at(dir, name, OFlag::O_PATH)?;
             if let Some(recorded) = self.recorded.get(file::handle(fd.as_fd())?.as_slice()) {
-                set = (set.0 || recorded.uid.is_some(), set.1 || recorded.gid.is_some());
                 facts.uid = recorded.uid.unwrap_or(facts.uid);
                 facts.gid = recorded.gid.unwrap_or(facts.gid);
                 facts.device = recorded.device.or(facts.device);
             }
-        }
-        // Only numbers that this rule gave are new ones; what it inherited had its number before.
-        if set.0 {
-            facts.uid = *options.uids.get(&facts.uid).unwrap_or(&facts.uid);
-        }
-        if set.1 {
-            facts.gid = *options.gids.get(&facts.gid).unwrap_or(&facts.gid);
         }
         if !matches!(node, Node::File { .. }) {
             facts.device = facts.device.filter(|_| matches!(node, Node::Device { .. }));
@@ -396,6 +386,15 @@ impl Captured {
         match self.changes.get(path).and_then(|c| c.now.as_ref()) {
             Some(Entry { node: Node::File { .. }, .. }) => self.upper.open_file(path).map(Some),
             _ => Ok(None),
+        }
+    }
+
+    /// Gives users and groups that the rule made other numbers. Numbers that the snapshot below
+    /// knew must not be among them.
+    pub fn renumber(&mut self, uids: &BTreeMap<u32, u32>, gids: &BTreeMap<u32, u32>) {
+        for entry in self.changes.values_mut().filter_map(|change| change.now.as_mut()) {
+            entry.uid = *uids.get(&entry.uid).unwrap_or(&entry.uid);
+            entry.gid = *gids.get(&entry.gid).unwrap_or(&entry.gid);
         }
     }
 
@@ -532,6 +531,19 @@ impl Captured {
         Ok(())
     }
 
+    /// Marks folders that hold whiteouts. A folder that lies in one layer alone is listed as it is,
+    /// whiteouts and all, unless it has an origin; an empty one means that it isn't known
+    /// (`ovl_path_check_origin_xattr` in fs/overlayfs/inode.c).
+    fn mark_whiteouts(&self) -> Result<()> {
+        let removed = self.changes.iter().filter(|(_, change)| change.now.is_none());
+        let folders: BTreeSet<RootPath> = removed.filter_map(|(path, _)| path.parent()).filter(|folder| !folder.is_root()).collect();
+        for folder in folders {
+            let dir = self.upper.folder(&folder.parent().unwrap_or_default())?;
+            file::set_xattr(dir.as_fd(), folder.name(), ORIGIN, b"")?;
+        }
+        Ok(())
+    }
+
     /// Sets all times, the deepest first, so that no later change moves them.
     fn set_times(&self) -> Result<()> {
         let mut open: Option<(RootPath, OwnedFd)> = None;
@@ -553,6 +565,7 @@ impl Captured {
     /// The folder is then ready for `Store::keep_changeset`.
     pub fn name(mut self) -> Result<(Changeset, Digest)> {
         self.prune()?;
+        self.mark_whiteouts()?;
         self.set_times()?;
         let mut changeset = Changeset { time: self.time, changes: std::mem::take(&mut self.changes) };
         let hashed = &mut self.hashed;
@@ -608,8 +621,6 @@ fn hash(mut file: File, path: &RootPath, buffer: &mut Vec<u8>, put: &mut dyn FnM
     }
 }
 
-const PIECE: usize = 256 << 10;
-
 /// Names a changeset whose entries are all known: reads each content once for the canonical
 /// stream. A content of another size than its entry says is an error.
 pub fn digest_of(changeset: &Changeset, mut open: impl FnMut(&RootPath) -> Result<File>) -> Result<Digest> {
@@ -642,56 +653,343 @@ pub fn stream_digest(changeset: &Changeset, give: &mut tar_writer::Give) -> Resu
         return Ok(tar_writer::canonical(changeset, Hashing::new(io::sink()), give)?.finish().1);
     }
     std::thread::scope(|scope| {
-        let (pieces, queue) = sync_channel::<Vec<u8>>(4);
-        let (returns, spare) = sync_channel::<Vec<u8>>(6);
-        let hashed = scope.spawn(move || hash_pieces(&queue, &returns));
-        let sender = tar_writer::canonical(changeset, Pieces { piece: Vec::with_capacity(PIECE), pieces, spare }, give)?;
-        sender.end()?;
+        let (writer, reader) = pieces(4);
+        let hashed = scope.spawn(move || {
+            let mut hashing = Hashing::new(io::sink());
+            while let Some(piece) = reader.next() {
+                // A sink takes everything.
+                let _ = hashing.write_all(&piece);
+                reader.done(piece);
+            }
+            hashing.finish().1
+        });
+        tar_writer::canonical(changeset, writer, give)?.end().map_err(|e| Error::io("hash", "changeset", e))?;
         hashed.join().map_err(|_| Error::failed("the hashing thread ended early"))
     })
 }
 
-fn hash_pieces(queue: &Receiver<Vec<u8>>, returns: &SyncSender<Vec<u8>>) -> Digest {
-    let mut hashing = Hashing::new(io::sink());
-    while let Ok(mut piece) = queue.recv() {
-        // A sink takes everything.
-        let _ = hashing.write_all(&piece);
-        piece.clear();
-        let _ = returns.try_send(piece);
-    }
-    hashing.finish().1
-}
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::path::PathBuf;
+    use std::sync::Arc;
+    use std::{fs, path::Path};
 
-/// Hands what is written to another thread, in pieces.
-struct Pieces {
-    piece: Vec<u8>,
-    pieces: SyncSender<Vec<u8>>,
-    spare: Receiver<Vec<u8>>,
-}
+    use super::*;
+    use crate::tree::Layer;
 
-impl Pieces {
-    fn send(&mut self) -> io::Result<()> {
-        let next = self.spare.try_recv().unwrap_or_else(|_| Vec::with_capacity(PIECE));
-        let full = std::mem::replace(&mut self.piece, next);
-        self.pieces.send(full).map_err(|_| io::Error::other("the hashing thread ended early"))
+    fn path(text: impl AsRef<[u8]>) -> RootPath {
+        RootPath::new(text).unwrap()
     }
 
-    fn end(mut self) -> Result<()> {
-        self.send().map_err(|e| Error::io("hash", "changeset", e))
+    /// Layers in folders of their own, and an upper folder.
+    struct Snapshot {
+        temp: tempfile::TempDir,
+        stack: Stack,
+        upper: PathBuf,
     }
-}
 
-impl Write for Pieces {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.piece.len() >= PIECE {
-            self.send()?;
+    impl Snapshot {
+        fn new() -> Self {
+            let temp = tempfile::tempdir().unwrap();
+            let upper = temp.path().join("upper");
+            fs::create_dir(&upper).unwrap();
+            Self { temp, stack: Stack::default(), upper }
         }
-        let n = bytes.len().min(PIECE - self.piece.len());
-        self.piece.extend_from_slice(&bytes[..n]);
-        Ok(n)
+
+        fn files(&self, digest: &Digest) -> Result<Root> {
+            Root::open(&self.temp.path().join(digest.hex()))
+        }
+
+        fn capture(&self, recorded: &[Recorded]) -> Result<Captured> {
+            let options = Options { time: 7, owner: (0, 0) };
+            capture(&Root::open(&self.upper)?, &self.stack, &|digest| self.files(digest), recorded, &options)
+        }
+
+        fn named(&self) -> (Changeset, Digest) {
+            self.capture(&[]).unwrap().name().unwrap()
+        }
+
+        /// Captures, and puts the changeset on the stack.
+        fn stacked(&mut self) -> Changeset {
+            let (changeset, digest) = self.named();
+            fs::rename(&self.upper, self.temp.path().join(digest.hex())).unwrap();
+            fs::create_dir(&self.upper).unwrap();
+            self.stack.0.push(Layer { digest, changeset: Arc::new(changeset.clone()) });
+            changeset
+        }
+
+        fn write(&self, at: &str, text: &str) {
+            let at = self.upper.join(at);
+            fs::create_dir_all(at.parent().unwrap()).unwrap();
+            fs::write(at, text).unwrap();
+        }
+
+        fn whiteout(&self, at: &str) {
+            fs::create_dir_all(self.upper.join(at).parent().unwrap()).unwrap();
+            file::mknod_at(Root::open(&self.upper).unwrap().as_fd(), at.as_bytes(), SFlag::S_IFCHR, 0, 0).unwrap();
+        }
+
+        fn attribute(&self, at: &str, name: &str, value: &[u8]) {
+            file::set_xattr(File::open(&self.upper).unwrap().as_fd(), at.as_bytes(), name.as_bytes(), value).unwrap();
+        }
+
+        /// What overlay leaves on a file that it copied up from this layer's.
+        fn copied_up(&self, at: &str, from: &str) {
+            let (_, layer) = self.stack.get(&path(from)).unwrap();
+            let identity = self.files(&layer.digest).unwrap().identity(&path(from)).unwrap().unwrap();
+            let mut origin = vec![0, 0xfb, (21 + identity.len() - 4) as u8, 0, identity[0]];
+            origin.extend([9; 16]);
+            origin.extend(&identity[4..]);
+            self.attribute(at, "user.overlay.origin", &origin);
+        }
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+    fn told(changeset: &Changeset) -> Vec<String> {
+        let tell = |(path, change): (&RootPath, &Change)| match &change.now {
+            None => format!("- {path}"),
+            Some(_) if change.passed_through() => format!("  {path}"),
+            Some(_) if change.was.is_none() => format!("+ {path}"),
+            Some(_) => format!("~ {path}"),
+        };
+        changeset.changes.iter().map(tell).collect()
+    }
+
+    fn owner(changeset: &Changeset, at: &str) -> (u32, u32) {
+        let entry = changeset.changes[&path(at)].now.as_ref().unwrap();
+        (entry.uid, entry.gid)
+    }
+
+    #[test]
+    fn what_is_new_changed_and_removed_is_told_apart() {
+        let mut snapshot = Snapshot::new();
+        snapshot.write("etc/a", "1");
+        snapshot.write("etc/b", "1");
+        snapshot.write("usr/bin/x", "1");
+        assert_eq!(told(&snapshot.stacked()), ["+ /etc", "+ /etc/a", "+ /etc/b", "+ /usr", "+ /usr/bin", "+ /usr/bin/x"]);
+        snapshot.write("etc/a", "2");
+        snapshot.write("etc/c", "1");
+        snapshot.whiteout("etc/b");
+        snapshot.whiteout("etc/never-there");
+        let changeset = snapshot.stacked();
+        assert_eq!(told(&changeset), ["  /etc", "~ /etc/a", "- /etc/b", "+ /etc/c"]);
+        let seen: Vec<_> = snapshot.stack.below(&RootPath::root()).keys().map(|p| p.to_string()).collect();
+        assert_eq!(seen, ["/etc", "/etc/a", "/etc/c", "/usr", "/usr/bin", "/usr/bin/x"]);
+    }
+
+    #[test]
+    fn what_equals_the_snapshot_is_not_in_it() {
+        let mut snapshot = Snapshot::new();
+        snapshot.write("a/b/c", "1");
+        snapshot.write("a/d", "12");
+        symlink("c", snapshot.upper.join("a/b/l")).unwrap();
+        snapshot.stacked();
+        snapshot.write("a/b/c", "1");
+        snapshot.write("a/d", "21");
+        symlink("c", snapshot.upper.join("a/b/l")).unwrap();
+        assert_eq!(told(&snapshot.stacked()), ["  /a", "~ /a/d"]);
+        assert!(!snapshot.temp.path().join(snapshot.stack.0[1].digest.hex()).join("a/b").exists(), "nor in its files");
+        snapshot.write("a/d", "21");
+        assert!(snapshot.named().0.changes.is_empty());
+        assert_eq!(fs::read_dir(&snapshot.upper).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_replaced_folder_is_the_removals_of_what_was_seen() {
+        let mut snapshot = Snapshot::new();
+        snapshot.write("d/gone", "1");
+        snapshot.write("d/kept", "1");
+        snapshot.write("d/deep/in/it", "1");
+        snapshot.write("d/sub/old", "1");
+        snapshot.stacked();
+        snapshot.write("d/kept", "1");
+        snapshot.write("d/sub/new", "1");
+        snapshot.attribute("d", "user.overlay.opaque", b"y");
+        let changeset = snapshot.stacked();
+        assert_eq!(told(&changeset), ["  /d", "- /d/deep", "- /d/gone", "  /d/sub", "+ /d/sub/new", "- /d/sub/old"]);
+        let seen: Vec<_> = snapshot.stack.below(&path("d")).keys().map(|p| p.to_string()).collect();
+        assert_eq!(seen, ["/d/kept", "/d/sub", "/d/sub/new"]);
+        let files = snapshot.files(&snapshot.stack.0[1].digest).unwrap();
+        assert!(is_whiteout(&files.stat(&path("d/gone")).unwrap().unwrap()));
+        assert!(file::get_xattr(files.as_fd(), b"d", b"user.overlay.opaque").unwrap().is_none());
+    }
+
+    #[test]
+    fn the_content_of_what_is_made_anew_for_each_rule_is_left_out() {
+        let snapshot = Snapshot::new();
+        for at in ["tmp/x", "run/a/b", "proc/1", "sys/x", "dev/null", "var/tmp/kept"] {
+            snapshot.write(at, "1");
+        }
+        let told = told(&snapshot.named().0);
+        assert_eq!(told, ["+ /dev", "+ /proc", "+ /run", "+ /sys", "+ /tmp", "+ /var", "+ /var/tmp", "+ /var/tmp/kept"]);
+    }
+
+    #[test]
+    fn recorded_owners_follow_the_file() {
+        let mut snapshot = Snapshot::new();
+        for name in ["www", "plain", "moved"] {
+            snapshot.write(name, name);
+        }
+        let record = |at: &str, uid, gid, device| {
+            let handle = Root::open(&snapshot.upper).unwrap().identity(&path(at)).unwrap().unwrap();
+            Recorded { handle, uid, gid, device }
+        };
+        let recorded = [record("www", Some(33), Some(33), None), record("moved", Some(100), None, None)];
+        let below = snapshot.capture(&recorded).unwrap();
+        let (changeset, digest) = below.name().unwrap();
+        assert_eq!((owner(&changeset, "www"), owner(&changeset, "moved"), owner(&changeset, "plain")), ((33, 33), (100, 0), (0, 0)));
+        fs::rename(&snapshot.upper, snapshot.temp.path().join(digest.hex())).unwrap();
+        fs::create_dir(&snapshot.upper).unwrap();
+        snapshot.stack.0.push(Layer { digest, changeset: Arc::new(changeset) });
+
+        // Changed in place, renamed, made anew at an old name, and copied up without a change.
+        snapshot.write("www", "changed");
+        snapshot.copied_up("www", "www");
+        snapshot.write("elsewhere", "moved");
+        snapshot.copied_up("elsewhere", "moved");
+        snapshot.whiteout("moved");
+        snapshot.write("plain", "new");
+        assert_eq!(told(&snapshot.named().0), ["+ /elsewhere", "- /moved", "~ /plain", "~ /www"]);
+        let changeset = snapshot.named().0;
+        assert_eq!((owner(&changeset, "www"), owner(&changeset, "plain")), ((0, 0), (0, 0)), "origins are gone after the first capture");
+    }
+
+    #[test]
+    fn a_copied_up_file_keeps_its_owner_wherever_it_goes() {
+        let mut snapshot = Snapshot::new();
+        snapshot.write("a", "1");
+        snapshot.write("dev-null", "");
+        let identity = |at: &str| Root::open(&snapshot.upper).unwrap().identity(&path(at)).unwrap().unwrap();
+        let recorded = [
+            Recorded { handle: identity("a"), uid: Some(33), gid: Some(34), device: None },
+            Recorded { handle: identity("dev-null"), device: Some((true, 1, 3)), ..Default::default() },
+        ];
+        let (changeset, digest) = snapshot.capture(&recorded).unwrap().name().unwrap();
+        fs::rename(&snapshot.upper, snapshot.temp.path().join(digest.hex())).unwrap();
+        fs::create_dir(&snapshot.upper).unwrap();
+        snapshot.stack.0.push(Layer { digest, changeset: Arc::new(changeset) });
+        for (to, from) in [("a", "a"), ("b", "a"), ("null", "dev-null")] {
+            snapshot.write(to, if from == "a" { "changed" } else { "" });
+            snapshot.copied_up(to, from);
+        }
+        let (changeset, _) = snapshot.named();
+        assert_eq!((owner(&changeset, "a"), owner(&changeset, "b")), ((33, 34), (33, 34)));
+        assert_eq!(changeset.changes[&path("null")].now.as_ref().unwrap().node, Node::Device { character: true, major: 1, minor: 3 });
+    }
+
+    #[test]
+    fn the_kept_form_has_one_time_and_no_trace_of_overlay() {
+        let snapshot = Snapshot::new();
+        snapshot.write("d/f", "1");
+        fs::hard_link(snapshot.upper.join("d/f"), snapshot.upper.join("d/g")).unwrap();
+        fs::set_permissions(snapshot.upper.join("d/f"), fs::Permissions::from_mode(0o4711)).unwrap();
+        symlink("/nowhere", snapshot.upper.join("d/l")).unwrap();
+        nix::unistd::mkfifo(&snapshot.upper.join("d/p"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        snapshot.attribute("d", "user.overlay.opaque", b"y");
+        snapshot.attribute("d/f", "user.kept", b"1");
+        let (changeset, _) = snapshot.named();
+        for at in ["", "d", "d/f", "d/g", "d/l", "d/p"] {
+            assert_eq!(fs::symlink_metadata(snapshot.upper.join(at)).unwrap().mtime(), 7, "{at}");
+        }
+        let [f, g] = ["d/f", "d/g"].map(|at| fs::metadata(snapshot.upper.join(at)).unwrap());
+        assert!(f.ino() != g.ino() && f.mode() == g.mode() && f.mode() & 0o7777 == 0o4711);
+        let dir = File::open(&snapshot.upper).unwrap();
+        assert!(file::list_xattrs(dir.as_fd(), b"d").unwrap().is_empty());
+        assert_eq!(file::get_xattr(dir.as_fd(), b"d/g", b"user.kept").unwrap().unwrap(), b"1");
+        let group = |at: &str| match changeset.changes[&path(at)].now.as_ref().unwrap().node {
+            Node::File { group, digest, .. } => (group, digest),
+            _ => panic!(),
+        };
+        assert_eq!((group("d/f"), group("d/g")), ((Some(0), Digest::of("1")), (Some(0), Digest::of("1"))));
+    }
+
+    #[test]
+    fn the_name_is_that_of_the_stream_and_depends_on_nothing_else() {
+        let names = |reverse: bool| {
+            let snapshot = Snapshot::new();
+            let mut files: Vec<_> = (0..50).map(|i| (format!("d{}/f{i}", i % 7), format!("{i}").repeat(i * 100))).collect();
+            if reverse {
+                files.reverse();
+            }
+            for (at, text) in &files {
+                snapshot.write(at, text);
+            }
+            let (changeset, digest) = snapshot.named();
+            let root = Root::open(&snapshot.upper).unwrap();
+            assert_eq!(digest_of(&changeset, |path| root.open_file(path)).unwrap(), digest);
+            digest
+        };
+        assert_eq!(names(false), names(true));
+    }
+
+    #[test]
+    fn a_large_changeset_has_the_name_of_a_small_one() {
+        let snapshot = Snapshot::new();
+        snapshot.write("big", &"0123456789abcdef".repeat((ONE_THREAD as usize + 4096) / 16));
+        let (changeset, digest) = snapshot.named();
+        let mut out = vec![];
+        tar_writer::canonical(&changeset, &mut out, &mut |path, _, put| put(&fs::read(path.below(&snapshot.upper)).unwrap())).unwrap();
+        assert_eq!(Digest::of(&out), digest);
+    }
+
+    #[test]
+    fn a_replaced_content_is_in_the_name() {
+        let mut snapshot = Snapshot::new();
+        snapshot.write("etc/passwd", "root");
+        snapshot.stacked();
+        snapshot.write("etc/passwd", "root and a");
+        snapshot.write("etc/group", "x");
+        let mut captured = snapshot.capture(&[]).unwrap();
+        captured.replace_file(&path("etc/group"), b"yy").unwrap();
+        captured.replace_file(&path("etc/passwd"), b"root").unwrap();
+        assert!(captured.replace_file(&path("etc/other"), b"").is_err());
+        let (changeset, _) = captured.name().unwrap();
+        assert_eq!(told(&changeset), ["  /etc", "+ /etc/group"]);
+        assert!(matches!(changeset.changes[&path("etc/group")].now.as_ref().unwrap().node, Node::File { size: 2, digest, .. } if digest == Digest::of("yy")));
+    }
+
+    #[test]
+    fn a_rewritten_shadow_keeps_its_owner_and_mode() {
+        let mut snapshot = Snapshot::new();
+        snapshot.write("etc/shadow", "1");
+        fs::set_permissions(snapshot.upper.join("etc/shadow"), fs::Permissions::from_mode(0o640)).unwrap();
+        let handle = Root::open(&snapshot.upper).unwrap().identity(&path("etc/shadow")).unwrap().unwrap();
+        let (changeset, digest) = snapshot.capture(&[Recorded { handle, uid: Some(0), gid: Some(42), device: None }]).unwrap().name().unwrap();
+        fs::rename(&snapshot.upper, snapshot.temp.path().join(digest.hex())).unwrap();
+        fs::create_dir(&snapshot.upper).unwrap();
+        snapshot.stack.0.push(Layer { digest, changeset: Arc::new(changeset) });
+        snapshot.write("etc/shadow", "2");
+        snapshot.write("etc/shadow-", "1");
+        let (changeset, _) = snapshot.named();
+        for at in ["etc/shadow", "etc/shadow-"] {
+            let entry = changeset.changes[&path(at)].now.as_ref().unwrap();
+            assert_eq!((entry.uid, entry.gid, entry.mode), (0, 42, 0o640), "{at}");
+            assert_eq!(fs::metadata(snapshot.upper.join(at)).unwrap().mode() & 0o7777, 0o640);
+        }
+    }
+
+    #[test]
+    fn a_file_capability_of_a_namespace_becomes_version_2() {
+        let mut value = vec![1, 0, 0, 3];
+        value.extend([7; 16]);
+        value.extend(1000u32.to_le_bytes());
+        let two = version_2(value);
+        assert_eq!((two.len(), two[3], two[0]), (20, 2, 1));
+        assert_eq!(version_2(two.clone()), two);
+    }
+
+    #[test]
+    fn an_origin_that_is_none_is_not_taken_for_one() {
+        for bad in [&b""[..], &[0, 0xfb], &[0, 0xfb, 255, 0, 1, 2], &[0, 0xfb, 3, 0, 1], &[1; 40]] {
+            assert!(origin_identity(bad).is_none());
+        }
+    }
+
+    #[test]
+    fn a_deep_tree_is_captured() {
+        let snapshot = Snapshot::new();
+        let deep = "d/".repeat(1500);
+        fs::create_dir_all(snapshot.upper.join(Path::new(&deep))).unwrap();
+        assert_eq!(snapshot.named().0.changes.len(), 1500);
     }
 }
