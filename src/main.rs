@@ -1,3 +1,6 @@
 //! The `tapeout` binary.
 
-fn main() {}
+fn main() {
+    // A sandbox's init is this same program: before threads, arguments and everything else.
+    tapeout::sandbox::take_over_if_asked();
+}

@@ -1,1 +1,8 @@
 //! Tar streams and compression: reads the hostile, writes the deterministic.
+
+pub mod compress;
+pub mod decompress;
+pub mod pieces;
+pub mod tar_reader;
+pub mod tar_writer;
+pub mod unpack;

@@ -45,7 +45,8 @@ pub struct Graph {
 pub struct Instance {
     /// The rule.
     pub label: Label,
-    /// The values that it sees, its own and its dependencies'; with the label, its identity.
+    /// The values that it sees itself: those that its functions read, and those that they were
+    /// derived from. With the label and `deps`, its identity (what its dependencies see is theirs).
     pub parameters: BTreeMap<Label, Value>,
     /// The image for which this joint point (or what stands only on one) was instantiated.
     pub image: Option<Label>,
@@ -55,6 +56,10 @@ pub struct Instance {
     pub joined: Vec<Id>,
     /// Packages: the sorted union over this rule and its transitive dependencies.
     pub packages: Vec<String>,
+    /// The instance of `//base:build` with this very union: the only one that this rule's snapshot
+    /// holds (those that its dependencies were made on are left out). `None`: it reaches none, and
+    /// its snapshot is the bare builder's. It is one of `deps`; pods have none.
+    pub base_build: Option<Id>,
     /// The folder of its package on disk; `None`: built in.
     pub folder: Option<PathBuf>,
     /// Where it is defined.

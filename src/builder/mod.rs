@@ -1,1 +1,5 @@
-//! Builders: base root filesystems under a tag in the store.
+//! Where rules run: base root filesystems.
+
+pub mod debian;
+pub mod ids;
+pub mod lock_file;

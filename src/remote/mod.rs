@@ -1,1 +1,3 @@
-//! The only sockets to the world, and where being offline is decided.
+//! The only sockets to the world, and where `--offline` is decided.
+
+pub mod http;

@@ -1,0 +1,289 @@
+//! The packages that a mirror offers: `InRelease`, verified, and the `Packages` file that it names.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::str::FromStr;
+
+use debversion::Version;
+use serde::{Deserialize, Serialize};
+
+use super::relation::{Provided, Relation, parse_provides, parse_relations};
+use super::release::Release;
+use super::signature::{Keyring, MAX_RELEASE, signed_text};
+use super::sources::Source;
+use crate::archive::decompress::decompress;
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::remote::http::Http;
+use crate::store::Store;
+
+/// The largest `Packages` file, unpacked.
+const MAX_PACKAGES: u64 = 1 << 30;
+
+/// One index, as the lock pins it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pinned {
+    /// The suite.
+    pub suite: String,
+    /// The component.
+    pub component: String,
+    /// When it was made: `2026-07-11T10:16:37Z`.
+    pub date: String,
+    /// Of the compressed `Packages` file.
+    pub sha256: String,
+    /// Its size.
+    pub size: u64,
+}
+
+/// A package as the index has it.
+#[derive(Debug, Clone)]
+pub struct Package {
+    /// Name.
+    pub name: String,
+    /// Version.
+    pub version: Version,
+    /// `Essential: yes`
+    pub essential: bool,
+    /// `required`, `important`, …
+    pub priority: String,
+    /// `Pre-Depends`, then `Depends`, each a list of alternatives.
+    pub depends: Vec<Vec<Relation>>,
+    /// How many of them are `Pre-Depends`.
+    pub pre_depends: usize,
+    /// `Conflicts` and `Breaks`.
+    pub conflicts: Vec<Relation>,
+    /// `Provides`
+    pub provides: Vec<Provided>,
+    /// Path below the archive.
+    pub filename: String,
+    /// Of the `.deb`.
+    pub digest: Digest,
+    /// Of the `.deb`.
+    pub size: u64,
+    /// Which index it comes from.
+    pub suite: String,
+}
+
+/// All packages, by name; versions in falling order.
+#[derive(Debug, Default)]
+pub struct Index {
+    /// By name.
+    pub packages: BTreeMap<String, Vec<Package>>,
+    /// Who provides a name: packages that have such a version.
+    pub providers: BTreeMap<String, Vec<String>>,
+    /// What it was read from.
+    pub pinned: Vec<Pinned>,
+}
+
+/// What is needed to read an index.
+pub struct Reader<'a> {
+    /// The way to the mirror.
+    pub http: &'a Http,
+    /// Where index files are kept.
+    pub store: &'a Store,
+    /// Keys that we trust.
+    pub keyring: &'a Keyring,
+    /// `amd64`
+    pub architecture: &'a str,
+    /// The time now.
+    pub now: i64,
+}
+
+impl Reader<'_> {
+    /// The index of all these sources as it is now. `seen` are those of the lock, which it may not be older than.
+    pub fn newest(&self, sources: &[Source], seen: &[Pinned]) -> Result<Index> {
+        let mut index = Index::default();
+        for source in sources {
+            let release = self.release(source, seen)?;
+            for component in &source.components {
+                let (pinned, bytes) = self.packages(source, &release, component)?;
+                index.add(&bytes, &source.suite, self.architecture)?;
+                index.pinned.push(pinned);
+            }
+        }
+        index.sort();
+        Ok(index)
+    }
+
+    /// The index that the lock pins: from the store, else from a mirror that still has it by its digest.
+    pub fn pinned(&self, sources: &[Source], pins: &[Pinned]) -> Result<Index> {
+        let mut index = Index::default();
+        for pin in pins {
+            let digest = Digest::from_hex(&pin.sha256)?;
+            if !self.store.has_blob(&digest) {
+                let gone = |e: Error| {
+                    e.why(format!("the lock pins the index of {} that was made at {}", pin.suite, pin.date))
+                        .next("make a new lock with tapeout bootstrap --update")
+                };
+                let source = sources.iter().find(|s| s.suite == pin.suite).ok_or_else(|| gone(Error::failed(format!("no mirror of {} is known", pin.suite))))?;
+                let url = format!("{}/dists/{}/{}/binary-{}/by-hash/SHA256/{}", source.uri, source.suite, pin.component, self.architecture, pin.sha256);
+                self.keep(&url, &digest, pin.size).map_err(gone)?;
+            }
+            index.add(&self.unpacked(&digest)?, &pin.suite, self.architecture)?;
+            index.pinned.push(pin.clone());
+        }
+        index.sort();
+        Ok(index)
+    }
+
+    fn release(&self, source: &Source, seen: &[Pinned]) -> Result<Release> {
+        let url = format!("{}/dists/{}/InRelease", source.uri, source.suite);
+        let file = self.http.get(&url, MAX_RELEASE)?;
+        let text = signed_text(&file, self.keyring, self.now, &crate::remote::http::shown(&url))?;
+        let release = Release::parse(&text)?;
+        let seen = seen.iter().filter(|pin| pin.suite == source.suite).filter_map(|pin| super::release::parse_time(&pin.date)).max();
+        release.check(&source.suite, self.now, seen)?;
+        Ok(release)
+    }
+
+    fn packages(&self, source: &Source, release: &Release, component: &str) -> Result<(Pinned, Vec<u8>)> {
+        let folder = format!("{component}/binary-{}", self.architecture);
+        let found = ["Packages.xz", "Packages.gz", "Packages"].iter().find_map(|name| {
+            let path = format!("{folder}/{name}");
+            release.files.get(&path).map(|(digest, size)| (path, *digest, *size))
+        });
+        let Some((path, digest, size)) = found else {
+            return Err(Error::failed(format!("the mirror has no {folder}/Packages for {}", source.suite)).next("name another mirror with --mirror"));
+        };
+        if !self.store.has_blob(&digest) {
+            let base = format!("{}/dists/{}", source.uri, source.suite);
+            let by_hash = format!("{base}/{folder}/by-hash/SHA256/{}", digest.hex());
+            let plain = format!("{base}/{path}");
+            if !release.by_hash || self.keep(&by_hash, &digest, size).is_err() {
+                self.keep(&plain, &digest, size)?;
+            }
+        }
+        let pinned = Pinned {
+            suite: source.suite.clone(),
+            component: component.into(),
+            date: super::release::shown_time(release.date),
+            sha256: digest.hex(),
+            size,
+        };
+        Ok((pinned, self.unpacked(&digest)?))
+    }
+
+    fn keep(&self, url: &str, digest: &Digest, size: u64) -> Result<()> {
+        let mut blob = self.store.begin()?;
+        self.http.fetch(url, size, &mut blob, &|_| {})?;
+        blob.finish_as(digest).map(drop).map_err(|e| e.context(crate::remote::http::shown(url)))
+    }
+
+    fn unpacked(&self, digest: &Digest) -> Result<Vec<u8>> {
+        let bad = |e| Error::failed(format!("the package index {} can't be read: {e}", digest.short()));
+        let mut bytes = vec![];
+        decompress(self.store.blob(digest)?, MAX_PACKAGES).and_then(|mut r| r.read_to_end(&mut bytes)).map_err(bad)?;
+        Ok(bytes)
+    }
+}
+
+impl Index {
+    /// Adds a `Packages` file.
+    pub fn add(&mut self, bytes: &[u8], suite: &str, architecture: &str) -> Result<()> {
+        let text = std::str::from_utf8(bytes).map_err(|_| Error::failed(format!("the package index of {suite} is not UTF-8")))?;
+        for stanza in text.split("\n\n").map(str::trim).filter(|s| !s.is_empty()) {
+            let package = parse_package(stanza, suite, architecture).map_err(|e| e.context(format!("the package index of {suite}")))?;
+            if let Some(package) = package {
+                self.packages.entry(package.name.clone()).or_default().push(package);
+            }
+        }
+        Ok(())
+    }
+
+    /// Falling versions, one of each; and who provides what.
+    fn sort(&mut self) {
+        for (name, versions) in &mut self.packages {
+            versions.sort_by(|a, b| b.version.cmp(&a.version));
+            versions.dedup_by(|a, b| a.version == b.version);
+            for provided in versions.iter().flat_map(|v| &v.provides) {
+                let providers = self.providers.entry(provided.name.clone()).or_default();
+                if providers.last() != Some(name) {
+                    providers.push(name.clone());
+                }
+            }
+        }
+    }
+
+    /// From stanzas, for tests.
+    #[cfg(test)]
+    pub fn of(text: &str) -> Self {
+        let mut index = Self::default();
+        index.add(text.as_bytes(), "test", "amd64").unwrap();
+        index.sort();
+        index
+    }
+}
+
+/// One stanza; `None`: not for this architecture.
+fn parse_package(stanza: &str, suite: &str, architecture: &str) -> Result<Option<Package>> {
+    let mut fields: BTreeMap<&str, &str> = BTreeMap::new();
+    for line in stanza.lines().filter(|l| !l.starts_with([' ', '\t'])) {
+        let (name, value) = line.split_once(':').ok_or_else(|| Error::failed(format!("not a field: {line:?}")))?;
+        fields.insert(name, value.trim());
+    }
+    let field = |name: &str| fields.get(name).copied().unwrap_or_default();
+    let name = field("Package");
+    let bad = |what: &str| Error::failed(format!("package {name:?} has no good {what}"));
+    if !is_name(name) {
+        return Err(bad("name"));
+    }
+    if ![architecture, "all"].contains(&field("Architecture")) {
+        return Ok(None);
+    }
+    let mut depends = parse_relations(field("Pre-Depends"), architecture)?;
+    let pre_depends = depends.len();
+    depends.extend(parse_relations(field("Depends"), architecture)?);
+    let mut conflicts = parse_relations(field("Conflicts"), architecture)?;
+    conflicts.extend(parse_relations(field("Breaks"), architecture)?);
+    Ok(Some(Package {
+        name: name.into(),
+        version: version(field("Version")).ok_or_else(|| bad("version"))?,
+        essential: field("Essential") == "yes",
+        priority: field("Priority").into(),
+        depends,
+        pre_depends,
+        conflicts: conflicts.into_iter().flatten().collect(),
+        provides: parse_provides(field("Provides"))?,
+        filename: Some(field("Filename")).filter(|f| is_pool_path(f)).ok_or_else(|| bad("file name"))?.into(),
+        digest: Digest::from_hex(field("SHA256")).map_err(|_| bad("digest"))?,
+        size: field("Size").parse().map_err(|_| bad("size"))?,
+        suite: suite.into(),
+    }))
+}
+
+/// A version of Debian's policy, 5.6.12.
+pub fn version(text: &str) -> Option<Version> {
+    let plain = !text.is_empty() && text.len() < 256 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b".+-~:".contains(&b));
+    if plain { Version::from_str(text).ok() } else { None }
+}
+
+/// A package's name (policy 5.6.1).
+pub fn is_name(text: &str) -> bool {
+    text.len() < 128 && text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+-.".contains(&b))
+}
+
+/// A path below the archive that leads nowhere else.
+pub fn is_pool_path(text: &str) -> bool {
+    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-._~/:%@".contains(&b));
+    plain && !text.is_empty() && text.len() < 1024 && !text.starts_with('/') && text.split('/').all(|part| !matches!(part, "" | "." | ".."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stanza_with_what_could_lead_elsewhere_is_refused() {
+        let stanza = |name: &str, file: &str, sha: &str| {
+            format!("Package: {name}\nVersion: 1.0\nArchitecture: amd64\nFilename: {file}\nSize: 3\nSHA256: {sha}\nDescription: x\n more: y\n")
+        };
+        let digest = Digest::of("x").hex();
+        assert!(parse_package(&stanza("a", "pool/a_1.deb", &digest), "s", "amd64").unwrap().is_some());
+        assert!(parse_package(&stanza("a", "pool/a_1.deb", &digest), "s", "arm64").unwrap().is_none());
+        for (name, file, sha) in [("../a", "p", digest.as_str()), ("a", "../p", &digest), ("a", "/p", &digest), ("a", "p//q", &digest), ("a", "p", "abc"), ("-a", "p", &digest), ("a", "p q", &digest)] {
+            assert!(parse_package(&stanza(name, file, sha), "s", "amd64").is_err(), "{name} {file}");
+        }
+    }
+}
