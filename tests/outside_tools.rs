@@ -197,3 +197,32 @@ fn the_pod_answers_with_a_value_that_came_through_redis() {
     ));
     outcome.success().stdout_has("<h1>The shop</h1>").stdout_has("visits: 1").stdout_has("visits: 2");
 }
+
+/// Tests the tests: an image that umoci made runs in the same ways, so a failure above is ours.
+#[test]
+fn an_image_that_umoci_made_runs_under_crun_and_podman_and_buildah() {
+    if !have(&["root", "busybox", "umoci", "crun", "podman", "buildah", "jq"]) {
+        return;
+    }
+    let place = Workspace::tiny_of(crate::common::User::root());
+    let root = crate::common::places::tiny_root().display().to_string();
+    let layout = place.path("stand-in").display().to_string();
+    place.tool("umoci", &["init", "--layout", &layout]).success();
+    place.tool("umoci", &["new", "--image", &format!("{layout}:one")]).success();
+    place.tool("umoci", &["insert", "--image", &format!("{layout}:one"), &root, "/"]).success();
+    place.tool("chmod", &["-R", "a+rX", &layout]).success();
+    assert!(Layout::open(Path::new(&layout)).only().has("bin/busybox"));
+
+    let containers = Containers::new();
+    containers.crun(&layout, "one", &["/bin/echo", "from crun"]).success().stdout_has("from crun");
+    containers
+        .podman(&format!(
+            "podman run --rm --cgroups=disabled --network=none oci:{layout}:one /bin/echo from podman
+             container=$(buildah from oci:{layout}:one)
+             buildah run --isolation chroot $container -- /bin/echo from buildah
+             buildah rm $container >/dev/null"
+        ))
+        .success()
+        .stdout_has("from podman")
+        .stdout_has("from buildah");
+}

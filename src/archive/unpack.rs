@@ -59,13 +59,22 @@ pub struct Owner {
 /// What was created, by its path without links in any part.
 pub type Owners = BTreeMap<RootPath, Owner>;
 
-/// Unpacks a tar stream, compressed or not, and adds what it created to `owners`.
-pub fn unpack(reader: impl Read + Send, into: &Root, options: &Options, owners: &mut Owners) -> Result<()> {
+/// Unpacks a tar stream, compressed or not, and adds what it created to `owners`. `on_path` is told
+/// each entry's path as the archive has it.
+pub fn unpack(reader: impl Read + Send, into: &Root, options: &Options, owners: &mut Owners, on_path: &mut dyn FnMut(&RootPath)) -> Result<()> {
     // Headers and padding come on top of the content.
     let most = options.limits.bytes.saturating_add(options.limits.entries.saturating_mul(4096));
     let plain = decompress(reader, most).map_err(|e| Error::failed(format!("the archive can't be read: {e}")))?;
+    unpack_plain(plain, into, options, owners, on_path)
+}
+
+/// The same of a stream that isn't compressed.
+pub fn unpack_plain(plain: impl Read, into: &Root, options: &Options, owners: &mut Owners, on_path: &mut dyn FnMut(&RootPath)) -> Result<()> {
     let mut unpacker = Unpacker::new(into, options, owners);
-    read_tar(plain, &options.limits, &mut |item, content| unpacker.apply(item, content))
+    read_tar(plain, &options.limits, &mut |item, content| {
+        on_path(&item.path);
+        unpacker.apply(item, content)
+    })
 }
 
 /// Unpacks a zip file.

@@ -71,8 +71,10 @@ impl Renumbering {
 pub fn renumber(before: Accounts, after: Accounts, users: &mut BTreeMap<String, u32>, groups: &mut BTreeMap<String, u32>) -> Result<Renumbering> {
     let (old_users, old_groups) = (numbers(before.passwd), numbers(before.group));
     let (new_users, new_groups) = (numbers(after.passwd), numbers(after.group));
+    // A number that an old name has too can't be told apart from it, and stays.
     let fresh = |old: &BTreeMap<String, u32>, new: &BTreeMap<String, u32>| -> BTreeMap<String, u32> {
-        new.iter().filter(|(name, number)| !old.contains_key(*name) && ALLOCATED.contains(*number)).map(|(n, i)| (n.clone(), *i)).collect()
+        let is_fresh = |name: &String, number: &u32| !old.contains_key(name) && ALLOCATED.contains(number) && !old.values().any(|o| o == number);
+        new.iter().filter(|(name, number)| is_fresh(name, number)).map(|(n, i)| (n.clone(), *i)).collect()
     };
     let (fresh_users, fresh_groups) = (fresh(&old_users, &new_users), fresh(&old_groups, &new_groups));
     let kept = |all: &BTreeMap<String, u32>, fresh: &BTreeMap<String, u32>| -> BTreeSet<u32> {
@@ -162,10 +164,10 @@ mod tests {
     #[test]
     fn a_name_has_one_number_whatever_was_installed_first() {
         let (mut users, mut groups) = (BTreeMap::new(), BTreeMap::new());
-        let one = run("redis:x:100:101::/:/f\n", "redis:x:101:\n", &mut users, &mut groups);
+        let one = run("redis:x:101:101::/:/f\n", "redis:x:101:\n", &mut users, &mut groups);
         let (mut users2, mut groups2) = (BTreeMap::new(), BTreeMap::new());
-        run("messagebus:x:100:101::/:/f\n", "messagebus:x:101:\n_ssh:x:102:\n", &mut users2, &mut groups2);
-        let two = run("messagebus:x:100:101::/:/f\nredis:x:101:103::/:/f\n", "messagebus:x:101:\n_ssh:x:102:\nredis:x:103:\n", &mut users2, &mut groups2);
+        run("messagebus:x:101:101::/:/f\n", "messagebus:x:101:\n_ssh:x:102:\n", &mut users2, &mut groups2);
+        let two = run("messagebus:x:101:101::/:/f\nredis:x:102:103::/:/f\n", "messagebus:x:101:\n_ssh:x:102:\nredis:x:103:\n", &mut users2, &mut groups2);
         assert_eq!(users["redis"], users2["redis"]);
         assert_eq!(users["redis"], groups["redis"]);
         let line = |text: &str, name: &str| text.lines().find(|l| l.starts_with(name)).unwrap().to_string();

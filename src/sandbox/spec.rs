@@ -91,7 +91,7 @@ pub struct Outcome {
 }
 
 /// What was asked for one file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recorded {
     /// Its identity in the upper folder: [`crate::sys::file::handle`].
     pub handle: Vec<u8>,

@@ -44,7 +44,6 @@ impl User {
     }
 
     /// Root, for the few promises that are about it.
-    #[allow(dead_code, reason = "waits for the tests of real root")]
     pub fn root() -> Self {
         Self { uid: 0, gid: 0, name: "root".into() }
     }

@@ -47,8 +47,10 @@ pub struct Package {
     pub essential: bool,
     /// `required`, `important`, …
     pub priority: String,
-    /// `Pre-Depends` and `Depends`, each a list of alternatives.
+    /// `Pre-Depends`, then `Depends`, each a list of alternatives.
     pub depends: Vec<Vec<Relation>>,
+    /// How many of them are `Pre-Depends`.
+    pub pre_depends: usize,
     /// `Conflicts` and `Breaks`.
     pub conflicts: Vec<Relation>,
     /// `Provides`
@@ -180,7 +182,7 @@ impl Index {
     /// Adds a `Packages` file.
     pub fn add(&mut self, bytes: &[u8], suite: &str, architecture: &str) -> Result<()> {
         let text = std::str::from_utf8(bytes).map_err(|_| Error::failed(format!("the package index of {suite} is not UTF-8")))?;
-        for stanza in text.split("\n\n").filter(|s| !s.trim().is_empty()) {
+        for stanza in text.split("\n\n").map(str::trim).filter(|s| !s.is_empty()) {
             let package = parse_package(stanza, suite, architecture).map_err(|e| e.context(format!("the package index of {suite}")))?;
             if let Some(package) = package {
                 self.packages.entry(package.name.clone()).or_default().push(package);
@@ -230,6 +232,7 @@ fn parse_package(stanza: &str, suite: &str, architecture: &str) -> Result<Option
         return Ok(None);
     }
     let mut depends = parse_relations(field("Pre-Depends"), architecture)?;
+    let pre_depends = depends.len();
     depends.extend(parse_relations(field("Depends"), architecture)?);
     let mut conflicts = parse_relations(field("Conflicts"), architecture)?;
     conflicts.extend(parse_relations(field("Breaks"), architecture)?);
@@ -239,6 +242,7 @@ fn parse_package(stanza: &str, suite: &str, architecture: &str) -> Result<Option
         essential: field("Essential") == "yes",
         priority: field("Priority").into(),
         depends,
+        pre_depends,
         conflicts: conflicts.into_iter().flatten().collect(),
         provides: parse_provides(field("Provides"))?,
         filename: Some(field("Filename")).filter(|f| is_pool_path(f)).ok_or_else(|| bad("file name"))?.into(),

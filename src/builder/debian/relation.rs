@@ -134,7 +134,7 @@ fn parse_relation(text: &str, architecture: &str) -> Result<Option<Relation>> {
 fn applies(list: &str, architecture: &str) -> bool {
     let words: Vec<_> = list.split_whitespace().collect();
     let not: Vec<_> = words.iter().filter_map(|w| w.strip_prefix('!')).collect();
-    if not.is_empty() { !not.contains(&architecture) } else { words.contains(&architecture) }
+    if not.is_empty() { words.contains(&architecture) } else { !not.contains(&architecture) }
 }
 
 fn parse_condition(text: &str) -> Option<(Operator, Version)> {

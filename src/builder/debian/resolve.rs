@@ -25,6 +25,8 @@ pub struct Chosen<'a> {
     pub package: &'a Package,
     /// Names, sorted.
     pub depends: BTreeSet<String>,
+    /// Those of them that it needs configured before it is unpacked.
+    pub before: BTreeSet<String>,
 }
 
 /// What debootstrap's minbase variant has: essential and required packages, and apt; and, since our
@@ -80,11 +82,14 @@ fn closure<'a>(index: &Index, wanted: &[Relation], chosen: &BTreeMap<&str, &'a P
         if reached.contains_key(&package.name) {
             continue;
         }
-        let needed: Vec<&Package> = package.depends.iter().filter_map(|group| satisfied_by(index, group, chosen)).filter(|p| p.name != package.name).collect();
-        let depends = needed.iter().map(|p| p.name.clone()).collect();
-        todo.extend(&needed);
+        let needed = |groups: &[Vec<Relation>]| -> Vec<&Package> {
+            groups.iter().filter_map(|group| satisfied_by(index, group, chosen)).filter(|p| p.name != package.name).collect()
+        };
+        let names = |packages: Vec<&Package>| packages.into_iter().map(|p| p.name.clone()).collect();
+        todo.extend(needed(&package.depends));
         if let Some(package) = chosen.get(package.name.as_str()) {
-            reached.insert(package.name.clone(), Chosen { package, depends });
+            let (depends, before) = (names(needed(&package.depends)), names(needed(&package.depends[..package.pre_depends])));
+            reached.insert(package.name.clone(), Chosen { package, depends, before });
         }
     }
     reached

@@ -1,0 +1,82 @@
+//! Packages into the store: several at once, each checked by size and SHA-256.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::sources::Source;
+use crate::builder::lock_file::LockedPackage;
+use crate::error::{Error, Result};
+use crate::remote::http::{Http, shown};
+use crate::store::Store;
+
+/// How many transfers run at once: a mirror's latency counts more than its bandwidth.
+const AT_ONCE: usize = 8;
+
+/// Is told how a bootstrap goes on; the command line shows it.
+pub trait Progress: Sync {
+    /// A phase begins: `download`, `unpack`, `configure`; how many things it works on, and their size.
+    fn phase(&self, name: &str, things: usize, bytes: u64);
+    /// So many bytes more.
+    fn bytes(&self, bytes: u64);
+    /// One thing is done.
+    fn done(&self, name: &str);
+}
+
+/// Shows nothing.
+pub struct Silent;
+
+impl Progress for Silent {
+    fn phase(&self, _: &str, _: usize, _: u64) {}
+    fn bytes(&self, _: u64) {}
+    fn done(&self, _: &str) {}
+}
+
+/// Brings those of the packages that the store doesn't have yet into it.
+pub fn download(packages: &[&LockedPackage], sources: &[Source], http: &Http, store: &Store, progress: &dyn Progress) -> Result<()> {
+    let mut missing: Vec<_> = packages.iter().filter(|p| !store.has_blob(&p.digest)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    // Large ones first, so that none of them is left at the end alone.
+    missing.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.name.cmp(&b.name)));
+    progress.phase("download", missing.len(), missing.iter().map(|p| p.size).sum());
+    let next = AtomicUsize::new(0);
+    let errors = Mutex::new(vec![]);
+    let work = || {
+        while let Some(package) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
+            match fetch(package, sources, http, store, progress) {
+                Ok(()) => progress.done(&package.name),
+                Err(error) => {
+                    next.store(missing.len(), Ordering::Relaxed);
+                    errors.lock().unwrap_or_else(|e| e.into_inner()).push(error.context(format!("package {} {}", package.name, package.version)));
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE.min(missing.len()) {
+            scope.spawn(work);
+        }
+    });
+    Error::all(errors.into_inner().unwrap_or_else(|e| e.into_inner())).map_or(Ok(()), Err)
+}
+
+fn fetch(package: &LockedPackage, sources: &[Source], http: &Http, store: &Store, progress: &dyn Progress) -> Result<()> {
+    // A suite and its updates share a pool, so another source may have it too.
+    let own = sources.iter().filter(|s| s.suite == package.suite);
+    let others = sources.iter().filter(|s| s.suite != package.suite);
+    let mut tried = BTreeSet::new();
+    for source in own.chain(others).filter(|s| tried.insert(s.uri.clone())) {
+        let url = format!("{}/{}", source.uri, package.file);
+        let mut blob = store.begin()?;
+        let Some(size) = http.fetch_if_there(&url, package.size, &mut blob, &|n| progress.bytes(n))? else { continue };
+        if size != package.size {
+            return Err(Error::failed(format!("{} has {size} bytes instead of {}", shown(&url), package.size)));
+        }
+        blob.finish_as(&package.digest).map_err(|e| e.context(shown(&url)).next("the mirror gave something else than its signed index says: name another one with --mirror"))?;
+        return Ok(());
+    }
+    Err(Error::failed(format!("no mirror has {} any more", package.file))
+        .next("name a mirror that keeps old versions with --mirror, or take newer versions with tapeout bootstrap --update"))
+}
