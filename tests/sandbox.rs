@@ -392,7 +392,7 @@ fn folders_of_the_host_are_seen_where_they_are_bound() {
     // A link on the way is refused.
     std::os::unix::fs::symlink("/etc", room.lower().join("link")).unwrap();
     for folder in ["upper", "work"] {
-        std::fs::remove_dir_all(room.temp.path().join(folder)).unwrap();
+        file::remove_tree(&room.temp.path().join(folder)).unwrap();
         std::fs::create_dir(room.temp.path().join(folder)).unwrap();
     }
     room.spec.mounts = vec![bind(&shared, "/link/x", false)];
