@@ -4,6 +4,7 @@
 
 mod common;
 
+mod changesets;
 mod cli;
 mod full_disk;
 mod identities;

@@ -65,6 +65,11 @@ pub fn unpack(reader: impl Read + Send, into: &Root, options: &Options, owners: 
     // Headers and padding come on top of the content.
     let most = options.limits.bytes.saturating_add(options.limits.entries.saturating_mul(4096));
     let plain = decompress(reader, most).map_err(|e| Error::failed(format!("the archive can't be read: {e}")))?;
+    unpack_plain(plain, into, options, owners, on_path)
+}
+
+/// The same of a stream that isn't compressed.
+pub fn unpack_plain(plain: impl Read, into: &Root, options: &Options, owners: &mut Owners, on_path: &mut dyn FnMut(&RootPath)) -> Result<()> {
     let mut unpacker = Unpacker::new(into, options, owners);
     read_tar(plain, &options.limits, &mut |item, content| {
         on_path(&item.path);

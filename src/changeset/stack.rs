@@ -14,6 +14,7 @@ use std::path::Path;
 
 use super::merge::{self, Clash};
 use super::places::{self, Joint};
+use super::diff::set_times;
 use super::{Files, digest_of};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -297,14 +298,7 @@ fn lay_out(changeset: &Changeset, contents: &BTreeMap<RootPath, Vec<u8>>, to: &P
         let dir = root.folder(&path.parent().unwrap_or_default())?;
         file::chmod_at(dir.as_fd(), path.name(), entry.mode)?;
     }
-    let root = Root::open(to)?;
-    for path in changeset.changes.keys().rev() {
-        let dir = root.folder(&path.parent().unwrap_or_default())?;
-        file::set_mtime_at(dir.as_fd(), path.name(), changeset.time)?;
-    }
-    let top = root.folder(&RootPath::root())?;
-    file::chmod_at(top.as_fd(), b".", 0o755)?;
-    file::set_mtime_at(top.as_fd(), b".", changeset.time)
+    set_times(&Root::open(to)?, changeset)
 }
 
 #[cfg(test)]

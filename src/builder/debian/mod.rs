@@ -190,6 +190,19 @@ mod tests {
         let added = archive.extend(&mut longer, &["redis-server".into(), "python3".into(), "openjdk-17-jre-headless".into()]).unwrap();
         took(&format!("extend by {added:?}"));
         assert!(longer.packages.len() > lock.packages.len());
-        std::fs::write(folder.join("digest"), digest.to_string()).unwrap();
+        std::fs::write(folder.join("digest"), digest.hex()).unwrap();
+        longer.write(&folder.join("longer.lock")).unwrap();
+        let union: Vec<_> = longer.packages.values().filter(|p| added.contains(&p.name)).cloned().collect();
+        download::download(&union.iter().collect::<Vec<_>>(), &archive.sources().unwrap(), &http, &store, &download::Silent).unwrap();
+        let script = |steps: Vec<crate::build_file::spec::Step>| -> String {
+            steps.into_iter().map(|step| match step {
+                crate::build_file::spec::Step::Shell(script) => format!("({script})\n"),
+                crate::build_file::spec::Step::Argv(argv) => argv.join(" "),
+            }).collect()
+        };
+        std::fs::write(folder.join("configure.sh"), script(install::configure_steps())).unwrap();
+        std::fs::write(folder.join("install.sh"), script(install::install_steps(&union))).unwrap();
+        let links: String = union.iter().map(|p| format!("{} {}\n", store.blob_path(&p.digest).display(), p.name)).collect();
+        std::fs::write(folder.join("union"), links).unwrap();
     }
 }
