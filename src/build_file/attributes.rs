@@ -88,8 +88,11 @@ pub fn read(kind: &str, label: &Label, values: &BTreeMap<String, Data>) -> (Defi
         needs: vec![],
     };
     match &mut definition.spec {
-        Spec::Tapeout(_) if !values.contains_key("reverse_deps") => definition.reverse_deps.extend(default_joint()),
+        Spec::Tapeout(_) if !values.contains_key("reverse_deps") => definition.reverse_deps.extend(joint("reverse_deps")),
         Spec::Image(image) => {
+            if !definition.deps.iter().any(|edge| edge.label.to_string() == JOINT) {
+                definition.deps.extend(joint("deps"));
+            }
             if let Some(base) = attributes.base() {
                 image.base = Some(0);
                 definition.images.push(base);
@@ -102,9 +105,10 @@ pub fn read(kind: &str, label: &Label, values: &BTreeMap<String, Data>) -> (Defi
     (definition, attributes.faults)
 }
 
-fn default_joint() -> Option<Edge> {
+/// Every image stands on its joint point, and every tapeout rule joins it.
+fn joint(attribute: &'static str) -> Option<Edge> {
     let label = JOINT.parse().ok()?;
-    Some(Edge { attribute: "reverse_deps", label, written: JOINT.to_string(), when: None, parameters: Data::None })
+    Some(Edge { attribute, label, written: JOINT.to_string(), when: None, parameters: Data::None })
 }
 
 /// `:web` as an image's name means `:web/build_image`.

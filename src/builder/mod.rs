@@ -241,6 +241,32 @@ fn unpacked(request: &Request, packages: &[&LockedPackage], part: &Digest, time:
     Ok(digest)
 }
 
+/// What installs a union of packages into a builder: the run for the sandbox, and the packages that it
+/// adds. `None`: all of them are in the builder. The packages are brought into the store first.
+pub fn installation(builder: &Builder, lock: &Lock, union: &[String], archive: &Archive, time: i64, progress: &dyn Progress) -> Result<Option<(Run, Vec<LockedPackage>)>> {
+    let missing = lock.missing(union, &builder.packages)?;
+    if missing.is_empty() {
+        return Ok(None);
+    }
+    if missing.iter().any(|p| !archive.store.has_blob(&p.digest)) {
+        download(&missing.iter().collect::<Vec<_>>(), &archive.sources()?, archive.http, archive.store, progress)?;
+    }
+    let bind = |p: &LockedPackage| Bind { host: archive.store.blob_path(&p.digest), inside: format!("{}/{}.deb", debian::install::DEBS, p.name) };
+    let run = Run {
+        lower: builder.changesets.clone(),
+        steps: debian::install::install_steps(&missing),
+        environment: debian::install::environment(),
+        binds: missing.iter().map(bind).collect(),
+        time,
+    };
+    Ok(Some((run, missing)))
+}
+
+/// On a builder without a lock `packages` is a check: those that aren't installed.
+pub fn not_installed<'a>(builder: &Builder, packages: &'a [String]) -> Vec<&'a String> {
+    packages.iter().filter(|name| !builder.packages.contains_key(*name)).collect()
+}
+
 fn make_rootfs(request: &Request) -> Result<Builder> {
     let store = request.archive.store;
     let scratch = store.scratch()?;
@@ -269,5 +295,24 @@ fn unpack_rootfs(request: &Request, root: &Root, archive: impl Fn() -> Result<Ro
         From::OciArchive(path, tag) => image::from_oci_archive(path, tag.as_deref(), architecture, &archive()?, root),
         From::DockerArchive(path, tag) => image::from_docker_archive(path, tag.as_deref(), &archive()?, root),
         From::Debian(suite) => Err(Error::failed(format!("debian:{suite} is no root filesystem"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_is_read_as_the_design_has_it() {
+        let parse = |text: &str| text.parse::<From>();
+        assert_eq!(parse("debian:bookworm").unwrap(), From::Debian("bookworm".into()));
+        assert_eq!(parse("oci:a/b:v1").unwrap(), From::Layout("a/b".into(), Some("v1".into())));
+        assert_eq!(parse("docker-archive:x.tar:repo/name:1").unwrap(), From::DockerArchive("x.tar".into(), Some("repo/name:1".into())));
+        assert_eq!(parse("tar:a:b.tar").unwrap(), From::Tar("a:b.tar".into()));
+        for bad in ["bookworm", "debian:", "debian:../x", "debian:a b", "ftp:x", "host:x"] {
+            let error = parse(bad).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.next_step().is_some(), "{bad}");
+        }
     }
 }

@@ -20,6 +20,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag};
 
 use super::places;
+use crate::archive::kept::{self, mark};
 use crate::archive::pieces::{PIECE, pieces};
 use crate::archive::tar_writer;
 use crate::digest::{Digest, Hashing};
@@ -266,17 +267,6 @@ impl Facts {
         };
         Self { uid: entry.uid, gid: entry.gid, device }
     }
-}
-
-/// The access time of a file in the kept form: the changeset's time, and nanoseconds that mark the
-/// path. It stays with the file when a rule's overlay copies it up, and when it is then written or
-/// renamed, so that the file can be told again; an unprivileged overlay leaves no other trace of
-/// which file it was. (Overlay's own record, `user.overlay.origin`, is empty without
-/// CAP_DAC_READ_SEARCH on the host: `ovl_can_decode_fh` in fs/overlayfs/util.c.) A file that was
-/// touched has lost the mark, and counts as the one at its path.
-pub fn mark(path: &RootPath, time: i64) -> (i64, i64) {
-    let hash = (path.as_bytes().iter()).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
-    (time, 1 + (hash % 999_999_999) as i64)
 }
 
 /// Joins files with what was recorded for them, or for the file below that they were copied from.
@@ -566,11 +556,7 @@ pub fn set_times(files: &Root, changeset: &Changeset) -> Result<()> {
             Some((folder, fd)) if folder == parent => fd,
             _ => files.folder(&parent)?,
         };
-        if !is_special(&entry.node) {
-            // Where it can't be, a mark lasts until somebody reads the file.
-            let _ = file::keep_access_time_at(dir.as_fd(), path.name());
-        }
-        file::set_times_at(dir.as_fd(), path.name(), mark(path, changeset.time), changeset.time)?;
+        kept::settle(dir.as_fd(), path, &entry.node, changeset.time)?;
         open = Some((parent, dir));
     }
     let root = files.folder(&RootPath::root())?;

@@ -5,8 +5,10 @@ use std::rc::Rc;
 
 use super::load::{Defined, Found, Packages};
 use super::nodes::{Node, NodeId, NodeKey, Trace};
-use super::parameters::{Known, Settings, SettingsId};
+use super::parameters::{Collected, Known, Settings, SettingsId};
 use super::{Answer, Question, Wanted};
+use crate::build_file::attributes;
+use crate::build_file::data::Data;
 use crate::build_file::reference;
 use crate::build_file::spec::{DefinedDependency, Definition, Value};
 use crate::error::{Error, Place, Result};
@@ -85,7 +87,7 @@ pub(super) fn run(question: &Question) -> Result<Answer> {
             let graph = analysis.join(nodes.into_iter().flatten().collect());
             Answer::Graph(graph)
         }
-        Wanted::Definitions => Answer::Definitions(analysis.definitions(question)),
+        Wanted::Definitions => Answer::Definitions(analysis.definitions(question, settings)),
     };
     analysis.errors.take()?;
     Ok(answer)
@@ -170,7 +172,7 @@ impl Analysis {
         None
     }
 
-    fn definitions(&mut self, question: &Question) -> Vec<Definition> {
+    fn definitions(&mut self, question: &Question, settings: SettingsId) -> Vec<Definition> {
         let mut seen = BTreeSet::new();
         let mut made = vec![];
         for text in &question.patterns {
@@ -181,7 +183,26 @@ impl Analysis {
                     continue;
                 }
             };
-            made.extend(defined.iter().filter(|defined| seen.insert(defined.label.clone())).map(|defined| definition(defined)));
+            for defined in defined {
+                if seen.insert(defined.label.clone()) {
+                    made.push(self.definition(&defined, settings));
+                }
+            }
+        }
+        made
+    }
+
+    /// As written; edges that a function gives, as it gives them under these settings.
+    fn definition(&mut self, defined: &Rc<Defined>, settings: SettingsId) -> Definition {
+        let mut made = definition(defined);
+        let edges = ["deps", "reverse_deps", "base", "containers"];
+        if edges.iter().any(|name| matches!(defined.arguments.get(*name), Some(Data::Function(_)))) {
+            let arguments = self.arguments(defined, settings, &mut Collected::default());
+            if let Some(arguments) = arguments {
+                let (read, _) = attributes::read(&defined.kind, &defined.label, &arguments);
+                made.deps = read.deps.iter().chain(&read.images).map(|edge| dependency(edge, &defined.place)).collect();
+                made.reverse_deps = read.reverse_deps.iter().map(|edge| dependency(edge, &defined.place)).collect();
+            }
         }
         made
     }
@@ -203,9 +224,9 @@ fn definition(defined: &Defined) -> Definition {
     }
 }
 
-fn dependency(edge: &crate::build_file::attributes::Edge, place: &Place) -> DefinedDependency {
+fn dependency(edge: &attributes::Edge, place: &Place) -> DefinedDependency {
     let mut parameters = BTreeMap::new();
-    if let crate::build_file::data::Data::Dict(entries) = &edge.parameters {
+    if let Data::Dict(entries) = &edge.parameters {
         for (name, value) in entries {
             if let (Ok(label), Some(value)) = (Label::parse_in(name, edge.label.package()), value.value()) {
                 parameters.insert(label, value);

@@ -21,6 +21,8 @@ struct Context {
     image: Option<NodeId>,
     /// Which nodes join a joint point, in the order in which they were reached.
     joined: BTreeMap<NodeId, Vec<Joining>>,
+    /// Nodes whose reverse edge sets parameters: in this image the node under those stands for them.
+    replaced: BTreeMap<NodeId, NodeId>,
     /// `None`: it is being made.
     made: BTreeMap<NodeId, Option<Made>>,
     stack: Vec<NodeId>,
@@ -116,12 +118,16 @@ impl Joiner<'_> {
             joints.entry(self.analysis.nodes[*node].label.clone()).or_default().push(*node);
         }
         let mut joined: BTreeMap<NodeId, Vec<Joining>> = BTreeMap::new();
+        let mut replaced = BTreeMap::new();
         for node in &reached {
             for edge in 0..self.analysis.nodes[*node].reverse.len() {
                 let reverse = &self.analysis.nodes[*node].reverse[edge];
                 let Some(points) = joints.get(&reverse.joint) else { continue };
                 let (written, parameters) = (reverse.written.clone(), reverse.parameters.clone());
                 let Some(joining) = self.joining(*node, &parameters) else { continue };
+                if joining != *node {
+                    replaced.entry(*node).or_insert(joining);
+                }
                 for point in points {
                     let list = joined.entry(*point).or_default();
                     if !list.iter().any(|known| known.node == joining) {
@@ -130,7 +136,7 @@ impl Joiner<'_> {
                 }
             }
         }
-        Context { image, joined, made: BTreeMap::new(), stack: vec![] }
+        Context { image, joined, replaced, made: BTreeMap::new(), stack: vec![] }
     }
 
     /// The very node that was reached; with parameters on the reverse edge, the same rule below them.
@@ -165,10 +171,12 @@ impl Joiner<'_> {
     }
 
     fn make(&mut self, node: NodeId, context: &mut Context) -> Option<Made> {
-        let ordinary: Vec<NodeId> = self.analysis.nodes[node].deps.iter().map(|edge| edge.to).collect();
+        let written = self.analysis.nodes[node].deps.iter().map(|edge| edge.to);
+        let ordinary: Vec<NodeId> = written.map(|dep| context.replaced.get(&dep).copied().unwrap_or(dep)).collect();
+        let replaces = self.analysis.nodes[node].deps.iter().any(|edge| context.replaced.contains_key(&edge.to));
         let joining: Vec<NodeId> = context.joined.get(&node).map(|list| list.iter().map(|joining| joining.node).collect()).unwrap_or_default();
         let is_joint = !joining.is_empty() || self.analysis.nodes[node].label.to_string() == JOINT;
-        let mut of_context = is_joint;
+        let mut of_context = is_joint || replaces;
         let mut deps = Deps::default();
         let mut whole = true;
         for (position, dep) in ordinary.iter().chain(&joining).enumerate() {
@@ -269,7 +277,7 @@ impl Joiner<'_> {
 
     /// What `//base:build` stands on: what no union changes.
     fn base_deps(&mut self, base: NodeId) -> Option<Deps> {
-        let mut context = Context { image: None, joined: BTreeMap::new(), made: BTreeMap::new(), stack: vec![] };
+        let mut context = Context { image: None, joined: BTreeMap::new(), replaced: BTreeMap::new(), made: BTreeMap::new(), stack: vec![] };
         let below: Vec<NodeId> = self.analysis.nodes[base].deps.iter().map(|edge| edge.to).collect();
         let mut deps = Deps::default();
         for node in below {

@@ -163,15 +163,12 @@ impl Analysis {
         let mut collected = Collected::default();
         let package = self.package(defined.label.package(), None)?;
         let arguments = self.arguments(defined, settings, &mut collected)?;
-        let (mut definition, faults) = attributes::read(&defined.kind, &defined.label, &arguments);
+        let (definition, faults) = attributes::read(&defined.kind, &defined.label, &arguments);
         if !faults.is_empty() {
             faults.iter().for_each(|fault| self.errors.report(fault_error(&package.text, &defined.label, &defined.place, fault)));
             return None;
         }
         let mut whole = self.check_files(defined, package.folder.as_deref(), &definition.needs);
-        if matches!(definition.spec, Spec::Image(_)) && !definition.deps.iter().any(|edge| edge.label.to_string() == attributes::JOINT) {
-            definition.deps.push(implicit_joint()?);
-        }
         let mut trace = Some(Trace::new());
         let mut deps: Vec<NodeEdge> = vec![];
         for edge in &definition.deps {
@@ -238,7 +235,7 @@ impl Analysis {
     }
 
     /// The arguments, each function called.
-    fn arguments(&mut self, defined: &Rc<Defined>, settings: SettingsId, collected: &mut Collected) -> Option<BTreeMap<String, Data>> {
+    pub fn arguments(&mut self, defined: &Rc<Defined>, settings: SettingsId, collected: &mut Collected) -> Option<BTreeMap<String, Data>> {
         let mut made = defined.arguments.clone();
         let mut whole = true;
         for (name, value) in &mut made {
@@ -411,12 +408,6 @@ enum Follow {
 
 fn written(edge: &Edge) -> Written {
     Written { attribute: edge.attribute, literal: edge.written.clone(), is_conditional: edge.when.is_some() }
-}
-
-/// Every image stands on `//base:tapeout`, its joint point.
-fn implicit_joint() -> Option<Edge> {
-    let label = attributes::JOINT.parse().ok()?;
-    Some(Edge { attribute: "deps", label, written: attributes::JOINT.to_string(), when: None, parameters: Data::None })
 }
 
 /// Adds what was looked up below an edge: what the edge itself sets doesn't come from above.
