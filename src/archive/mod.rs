@@ -2,6 +2,8 @@
 
 pub mod compress;
 pub mod decompress;
+pub mod kept;
+pub mod pieces;
 pub mod tar_reader;
 pub mod tar_writer;
 pub mod unpack;

@@ -15,6 +15,7 @@ use std::rc::Rc;
 use nix::sys::stat::SFlag;
 
 use super::decompress::decompress;
+use super::kept;
 use super::tar_reader::{Item, Kind, Limits, read_tar};
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
@@ -442,10 +443,10 @@ fn separate(root: &Root, path: &RootPath, time: i64) -> Result<()> {
     let to = file::create_file_at(dir.as_fd(), path.name(), 0o600)?;
     file::reflink_or_copy(&from, &to).map_err(|e| Error::io("copy", &host, e))?;
     to.set_permissions(mode).map_err(|e| Error::io("fchmod", &host, e))?;
-    file::set_mtime_at(dir.as_fd(), path.name(), time)?;
+    file::set_times_at(dir.as_fd(), path.name(), kept::mark(path, time), time)?;
     if let Some(parent) = path.parent().filter(|p| !p.is_root()) {
         let above = root.folder(&parent.parent().unwrap_or_default())?;
-        file::set_mtime_at(above.as_fd(), parent.name(), time)?;
+        file::set_times_at(above.as_fd(), parent.name(), kept::mark(&parent, time), time)?;
     }
     Ok(())
 }
@@ -471,7 +472,7 @@ impl Walk<'_> {
                 xattrs: owner.map(|o| o.xattrs.clone()).unwrap_or_default(),
                 node: node(dir, &name, &stat, owner)?,
             };
-            let mode = entry.mode;
+            let (mode, node) = (entry.mode, entry.node.clone());
             let is_folder = entry.is_folder();
             if stat.st_nlink > 1 && matches!(entry.node, Node::File { .. }) {
                 self.linked.entry((stat.st_dev, stat.st_ino)).or_default().push(path.clone());
@@ -484,7 +485,7 @@ impl Walk<'_> {
                     file::chmod_at(dir, &name, mode)?;
                 }
             }
-            file::set_mtime_at(dir, &name, self.time)?;
+            kept::settle(dir, &path, &node, self.time)?;
         }
         Ok(())
     }

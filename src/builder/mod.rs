@@ -43,6 +43,20 @@ pub enum From {
     DockerArchive(PathBuf, Option<String>),
 }
 
+impl From {
+    /// Relative paths start in this folder.
+    pub fn in_folder(self, folder: &Path) -> Self {
+        match self {
+            Self::Debian(suite) => Self::Debian(suite),
+            Self::Tar(path) => Self::Tar(folder.join(path)),
+            Self::Folder(path) => Self::Folder(folder.join(path)),
+            Self::Layout(path, tag) => Self::Layout(folder.join(path), tag),
+            Self::OciArchive(path, tag) => Self::OciArchive(folder.join(path), tag),
+            Self::DockerArchive(path, tag) => Self::DockerArchive(folder.join(path), tag),
+        }
+    }
+}
+
 impl std::str::FromStr for From {
     type Err = Error;
 
@@ -173,7 +187,7 @@ fn make_debian(request: &Request, configure: &dyn Configure) -> Result<Builder> 
     let lock = ensure_lock(request)?;
     let packages: Vec<&LockedPackage> = lock.builder_packages(request.packages)?.into_values().collect();
     let time = request.epoch.or_else(|| lock.date()).unwrap_or(EPOCH);
-    let part = part_of_lock(&lock, &packages);
+    let part = part_of_lock(&lock, &packages, time);
     if packages.iter().any(|p| !archive.store.has_blob(&p.digest)) {
         download(&packages, &archive.sources()?, archive.http, archive.store, request.progress)?;
     }
@@ -192,9 +206,23 @@ fn make_debian(request: &Request, configure: &dyn Configure) -> Result<Builder> 
 }
 
 /// Names the packages of a builder, and with them all that its bytes depend on.
-fn part_of_lock(lock: &Lock, packages: &[&LockedPackage]) -> Digest {
+fn part_of_lock(lock: &Lock, packages: &[&LockedPackage], time: i64) -> Digest {
     let lines: Vec<String> = packages.iter().map(|p| format!("{} {} {}\n", p.name, p.version, p.digest)).collect();
-    Digest::of(format!("tapeout builder 1\n{}\n{}", lock.architecture, lines.concat()))
+    Digest::of(format!("tapeout builder 1\n{}\n{time}\n{}", lock.architecture, lines.concat()))
+}
+
+/// The builder that the store has under the tag, if it is what would be made now. One from files is
+/// taken as it was made: what it came from may have gone.
+pub fn current(request: &Request, lock: Option<&Lock>, time: i64) -> Result<Option<Builder>> {
+    let Some(kept) = request.archive.store.builder(request.tag)? else { return Ok(None) };
+    let part = match lock {
+        None => None,
+        Some(lock) => {
+            let packages: Vec<&LockedPackage> = lock.builder_packages(request.packages)?.into_values().collect();
+            Some(part_of_lock(lock, &packages, time))
+        }
+    };
+    Ok((kept.from == request.written && kept.lock == part).then_some(kept))
 }
 
 /// The unpacked base system: from the store, where the same packages were unpacked before.

@@ -4,41 +4,31 @@
 //! process of the sandbox is dead:
 //! 1. **walk**: each file becomes an entry, with the owner that was recorded for it, or that the
 //!    file below has from which it was copied up; whiteouts become removals;
-//! 2. **compare**: what equals the snapshot below is dropped, from the changeset and the folder;
+//! 2. **compare**: a folder that hides what was below lists what is gone; what equals the snapshot
+//!    below is dropped, from the changeset and the folder;
 //! 3. **normalise**: the folder gets the kept form (see the module above);
 //! 4. **name**: each content is read once, for its own digest and the canonical stream's.
 //!
 //! After a kill there is nothing but a scratch folder that nobody names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag};
 
-use super::{Files, places};
+use super::places;
+use crate::archive::kept::{self, mark};
+use crate::archive::pieces::{PIECE, pieces};
 use crate::archive::tar_writer;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
+use crate::sandbox::Recorded;
 use crate::sys::file;
 use crate::sys::root::Root;
 use crate::tree::{Change, Changeset, Entry, Node, RootPath, Stack};
-
-/// What the sandbox's init recorded for one file.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Recorded {
-    /// The identity of the file, as `sys::file::handle` gives it.
-    pub handle: Vec<u8>,
-    /// The owner it was given.
-    pub uid: Option<u32>,
-    /// The group it was given.
-    pub gid: Option<u32>,
-    /// It is a device: character or block, major, minor.
-    pub device: Option<(bool, u32, u32)>,
-}
 
 /// How to capture.
 #[derive(Debug, Clone, Default)]
@@ -47,10 +37,6 @@ pub struct Options {
     pub time: i64,
     /// Owner and group of a new file for which nothing was recorded.
     pub owner: (u32, u32),
-    /// New numbers for user IDs that the rule allocated.
-    pub uids: BTreeMap<u32, u32>,
-    /// New numbers for group IDs that the rule allocated.
-    pub gids: BTreeMap<u32, u32>,
 }
 
 /// A changeset that has no name yet.
@@ -63,12 +49,11 @@ pub struct Captured {
     hashed: BTreeMap<RootPath, Digest>,
 }
 
-/// Takes the difference that `upper` makes to the stack below it. `files` gives the kept files of
-/// the changesets in the stack, `recorded` is what the sandbox's init recorded.
-pub fn capture(upper: &Root, below: &Stack, files: &Files, recorded: &[Recorded], options: &Options) -> Result<Captured> {
-    let recorded = recorded.iter().map(|r| (r.handle.as_slice(), r)).collect();
+/// Takes the difference that `upper` makes to the stack below it. `recorded` is what the sandbox's
+/// init recorded.
+pub fn capture(upper: &Root, below: &Stack, recorded: &[Recorded], options: &Options) -> Result<Captured> {
     let mut walk = Walk {
-        owners: Owners { below, files, recorded, options, foreign: None, roots: BTreeMap::new() },
+        owners: Owners::new(below, recorded, options.owner),
         upper,
         found: BTreeMap::new(),
         inodes: BTreeMap::new(),
@@ -77,10 +62,11 @@ pub fn capture(upper: &Root, below: &Stack, files: &Files, recorded: &[Recorded]
     walk.all()?;
     let Walk { found: changes, inodes, opaque, .. } = walk;
     let mut captured = Captured { upper: upper.clone(), below: below.clone(), time: options.time, changes, hashed: BTreeMap::new() };
-    captured.drop_unchanged()?;
+    // Before anything is dropped: what is the same as below is not gone.
     for folder in &opaque {
         captured.expand(folder)?;
     }
+    captured.drop_unchanged()?;
     captured.separate_links(inodes)?;
     Ok(captured)
 }
@@ -163,7 +149,7 @@ impl Walk<'_> {
             },
             _ => return Err(Error::failed(format!("a kind of file that is not known: {path}"))),
         };
-        let facts = self.owners.of(dir, name, path, &node, attributes.origin.as_deref())?;
+        let facts = self.owners.of(dir, name, path, &node, stat, attributes.copied_up)?;
         if let Some((character, major, minor)) = facts.device {
             node = Node::Device { character, major, minor };
         }
@@ -209,10 +195,11 @@ fn is_whiteout(stat: &FileStat) -> bool {
 struct Attributes {
     kept: BTreeMap<Vec<u8>, Vec<u8>>,
     opaque: bool,
-    /// The identity of the file below from which it was copied up.
-    origin: Option<Vec<u8>>,
+    /// It was copied up from a file below.
+    copied_up: bool,
 }
 
+const ORIGIN: &[u8] = b"user.overlay.origin";
 const CAPABILITY: &[u8] = b"security.capability";
 const OVERLAY: &[u8] = b"user.overlay.";
 /// What overlay makes of an attribute `user.overlay.…` that a rule sets itself.
@@ -231,7 +218,7 @@ impl Attributes {
             }
             match attribute.as_slice() {
                 b"user.overlay.opaque" => found.opaque = value()? == b"y",
-                b"user.overlay.origin" => found.origin = origin_identity(&value()?),
+                ORIGIN => found.copied_up = true,
                 CAPABILITY => drop(found.kept.insert(attribute.clone(), version_2(value()?))),
                 other if other.starts_with(OVERLAY) => {}
                 other if other.starts_with(b"user.") => drop(found.kept.insert(attribute.clone(), value()?)),
@@ -252,15 +239,6 @@ fn forget_overlay(dir: BorrowedFd, name: &[u8]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// `struct ovl_fb` of fs/overlayfs/overlayfs.h: version, magic, length, flags, type, 16 bytes of
-/// UUID, then the handle. As `sys::file::handle` has it: four bytes of type, then the handle.
-fn origin_identity(value: &[u8]) -> Option<Vec<u8>> {
-    const MAGIC: u8 = 0xfb;
-    let [0, MAGIC, length, _, kind, rest @ ..] = value else { return None };
-    let handle = rest.get(16..usize::from(*length).checked_sub(5)?)?;
-    Some([&i32::from(*kind).to_le_bytes(), handle].concat())
 }
 
 /// File capabilities as version 2. Version 3 also says for which user namespace they hold:
@@ -294,94 +272,86 @@ impl Facts {
 /// Joins files with what was recorded for them, or for the file below that they were copied from.
 struct Owners<'a> {
     below: &'a Stack,
-    files: &'a Files<'a>,
     recorded: BTreeMap<&'a [u8], &'a Recorded>,
-    options: &'a Options,
-    /// By identity: the files below that are not root's, or devices. Made when first needed.
-    foreign: Option<BTreeMap<Vec<u8>, Facts>>,
-    roots: BTreeMap<Digest, Root>,
+    owner: (u32, u32),
+    /// The times of all changesets below.
+    times: BTreeSet<i64>,
+    /// By mark: the files below that are not root's, or devices. Made when first needed.
+    foreign: Option<BTreeMap<(i64, i64), Vec<&'a Entry>>>,
 }
 
-impl Owners<'_> {
-    fn of(&mut self, dir: BorrowedFd, name: &[u8], path: &RootPath, node: &Node, origin: Option<&[u8]>) -> Result<Facts> {
-        let inherited = match origin {
-            Some(origin) => Some(self.inherited(path, origin)?),
-            None => self.same_special(path, node),
-        };
-        let options = self.options;
-        let mut facts = inherited.unwrap_or(Facts { uid: options.owner.0, gid: options.owner.1, device: None });
-        let mut set = (inherited.is_none(), inherited.is_none());
+impl<'a> Owners<'a> {
+    fn new(below: &'a Stack, recorded: &'a [Recorded], owner: (u32, u32)) -> Self {
+        let recorded = recorded.iter().map(|r| (r.handle.as_slice(), r)).collect();
+        let times = below.0.iter().map(|layer| layer.changeset.time).collect();
+        Self { below, recorded, owner, times, foreign: None }
+    }
+
+    fn of(&mut self, dir: BorrowedFd, name: &[u8], path: &RootPath, node: &Node, stat: &FileStat, copied_up: bool) -> Result<Facts> {
+        let (uid, gid) = self.owner;
+        let mut facts = self.inherited(path, node, (stat.st_atime, stat.st_atime_nsec), copied_up).unwrap_or(Facts { uid, gid, device: None });
         if !self.recorded.is_empty() {
             let fd = file::open_at(dir, name, OFlag::O_PATH)?;
             if let Some(recorded) = self.recorded.get(file::handle(fd.as_fd())?.as_slice()) {
-                set = (set.0 || recorded.uid.is_some(), set.1 || recorded.gid.is_some());
                 facts.uid = recorded.uid.unwrap_or(facts.uid);
                 facts.gid = recorded.gid.unwrap_or(facts.gid);
                 facts.device = recorded.device.or(facts.device);
             }
         }
-        // Only numbers that this rule gave are new ones; what it inherited had its number before.
-        if set.0 {
-            facts.uid = *options.uids.get(&facts.uid).unwrap_or(&facts.uid);
-        }
-        if set.1 {
-            facts.gid = *options.gids.get(&facts.gid).unwrap_or(&facts.gid);
-        }
-        if !matches!(node, Node::File { .. }) {
-            facts.device = facts.device.filter(|_| matches!(node, Node::Device { .. }));
+        if !matches!(node, Node::File { .. } | Node::Device { .. }) {
+            facts.device = None;
         }
         Ok(facts)
     }
 
-    /// What the stack has for the file with this identity: looked for at the same path first, then
-    /// (it was renamed) among all files that are not plainly root's.
-    fn inherited(&mut self, path: &RootPath, origin: &[u8]) -> Result<Facts> {
-        if let Some((entry, layer)) = self.below.get(path)
-            && self.identity(&layer.digest, path)?.is_some_and(|identity| identity == origin)
+    /// What is known of the file below that this one was copied up from; `None`: it is a new one.
+    fn inherited(&mut self, path: &RootPath, node: &Node, access: (i64, i64), copied_up: bool) -> Option<Facts> {
+        let here = self.below.get(path).filter(|(entry, _)| may_become(&entry.node, node));
+        if let Some((entry, layer)) = here
+            && access == mark(path, layer.changeset.time)
         {
-            return Ok(Facts::of(entry));
+            return Some(Facts::of(entry));
         }
-        let foreign = match self.foreign.take() {
-            Some(foreign) => foreign,
-            None => self.all_foreign()?,
-        };
-        let facts = foreign.get(origin).copied().unwrap_or(Facts { uid: 0, gid: 0, device: None });
-        self.foreign = Some(foreign);
-        Ok(facts)
-    }
-
-    fn all_foreign(&mut self) -> Result<BTreeMap<Vec<u8>, Facts>> {
-        let mut foreign = BTreeMap::new();
-        for layer in &self.below.0 {
-            for (path, change) in &layer.changeset.changes {
-                let Some(entry) = &change.now else { continue };
-                let facts = Facts::of(entry);
-                if (facts.uid, facts.gid, facts.device) == (0, 0, None) {
-                    continue;
-                }
-                if let Some(identity) = self.identity(&layer.digest, path)? {
-                    foreign.insert(identity, facts);
-                }
-            }
-        }
-        Ok(foreign)
-    }
-
-    fn identity(&mut self, changeset: &Digest, path: &RootPath) -> Result<Option<Vec<u8>>> {
-        let root = match self.roots.get(changeset) {
-            Some(root) => root,
-            None => self.roots.entry(*changeset).or_insert((self.files)(changeset)?),
-        };
-        root.identity(path)
-    }
-
-    /// Links, pipes and sockets can't hold the attribute that says what they were copied from: one
-    /// that is the same as below is taken for that one.
-    fn same_special(&self, path: &RootPath, node: &Node) -> Option<Facts> {
-        if !matches!(node, Node::Link { .. } | Node::Fifo | Node::Socket) {
+        // Links, pipes and sockets can't hold the attribute that says that they were copied up.
+        let special = is_special(node);
+        if !copied_up && !special {
             return None;
         }
-        self.below.get(path).filter(|(entry, _)| entry.node == *node).map(|(entry, _)| Facts::of(entry))
+        let roots = (!special).then_some(Facts { uid: 0, gid: 0, device: None });
+        if access.1 != 0 && self.times.contains(&access.0) {
+            let from = self.foreign().get(&access).and_then(|all| all.iter().find(|entry| may_become(&entry.node, node)));
+            return from.map(|entry| Facts::of(entry)).or(roots);
+        }
+        here.map(|(entry, _)| Facts::of(entry)).or(roots)
+    }
+
+    fn foreign(&mut self) -> &BTreeMap<(i64, i64), Vec<&'a Entry>> {
+        let below = self.below;
+        self.foreign.get_or_insert_with(|| {
+            let mut foreign: BTreeMap<_, Vec<_>> = BTreeMap::new();
+            for layer in &below.0 {
+                for (path, change) in &layer.changeset.changes {
+                    let Some(entry) = &change.now else { continue };
+                    if (entry.uid, entry.gid) != (0, 0) || matches!(entry.node, Node::Device { .. }) {
+                        foreign.entry(mark(path, layer.changeset.time)).or_default().push(entry);
+                    }
+                }
+            }
+            foreign
+        })
+    }
+}
+
+fn is_special(node: &Node) -> bool {
+    matches!(node, Node::Link { .. } | Node::Fifo | Node::Socket)
+}
+
+/// Can a file of the first kind have become one of the second by being changed in place?
+fn may_become(was: &Node, now: &Node) -> bool {
+    match (was, now) {
+        (Node::File { .. } | Node::Device { .. }, Node::File { .. } | Node::Device { .. }) => true,
+        (Node::Folder, Node::Folder) => true,
+        _ => is_special(was) && was == now,
     }
 }
 
@@ -396,6 +366,15 @@ impl Captured {
         match self.changes.get(path).and_then(|c| c.now.as_ref()) {
             Some(Entry { node: Node::File { .. }, .. }) => self.upper.open_file(path).map(Some),
             _ => Ok(None),
+        }
+    }
+
+    /// Gives users and groups that the rule made other numbers. Numbers that the snapshot below
+    /// knew must not be among them.
+    pub fn renumber(&mut self, uids: &BTreeMap<u32, u32>, gids: &BTreeMap<u32, u32>) {
+        for entry in self.changes.values_mut().filter_map(|change| change.now.as_mut()) {
+            entry.uid = *uids.get(&entry.uid).unwrap_or(&entry.uid);
+            entry.gid = *gids.get(&entry.gid).unwrap_or(&entry.gid);
         }
     }
 
@@ -532,28 +511,24 @@ impl Captured {
         Ok(())
     }
 
-    /// Sets all times, the deepest first, so that no later change moves them.
-    fn set_times(&self) -> Result<()> {
-        let mut open: Option<(RootPath, OwnedFd)> = None;
-        for path in self.changes.iter().rev().filter(|(_, c)| c.now.is_some()).map(|(path, _)| path) {
-            let parent = path.parent().unwrap_or_default();
-            let dir = match open.take() {
-                Some((folder, fd)) if folder == parent => fd,
-                _ => self.upper.folder(&parent)?,
-            };
-            file::set_mtime_at(dir.as_fd(), path.name(), self.time)?;
-            open = Some((parent, dir));
+    /// Marks folders that hold whiteouts. A folder that lies in one layer alone is listed as it is,
+    /// whiteouts and all, unless it has an origin; an empty one means that it isn't known
+    /// (`ovl_path_check_origin_xattr` in fs/overlayfs/inode.c).
+    fn mark_whiteouts(&self) -> Result<()> {
+        let removed = self.changes.iter().filter(|(_, change)| change.now.is_none());
+        let folders: BTreeSet<RootPath> = removed.filter_map(|(path, _)| path.parent()).filter(|folder| !folder.is_root()).collect();
+        for folder in folders {
+            let dir = self.upper.folder(&folder.parent().unwrap_or_default())?;
+            file::set_xattr(dir.as_fd(), folder.name(), ORIGIN, b"")?;
         }
-        let root = self.upper.folder(&RootPath::root())?;
-        file::chmod_at(root.as_fd(), b".", 0o755)?;
-        file::set_mtime_at(root.as_fd(), b".", self.time)
+        Ok(())
     }
 
     /// Brings the folder into the kept form, reads each content once, and names the changeset.
     /// The folder is then ready for `Store::keep_changeset`.
     pub fn name(mut self) -> Result<(Changeset, Digest)> {
         self.prune()?;
-        self.set_times()?;
+        self.mark_whiteouts()?;
         let mut changeset = Changeset { time: self.time, changes: std::mem::take(&mut self.changes) };
         let hashed = &mut self.hashed;
         let upper = &self.upper;
@@ -565,8 +540,28 @@ impl Captured {
         };
         let name = stream_digest(&changeset, &mut give)?;
         fill_in(&mut changeset, &self.hashed)?;
+        set_times(&self.upper, &changeset)?;
         Ok((changeset, name))
     }
+}
+
+/// Gives the kept form its times, the deepest first, so that no later change moves them. After this
+/// nothing in it may be touched; reading is harmless.
+pub fn set_times(files: &Root, changeset: &Changeset) -> Result<()> {
+    let mut open: Option<(RootPath, OwnedFd)> = None;
+    for (path, change) in changeset.changes.iter().rev() {
+        let Some(entry) = &change.now else { continue };
+        let parent = path.parent().unwrap_or_default();
+        let dir = match open.take() {
+            Some((folder, fd)) if folder == parent => fd,
+            _ => files.folder(&parent)?,
+        };
+        kept::settle(dir.as_fd(), path, &entry.node, changeset.time)?;
+        open = Some((parent, dir));
+    }
+    let root = files.folder(&RootPath::root())?;
+    file::chmod_at(root.as_fd(), b".", 0o755)?;
+    file::set_mtime_at(root.as_fd(), b".", changeset.time)
 }
 
 /// Gives a new copy its mode and attributes.
@@ -608,8 +603,6 @@ fn hash(mut file: File, path: &RootPath, buffer: &mut Vec<u8>, put: &mut dyn FnM
     }
 }
 
-const PIECE: usize = 256 << 10;
-
 /// Names a changeset whose entries are all known: reads each content once for the canonical
 /// stream. A content of another size than its entry says is an error.
 pub fn digest_of(changeset: &Changeset, mut open: impl FnMut(&RootPath) -> Result<File>) -> Result<Digest> {
@@ -642,56 +635,333 @@ pub fn stream_digest(changeset: &Changeset, give: &mut tar_writer::Give) -> Resu
         return Ok(tar_writer::canonical(changeset, Hashing::new(io::sink()), give)?.finish().1);
     }
     std::thread::scope(|scope| {
-        let (pieces, queue) = sync_channel::<Vec<u8>>(4);
-        let (returns, spare) = sync_channel::<Vec<u8>>(6);
-        let hashed = scope.spawn(move || hash_pieces(&queue, &returns));
-        let sender = tar_writer::canonical(changeset, Pieces { piece: Vec::with_capacity(PIECE), pieces, spare }, give)?;
-        sender.end()?;
+        let (writer, reader) = pieces(4);
+        let hashed = scope.spawn(move || {
+            let mut hashing = Hashing::new(io::sink());
+            while let Some(piece) = reader.next() {
+                // A sink takes everything.
+                let _ = hashing.write_all(&piece);
+                reader.done(piece);
+            }
+            hashing.finish().1
+        });
+        tar_writer::canonical(changeset, writer, give)?.end().map_err(|e| Error::io("hash", "changeset", e))?;
         hashed.join().map_err(|_| Error::failed("the hashing thread ended early"))
     })
 }
 
-fn hash_pieces(queue: &Receiver<Vec<u8>>, returns: &SyncSender<Vec<u8>>) -> Digest {
-    let mut hashing = Hashing::new(io::sink());
-    while let Ok(mut piece) = queue.recv() {
-        // A sink takes everything.
-        let _ = hashing.write_all(&piece);
-        piece.clear();
-        let _ = returns.try_send(piece);
-    }
-    hashing.finish().1
-}
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::path::PathBuf;
+    use std::sync::Arc;
+    use std::{fs, path::Path};
 
-/// Hands what is written to another thread, in pieces.
-struct Pieces {
-    piece: Vec<u8>,
-    pieces: SyncSender<Vec<u8>>,
-    spare: Receiver<Vec<u8>>,
-}
+    use super::*;
+    use crate::tree::Layer;
 
-impl Pieces {
-    fn send(&mut self) -> io::Result<()> {
-        let next = self.spare.try_recv().unwrap_or_else(|_| Vec::with_capacity(PIECE));
-        let full = std::mem::replace(&mut self.piece, next);
-        self.pieces.send(full).map_err(|_| io::Error::other("the hashing thread ended early"))
+    fn path(text: impl AsRef<[u8]>) -> RootPath {
+        RootPath::new(text).unwrap()
     }
 
-    fn end(mut self) -> Result<()> {
-        self.send().map_err(|e| Error::io("hash", "changeset", e))
+    /// Layers in folders of their own, and an upper folder.
+    struct Snapshot {
+        temp: tempfile::TempDir,
+        stack: Stack,
+        upper: PathBuf,
     }
-}
 
-impl Write for Pieces {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.piece.len() >= PIECE {
-            self.send()?;
+    impl Snapshot {
+        fn new() -> Self {
+            let temp = tempfile::tempdir().unwrap();
+            let upper = temp.path().join("upper");
+            fs::create_dir(&upper).unwrap();
+            Self { temp, stack: Stack::default(), upper }
         }
-        let n = bytes.len().min(PIECE - self.piece.len());
-        self.piece.extend_from_slice(&bytes[..n]);
-        Ok(n)
+
+        fn files(&self, digest: &Digest) -> Result<Root> {
+            Root::open(&self.temp.path().join(digest.hex()))
+        }
+
+        fn capture(&self, recorded: &[Recorded]) -> Result<Captured> {
+            let options = Options { time: 7, owner: (0, 0) };
+            capture(&Root::open(&self.upper)?, &self.stack, recorded, &options)
+        }
+
+        fn named(&self) -> (Changeset, Digest) {
+            self.capture(&[]).unwrap().name().unwrap()
+        }
+
+        /// Captures, and puts the changeset on the stack.
+        fn stacked(&mut self) -> Changeset {
+            let (changeset, digest) = self.named();
+            fs::rename(&self.upper, self.temp.path().join(digest.hex())).unwrap();
+            fs::create_dir(&self.upper).unwrap();
+            self.stack.0.push(Layer { digest, changeset: Arc::new(changeset.clone()) });
+            changeset
+        }
+
+        fn write(&self, at: &str, text: &str) {
+            let at = self.upper.join(at);
+            fs::create_dir_all(at.parent().unwrap()).unwrap();
+            fs::write(at, text).unwrap();
+        }
+
+        fn whiteout(&self, at: &str) {
+            fs::create_dir_all(self.upper.join(at).parent().unwrap()).unwrap();
+            file::mknod_at(Root::open(&self.upper).unwrap().as_fd(), at.as_bytes(), SFlag::S_IFCHR, 0, 0).unwrap();
+        }
+
+        fn attribute(&self, at: &str, name: &str, value: &[u8]) {
+            file::set_xattr(File::open(&self.upper).unwrap().as_fd(), at.as_bytes(), name.as_bytes(), value).unwrap();
+        }
+
+        fn identity(&self, at: &str) -> Vec<u8> {
+            let dir = Root::open(&self.upper).unwrap().folder(&path(at).parent().unwrap()).unwrap();
+            file::handle(file::open_at(dir.as_fd(), path(at).name(), OFlag::O_PATH).unwrap().as_fd()).unwrap()
+        }
+
+        /// What overlay leaves on a file that it copied up: a mark that it did, and the times.
+        fn copied_up(&self, at: &str, from: &str) {
+            let (_, layer) = self.stack.get(&path(from)).unwrap();
+            let stat = self.files(&layer.digest).unwrap().stat(&path(from)).unwrap().unwrap();
+            self.attribute(at, "user.overlay.origin", b"");
+            file::set_times_at(File::open(&self.upper).unwrap().as_fd(), at.as_bytes(), (stat.st_atime, stat.st_atime_nsec), 1).unwrap();
+        }
+
+        /// Captures with records, and puts the changeset on the stack.
+        fn stacked_with(&mut self, recorded: &[Recorded]) {
+            let (changeset, digest) = self.capture(recorded).unwrap().name().unwrap();
+            fs::rename(&self.upper, self.temp.path().join(digest.hex())).unwrap();
+            fs::create_dir(&self.upper).unwrap();
+            self.stack.0.push(Layer { digest, changeset: Arc::new(changeset) });
+        }
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+    fn told(changeset: &Changeset) -> Vec<String> {
+        let tell = |(path, change): (&RootPath, &Change)| match &change.now {
+            None => format!("- {path}"),
+            Some(_) if change.passed_through() => format!("  {path}"),
+            Some(_) if change.was.is_none() => format!("+ {path}"),
+            Some(_) => format!("~ {path}"),
+        };
+        changeset.changes.iter().map(tell).collect()
+    }
+
+    fn owner(changeset: &Changeset, at: &str) -> (u32, u32) {
+        let entry = changeset.changes[&path(at)].now.as_ref().unwrap();
+        (entry.uid, entry.gid)
+    }
+
+    #[test]
+    fn what_is_new_changed_and_removed_is_told_apart() {
+        let mut snapshot = Snapshot::new();
+        snapshot.write("etc/a", "1");
+        snapshot.write("etc/b", "1");
+        snapshot.write("usr/bin/x", "1");
+        assert_eq!(told(&snapshot.stacked()), ["+ /etc", "+ /etc/a", "+ /etc/b", "+ /usr", "+ /usr/bin", "+ /usr/bin/x"]);
+        snapshot.write("etc/a", "2");
+        snapshot.write("etc/c", "1");
+        snapshot.whiteout("etc/b");
+        snapshot.whiteout("etc/never-there");
+        let changeset = snapshot.stacked();
+        assert_eq!(told(&changeset), ["  /etc", "~ /etc/a", "- /etc/b", "+ /etc/c"]);
+        let seen: Vec<_> = snapshot.stack.below(&RootPath::root()).keys().map(|p| p.to_string()).collect();
+        assert_eq!(seen, ["/etc", "/etc/a", "/etc/c", "/usr", "/usr/bin", "/usr/bin/x"]);
+    }
+
+    #[test]
+    fn what_equals_the_snapshot_is_not_in_it() {
+        let mut snapshot = Snapshot::new();
+        snapshot.write("a/b/c", "1");
+        snapshot.write("a/d", "12");
+        symlink("c", snapshot.upper.join("a/b/l")).unwrap();
+        snapshot.stacked();
+        snapshot.write("a/b/c", "1");
+        snapshot.write("a/d", "21");
+        symlink("c", snapshot.upper.join("a/b/l")).unwrap();
+        assert_eq!(told(&snapshot.stacked()), ["  /a", "~ /a/d"]);
+        assert!(!snapshot.temp.path().join(snapshot.stack.0[1].digest.hex()).join("a/b").exists(), "nor in its files");
+        snapshot.write("a/d", "21");
+        assert!(snapshot.named().0.changes.is_empty());
+        assert_eq!(fs::read_dir(&snapshot.upper).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_replaced_folder_is_the_removals_of_what_was_seen() {
+        let mut snapshot = Snapshot::new();
+        snapshot.write("d/gone", "1");
+        snapshot.write("d/kept", "1");
+        snapshot.write("d/deep/in/it", "1");
+        snapshot.write("d/sub/old", "1");
+        snapshot.stacked();
+        snapshot.write("d/kept", "1");
+        snapshot.write("d/sub/new", "1");
+        snapshot.attribute("d", "user.overlay.opaque", b"y");
+        let changeset = snapshot.stacked();
+        assert_eq!(told(&changeset), ["  /d", "- /d/deep", "- /d/gone", "  /d/sub", "+ /d/sub/new", "- /d/sub/old"]);
+        let seen: Vec<_> = snapshot.stack.below(&path("d")).keys().map(|p| p.to_string()).collect();
+        assert_eq!(seen, ["/d/kept", "/d/sub", "/d/sub/new"]);
+        let files = snapshot.files(&snapshot.stack.0[1].digest).unwrap();
+        assert!(is_whiteout(&files.stat(&path("d/gone")).unwrap().unwrap()));
+        assert!(file::get_xattr(files.as_fd(), b"d", b"user.overlay.opaque").unwrap().is_none());
+    }
+
+    #[test]
+    fn the_content_of_what_is_made_anew_for_each_rule_is_left_out() {
+        let snapshot = Snapshot::new();
+        for at in ["tmp/x", "run/a/b", "proc/1", "sys/x", "dev/null", "var/tmp/kept"] {
+            snapshot.write(at, "1");
+        }
+        let told = told(&snapshot.named().0);
+        assert_eq!(told, ["+ /dev", "+ /proc", "+ /run", "+ /sys", "+ /tmp", "+ /var", "+ /var/tmp", "+ /var/tmp/kept"]);
+    }
+
+    #[test]
+    fn a_copied_up_file_keeps_its_owner_wherever_it_goes() {
+        let mut snapshot = Snapshot::new();
+        for name in ["www", "mail", "plain", "plain2", "null"] {
+            snapshot.write(name, if name == "null" { "" } else { name });
+        }
+        let record = |at: &str, uid, gid, device| Recorded { handle: snapshot.identity(at), uid, gid, device };
+        let recorded = [record("www", Some(33), Some(34), None), record("mail", Some(8), None, None), record("null", None, None, Some((true, 1, 3)))];
+        snapshot.stacked_with(&recorded);
+        let (below, _) = snapshot.stack.get(&path("mail")).unwrap();
+        assert_eq!((below.uid, below.gid), (8, 0));
+
+        for (to, from, text) in [
+            ("www", "www", "changed"),
+            ("moved", "www", "changed and moved"),
+            ("mail", "plain", "root's, moved over another's"),
+            ("zero", "null", ""),
+        ] {
+            snapshot.write(to, text);
+            snapshot.copied_up(to, from);
+        }
+        snapshot.write("plain", "new");
+        snapshot.write("null", "new at this name");
+        let (changeset, _) = snapshot.named();
+        let owners = ["www", "moved", "mail", "plain", "null"].map(|at| owner(&changeset, at));
+        assert_eq!(owners, [(33, 34), (33, 34), (0, 0), (0, 0), (0, 0)]);
+        let node = |at: &str| changeset.changes[&path(at)].now.as_ref().unwrap().node.clone();
+        assert_eq!(node("zero"), Node::Device { character: true, major: 1, minor: 3 });
+        assert!(matches!(node("null"), Node::File { .. }));
+    }
+
+    #[test]
+    fn a_touched_file_is_the_one_at_its_path() {
+        let mut snapshot = Snapshot::new();
+        snapshot.write("www", "1");
+        let recorded = [Recorded { handle: snapshot.identity("www"), uid: Some(33), gid: Some(33), device: None }];
+        snapshot.stacked_with(&recorded);
+        snapshot.write("www", "2");
+        snapshot.attribute("www", "user.overlay.origin", b"");
+        assert_eq!(owner(&snapshot.named().0, "www"), (33, 33));
+    }
+
+    #[test]
+    fn the_kept_form_has_one_time_and_no_trace_of_overlay() {
+        let snapshot = Snapshot::new();
+        snapshot.write("d/f", "1");
+        fs::hard_link(snapshot.upper.join("d/f"), snapshot.upper.join("d/g")).unwrap();
+        fs::set_permissions(snapshot.upper.join("d/f"), fs::Permissions::from_mode(0o4711)).unwrap();
+        symlink("/nowhere", snapshot.upper.join("d/l")).unwrap();
+        nix::unistd::mkfifo(&snapshot.upper.join("d/p"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        snapshot.attribute("d", "user.overlay.opaque", b"y");
+        snapshot.attribute("d/f", "user.kept", b"1");
+        let (changeset, _) = snapshot.named();
+        for at in ["", "d", "d/f", "d/g", "d/l", "d/p"] {
+            assert_eq!(fs::symlink_metadata(snapshot.upper.join(at)).unwrap().mtime(), 7, "{at}");
+        }
+        let [f, g] = ["d/f", "d/g"].map(|at| fs::metadata(snapshot.upper.join(at)).unwrap());
+        assert!(f.ino() != g.ino() && f.mode() == g.mode() && f.mode() & 0o7777 == 0o4711);
+        let dir = File::open(&snapshot.upper).unwrap();
+        assert!(file::list_xattrs(dir.as_fd(), b"d").unwrap().is_empty());
+        assert_eq!(file::get_xattr(dir.as_fd(), b"d/g", b"user.kept").unwrap().unwrap(), b"1");
+        let group = |at: &str| match changeset.changes[&path(at)].now.as_ref().unwrap().node {
+            Node::File { group, digest, .. } => (group, digest),
+            _ => panic!(),
+        };
+        assert_eq!((group("d/f"), group("d/g")), ((Some(0), Digest::of("1")), (Some(0), Digest::of("1"))));
+    }
+
+    #[test]
+    fn the_name_is_that_of_the_stream_and_depends_on_nothing_else() {
+        let names = |reverse: bool| {
+            let snapshot = Snapshot::new();
+            let mut files: Vec<_> = (0..50).map(|i| (format!("d{}/f{i}", i % 7), format!("{i}").repeat(i * 100))).collect();
+            if reverse {
+                files.reverse();
+            }
+            for (at, text) in &files {
+                snapshot.write(at, text);
+            }
+            let (changeset, digest) = snapshot.named();
+            let root = Root::open(&snapshot.upper).unwrap();
+            assert_eq!(digest_of(&changeset, |path| root.open_file(path)).unwrap(), digest);
+            digest
+        };
+        assert_eq!(names(false), names(true));
+    }
+
+    #[test]
+    fn a_large_changeset_has_the_name_of_a_small_one() {
+        let snapshot = Snapshot::new();
+        snapshot.write("big", &"0123456789abcdef".repeat((ONE_THREAD as usize + 4096) / 16));
+        let (changeset, digest) = snapshot.named();
+        let mut out = vec![];
+        tar_writer::canonical(&changeset, &mut out, &mut |path, _, put| put(&fs::read(path.below(&snapshot.upper)).unwrap())).unwrap();
+        assert_eq!(Digest::of(&out), digest);
+    }
+
+    #[test]
+    fn a_replaced_content_is_in_the_name() {
+        let mut snapshot = Snapshot::new();
+        snapshot.write("etc/passwd", "root");
+        snapshot.stacked();
+        snapshot.write("etc/passwd", "root and a");
+        snapshot.write("etc/group", "x");
+        let mut captured = snapshot.capture(&[]).unwrap();
+        captured.replace_file(&path("etc/group"), b"yy").unwrap();
+        captured.replace_file(&path("etc/passwd"), b"root").unwrap();
+        assert!(captured.replace_file(&path("etc/other"), b"").is_err());
+        let (changeset, _) = captured.name().unwrap();
+        assert_eq!(told(&changeset), ["  /etc", "+ /etc/group"]);
+        assert!(matches!(changeset.changes[&path("etc/group")].now.as_ref().unwrap().node, Node::File { size: 2, digest, .. } if digest == Digest::of("yy")));
+    }
+
+    #[test]
+    fn a_rewritten_shadow_keeps_its_owner_and_mode() {
+        let mut snapshot = Snapshot::new();
+        snapshot.write("etc/shadow", "1");
+        fs::set_permissions(snapshot.upper.join("etc/shadow"), fs::Permissions::from_mode(0o640)).unwrap();
+        let recorded = [Recorded { handle: snapshot.identity("etc/shadow"), uid: Some(0), gid: Some(42), device: None }];
+        snapshot.stacked_with(&recorded);
+        snapshot.write("etc/shadow", "2");
+        snapshot.write("etc/shadow-", "1");
+        let (changeset, _) = snapshot.named();
+        for at in ["etc/shadow", "etc/shadow-"] {
+            let entry = changeset.changes[&path(at)].now.as_ref().unwrap();
+            assert_eq!((entry.uid, entry.gid, entry.mode), (0, 42, 0o640), "{at}");
+            assert_eq!(fs::metadata(snapshot.upper.join(at)).unwrap().mode() & 0o7777, 0o640);
+        }
+    }
+
+    #[test]
+    fn a_file_capability_of_a_namespace_becomes_version_2() {
+        let mut value = vec![1, 0, 0, 3];
+        value.extend([7; 16]);
+        value.extend(1000u32.to_le_bytes());
+        let two = version_2(value);
+        assert_eq!((two.len(), two[3], two[0]), (20, 2, 1));
+        assert_eq!(version_2(two.clone()), two);
+    }
+
+    #[test]
+    fn a_deep_tree_is_captured() {
+        let snapshot = Snapshot::new();
+        let deep = "d/".repeat(1500);
+        fs::create_dir_all(snapshot.upper.join(Path::new(&deep))).unwrap();
+        assert_eq!(snapshot.named().0.changes.len(), 1500);
     }
 }

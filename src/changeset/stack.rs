@@ -14,6 +14,7 @@ use std::path::Path;
 
 use super::merge::{self, Clash};
 use super::places::{self, Joint};
+use super::diff::set_times;
 use super::{Files, digest_of};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -297,12 +298,216 @@ fn lay_out(changeset: &Changeset, contents: &BTreeMap<RootPath, Vec<u8>>, to: &P
         let dir = root.folder(&path.parent().unwrap_or_default())?;
         file::chmod_at(dir.as_fd(), path.name(), entry.mode)?;
     }
-    let root = Root::open(to)?;
-    for path in changeset.changes.keys().rev() {
-        let dir = root.folder(&path.parent().unwrap_or_default())?;
-        file::set_mtime_at(dir.as_fd(), path.name(), changeset.time)?;
+    set_times(&Root::open(to)?, changeset)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn path(text: &str) -> RootPath {
+        RootPath::new(text).unwrap()
     }
-    let top = root.folder(&RootPath::root())?;
-    file::chmod_at(top.as_fd(), b".", 0o755)?;
-    file::set_mtime_at(top.as_fd(), b".", changeset.time)
+
+    fn file(text: &str) -> Option<Entry> {
+        Some(Entry::file(text.as_bytes(), 0o644))
+    }
+
+    fn folder() -> Option<Entry> {
+        Some(Entry::folder(0o755))
+    }
+
+    /// Was, and is.
+    type Line<'a> = (&'a str, Option<Entry>, Option<Entry>);
+
+    fn layer(lines: &[Line]) -> Layer {
+        let mut changes = BTreeMap::new();
+        for (at, was, now) in lines {
+            for above in path(at).ancestors().filter(|p| !p.is_root()) {
+                changes.entry(above).or_insert(Change { was: folder().map(|e| e.digest()), now: folder() });
+            }
+            changes.insert(path(at), Change { was: was.as_ref().map(Entry::digest), now: now.clone() });
+        }
+        let changeset = Changeset { time: 1, changes };
+        Layer { digest: Digest::of(format!("{changeset:?}")), changeset: Arc::new(changeset) }
+    }
+
+    fn base() -> Stack {
+        let lines = [("etc/conf", None, file("base")), ("d/x", None, file("x")), ("d/y", None, file("y")), ("usr", None, folder())];
+        Stack(vec![layer(&lines)])
+    }
+
+    fn member(label: &str, lines: &[Line], after: &[usize]) -> Member {
+        Member { label: label.parse().unwrap(), layer: layer(lines), after: after.iter().copied().collect(), same_base: true }
+    }
+
+    /// Two rules that don't depend on each other.
+    fn two(a: &[Line], b: &[Line]) -> Result<()> {
+        conflicts(&base(), &[member("//a:build", a, &[]), member("//b:build", b, &[])])
+    }
+
+    #[test]
+    fn rules_that_do_not_meet_go_together() {
+        two(&[("usr/a", None, file("1"))], &[("usr/b", None, file("1"))]).unwrap();
+    }
+
+    #[test]
+    fn what_differs_at_one_path_is_a_conflict_that_says_how() {
+        let owned = Entry { uid: 33, ..Entry::file(b"1", 0o644) };
+        let capable = Entry { xattrs: BTreeMap::from([(b"security.capability".to_vec(), vec![1])]), ..Entry::file(b"1", 0o644) };
+        for (other, how) in [
+            (file("2"), "contents"),
+            (Some(Entry::file(b"1", 0o755)), "0644 and 0755"),
+            (Some(owned), "0:0 and 33:0"),
+            (Some(capable), "attributes"),
+            (Some(Entry::link("x")), "a file, for the other a symbolic link"),
+            (folder(), "a folder"),
+            (None, "removed"),
+        ] {
+            let error = two(&[("usr/x", None, file("1"))], &[("usr/x", None, other)]).unwrap_err();
+            assert_eq!(error.what(), "rules that conflict: //a:build and //b:build, at /usr/x");
+            assert!(error.reasons()[0].contains(how), "{how}: {error}");
+            assert!(error.next_step().unwrap().contains("deps of //b:build"));
+        }
+        two(&[("usr/x", None, file("1"))], &[("usr/x", None, file("1"))]).unwrap();
+        two(&[("etc/conf", file("base"), None)], &[("etc/conf", file("base"), None)]).unwrap();
+    }
+
+    #[test]
+    fn an_ordered_change_is_no_conflict() {
+        let first = member("//a:build", &[("etc/conf", file("base"), file("1"))], &[]);
+        let second = member("//b:build", &[("etc/conf", file("1"), file("2"))], &[0]);
+        conflicts(&base(), &[first, second]).unwrap();
+    }
+
+    #[test]
+    fn a_removed_or_replaced_folder_and_writes_below_it_conflict() {
+        let writes = [("d/new", None, file("1"))];
+        assert!(two(&[("d", folder(), None)], &writes).is_err());
+        assert!(two(&[("d", folder(), file("now a file"))], &writes).is_err());
+        let replaced = [("d/x", file("x"), None), ("d/y", file("y"), None), ("d/mine", None, file("1"))];
+        assert!(two(&replaced, &writes).unwrap_err().reasons()[0].contains("replaced"));
+        two(&[("d/x", file("x"), None)], &writes).unwrap();
+    }
+
+    #[test]
+    fn a_changed_folder_and_one_passed_through_conflict() {
+        let changed = [("d", folder(), Some(Entry::folder(0o700)))];
+        assert!(two(&changed, &[("d/new", None, file("1"))]).is_err());
+    }
+
+    #[test]
+    fn in_the_workspace_and_in_generated_files_the_later_one_wins() {
+        for at in ["workspace/a/x", "var/log/dpkg.log", "etc/passwd-"] {
+            two(&[(at, None, file("1"))], &[(at, None, file("2"))]).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_change_of_what_is_another_thing_in_a_fuller_builder_is_a_conflict() {
+        let mut late = member("//a:build", &[("etc/conf", None, file("mine"))], &[]);
+        conflicts(&base(), std::slice::from_ref(&late)).unwrap();
+        late.same_base = false;
+        let error = conflicts(&base(), std::slice::from_ref(&late)).unwrap_err();
+        assert!(error.what().contains("the builder and //a:build, at /etc/conf"), "{error}");
+        let packages = member("//base:build", &[("usr/bin/x", None, file("of a package"))], &[]);
+        let mut mine = member("//a:build", &[("usr/bin/x", None, file("mine"))], &[0]);
+        mine.same_base = false;
+        let error = conflicts(&base(), &[packages, mine]).unwrap_err();
+        assert!(error.next_step().unwrap().contains("packages of //a:build"), "{error}");
+    }
+
+    #[test]
+    fn a_source_that_another_package_wrote_is_an_error() {
+        let sources = layer(&[("workspace/a/x.c", None, file("x"))]);
+        let package = Package::new("a").unwrap();
+        let foreign = member("//b:build", &[("workspace/a/x.c", None, file("y"))], &[]);
+        let own = member("//a:gen", &[("workspace/a/x.c", None, file("y"))], &[]);
+        assert!(foreign_sources(&sources.changeset, &package, &[own.clone(), foreign]).unwrap_err().what().contains("//b:build"));
+        foreign_sources(&sources.changeset, &package, &[own]).unwrap();
+    }
+
+    /// A store with a builder that has users, and members that change them.
+    struct Users {
+        _temp: tempfile::TempDir,
+        store: Store,
+        stack: Stack,
+        members: Vec<Member>,
+    }
+
+    const ROOT: &str = "root:x:0:0::/:/bin/sh\n";
+
+    impl Users {
+        fn new() -> Self {
+            let temp = tempfile::tempdir().unwrap();
+            let store = Store::open(&temp.path().join("store")).unwrap();
+            let mut users = Self { _temp: temp, store, stack: Stack::default(), members: vec![] };
+            let base = users.keep(&[("etc/passwd", ROOT), ("etc/other", "1")], None);
+            users.stack.0.push(base);
+            users
+        }
+
+        fn keep(&self, files: &[(&str, &str)], was: Option<&str>) -> Layer {
+            let scratch = self.store.scratch().unwrap();
+            let folder = scratch.folder("files").unwrap();
+            let lines: Vec<Line> = files.iter().map(|(at, text)| (*at, was.and_then(file), file(text))).collect();
+            let changeset = layer(&lines).changeset;
+            for (at, text) in files {
+                fs::create_dir_all(folder.join(at).parent().unwrap()).unwrap();
+                fs::write(folder.join(at), text).unwrap();
+            }
+            let root = Root::open(&folder).unwrap();
+            let digest = digest_of(&changeset, |path| root.open_file(path)).unwrap();
+            self.store.keep_changeset(digest, (*changeset).clone(), &folder).unwrap()
+        }
+
+        fn rule(&mut self, label: &str, line: &str, after: &[usize]) {
+            let layer = self.keep(&[("etc/passwd", &format!("{ROOT}{line}"))], Some(ROOT));
+            let after: BTreeSet<_> = after.iter().copied().collect();
+            self.members.push(Member { label: label.parse().unwrap(), layer, after, same_base: true });
+        }
+
+        fn passwd(&self) -> Result<String> {
+            let stack = merge(&self.store, self.stack.clone(), self.members.clone())?;
+            let (_, layer) = stack.get(&path("etc/passwd")).unwrap();
+            let mut text = String::new();
+            self.store.read(&layer.digest, &path("etc/passwd"))?.read_to_string(&mut text).unwrap();
+            Ok(text)
+        }
+    }
+
+    #[test]
+    fn users_of_rules_that_know_nothing_of_each_other_are_all_there() {
+        let mut users = Users::new();
+        users.rule("//a:build", "a:x:100:100::/:\n", &[]);
+        assert_eq!(users.passwd().unwrap(), format!("{ROOT}a:x:100:100::/:\n"));
+        users.rule("//b:build", "b:x:101:101::/:\n", &[]);
+        assert_eq!(users.passwd().unwrap(), format!("{ROOT}a:x:100:100::/:\nb:x:101:101::/:\n"));
+        // This one saw both, merged, and added a third.
+        users.rule("//c:build", "a:x:100:100::/:\nb:x:101:101::/:\nc:x:102:102::/:\n", &[0, 1]);
+        assert_eq!(users.passwd().unwrap(), format!("{ROOT}a:x:100:100::/:\nb:x:101:101::/:\nc:x:102:102::/:\n"));
+        users.rule("//d:build", "d:x:103:103::/:\n", &[]);
+        assert!(users.passwd().unwrap().ends_with("c:x:102:102::/:\nd:x:103:103::/:\n"));
+    }
+
+    #[test]
+    fn one_number_for_two_users_names_both_rules() {
+        let mut users = Users::new();
+        users.rule("//a:build", "a:x:100:100::/:\n", &[]);
+        users.rule("//b:build", "b:x:100:100::/:\n", &[]);
+        let error = users.passwd().unwrap_err();
+        assert!(error.what().contains("//a:build and //b:build, at /etc/passwd"), "{error}");
+    }
+
+    #[test]
+    fn a_user_of_a_fuller_builder_stays() {
+        let mut users = Users::new();
+        users.rule("//base:build", "redis:x:100:101::/:\n", &[]);
+        users.rule("//a:build", "a:x:102:102::/:\n", &[0]);
+        users.members[1].same_base = false;
+        assert_eq!(users.passwd().unwrap(), format!("{ROOT}redis:x:100:101::/:\na:x:102:102::/:\n"));
+    }
 }

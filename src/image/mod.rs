@@ -1,1 +1,11 @@
-//! OCI image layouts: layers, config, manifest, index.
+//! Images: selections become layers, layers an image, images a layout on disk.
+//!
+//! - `layer`: a selection as a tar stream, hashed and compressed while it is made
+//! - `config`: the config and the manifest
+//! - `layout`: the folder that other tools read, written whole or not at all, and read back
+//! - `json`: documents with one spelling, read without trust
+
+pub mod config;
+pub mod json;
+pub mod layer;
+pub mod layout;

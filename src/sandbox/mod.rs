@@ -1,1 +1,29 @@
 //! The sandbox: namespaces, the snapshot, recorded owners.
+//!
+//! Three processes, one file each:
+//!
+//! ```text
+//! start.rs  outside   makes the namespaces, sends the plan, waits until all inside are dead
+//! init.rs   PID 1     carries out the plan, starts the steps, answers chown and mknod (owner.rs)
+//! step.rs   the rule  no capability, descriptor or signal more than a build needs (filter.rs)
+//! ```
+//!
+//! `spec.rs` is what a caller wants, `plan.rs` the ordered list of what is done for it, as data.
+//! Init is our own executable, run from a sealed memfd; it dies with the thread that started it,
+//! and everything inside dies with init, because it is PID 1 there. Nothing is mounted outside of
+//! the new mount namespace: after a kill there is nothing to clean up but folders of the caller.
+
+mod filter;
+mod init;
+mod owner;
+mod plan;
+pub mod probe;
+mod spec;
+mod start;
+mod step;
+
+pub use init::take_over_if_asked;
+pub use plan::{Operation, plan};
+pub use probe::Probe;
+pub use spec::{Bind, Hit, Outcome, Recorded, Spec, Status};
+pub use start::run;

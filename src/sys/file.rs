@@ -210,9 +210,31 @@ fn proc_name(fd: BorrowedFd) -> String {
 
 /// Sets access and modification time, links not followed.
 pub fn set_mtime_at(dir: BorrowedFd, name: &[u8], seconds: i64) -> Result<()> {
-    let time = nix::sys::time::TimeSpec::new(seconds, 0);
+    set_times_at(dir, name, (seconds, 0), seconds)
+}
+
+/// Sets the access time (seconds, nanoseconds) and the modification time, links not followed.
+pub fn set_times_at(dir: BorrowedFd, name: &[u8], access: (i64, i64), modification: i64) -> Result<()> {
+    let access = nix::sys::time::TimeSpec::new(access.0, access.1);
+    let modification = nix::sys::time::TimeSpec::new(modification, 0);
     let flag = nix::sys::stat::UtimensatFlags::NoFollowSymlink;
-    done("utimensat", dir, name, nix::sys::stat::utimensat(dir, OsStr::from_bytes(name), &time, &time, flag))
+    done("utimensat", dir, name, nix::sys::stat::utimensat(dir, OsStr::from_bytes(name), &access, &modification, flag))
+}
+
+/// Lets reading a regular file or folder leave its access time alone (chattr(1), `A`); `false`:
+/// this file system can't.
+pub fn keep_access_time_at(dir: BorrowedFd, name: &[u8]) -> Result<bool> {
+    const FS_NOATIME_FL: libc::c_int = 0x80;
+    let fd = open_at(dir, name, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)?;
+    let mut flags: libc::c_int = 0;
+    // SAFETY: both ioctls take a pointer to a C int (ioctl_iflags(2)), and this one is a live local.
+    let set = unsafe {
+        libc::ioctl(fd.as_raw_fd(), libc::FS_IOC_GETFLAGS as _, &raw mut flags) == 0 && {
+            flags |= FS_NOATIME_FL;
+            libc::ioctl(fd.as_raw_fd(), libc::FS_IOC_SETFLAGS as _, &raw const flags) == 0
+        }
+    };
+    Ok(set)
 }
 
 /// The names in a folder, sorted, without `.` and `..`.

@@ -5,4 +5,7 @@
 #![allow(unsafe_code)]
 
 pub mod file;
+pub mod mount;
+pub mod process;
 pub mod root;
+pub mod seccomp;

@@ -85,15 +85,6 @@ impl Root {
         }
     }
 
-    /// The identity of what is at a path (`sys::file::handle`); `None`: it is not there.
-    pub fn identity(&self, path: &RootPath) -> Result<Option<Vec<u8>>> {
-        match file::open_below(self.as_fd(), path.as_bytes(), OFlag::O_PATH | OFlag::O_NOFOLLOW, STRICT) {
-            Ok(fd) => file::handle(fd.as_fd()).map(Some),
-            Err(nix::Error::ENOENT | nix::Error::ENOTDIR) => Ok(None),
-            Err(errno) => Err(Error::io("open", path.below(&self.path), errno)),
-        }
-    }
-
     /// A folder of it as a root of its own.
     pub fn sub(&self, path: &RootPath) -> Result<Self> {
         let fd = self.strict("open", path, OFlag::O_PATH | OFlag::O_DIRECTORY)?;

@@ -1,0 +1,245 @@
+//! A layer: a selection as a tar stream, hashed and compressed while it is made.
+//!
+//! Three threads and the compressor's own: one reads the files and writes tar, one hashes that for
+//! the diff ID, one compresses and hashes for the digest. What waits between them is bounded, so
+//! memory does not grow with the layer or with a file.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::num::NonZeroUsize;
+
+use serde::{Deserialize, Serialize};
+
+use crate::archive::compress::Compressor;
+use crate::archive::pieces::{PIECE, PieceReader, PieceWriter, pieces};
+use crate::archive::tar_writer::{Kind, Links, Member, TarWriter};
+use crate::build_file::spec::Compression;
+use crate::changeset::Files;
+use crate::digest::{Digest, Hashing};
+use crate::error::{Error, Result};
+use crate::sys::root::Root;
+use crate::tree::{Content, Entry, Node, Picked, RootPath, Selection};
+
+/// A finished layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerInfo {
+    /// Of the tar stream.
+    pub diff_id: Digest,
+    /// Of the compressed stream.
+    pub digest: Digest,
+    /// Bytes, compressed.
+    pub size: u64,
+    /// Bytes of the tar stream.
+    pub uncompressed: u64,
+    /// How it is compressed.
+    pub compression: Compression,
+}
+
+/// Writes a selection as a layer. `files` gives the kept files of changesets; all times in it are
+/// `epoch`. The bytes do not depend on `threads`.
+pub fn write_layer(
+    selection: &Selection,
+    files: &Files,
+    compression: Compression,
+    epoch: i64,
+    threads: NonZeroUsize,
+    out: impl Write,
+) -> Result<LayerInfo> {
+    std::thread::scope(|scope| {
+        let (tar_in, tar_out) = pieces(8);
+        let (hashed_in, hashed_out) = pieces(8);
+        let producer = scope.spawn(move || write_tar(selection, files, epoch, tar_in));
+        let hasher = scope.spawn(move || pass_hashed(&tar_out, hashed_in));
+        // An error of the writer ends the two threads before it: what they send is no longer taken.
+        let (digest, size) = compress(hashed_out, compression, threads, out)?;
+        let joined = |_| Error::failed("a thread that writes a layer ended early");
+        producer.join().map_err(joined)??;
+        let (diff_id, uncompressed) = hasher.join().map_err(joined)?.map_err(|e| Error::io("write", "layer", e))?;
+        Ok(LayerInfo { diff_id, digest, size, uncompressed, compression })
+    })
+}
+
+/// Hashes pieces and passes them on.
+fn pass_hashed(from: &PieceReader, mut to: PieceWriter) -> io::Result<(Digest, u64)> {
+    let mut hashing = Hashing::new(io::sink());
+    while let Some(piece) = from.next() {
+        hashing.write_all(&piece)?;
+        from.done(to.send(piece)?);
+    }
+    let (_, digest, size) = hashing.finish();
+    Ok((digest, size))
+}
+
+fn compress(from: PieceReader, compression: Compression, threads: NonZeroUsize, out: impl Write) -> Result<(Digest, u64)> {
+    let out = Hashing::new(out);
+    let bad = |e| Error::io("write", "layer", e);
+    let mut compressor = match compression {
+        Compression::Zstd => Compressor::zstd(out, threads),
+        Compression::Gzip => Compressor::gzip(out, threads),
+        Compression::None => Ok(Compressor::plain(out)),
+    }
+    .map_err(bad)?;
+    while let Some(piece) = from.next() {
+        compressor.write_all(&piece).map_err(bad)?;
+        from.done(piece);
+    }
+    let (_, digest, size) = compressor.finish().map_err(bad)?.finish();
+    Ok((digest, size))
+}
+
+fn write_tar(selection: &Selection, files: &Files, epoch: i64, out: PieceWriter) -> Result<()> {
+    let mut layer = TarLayer { tar: TarWriter::new(out), links: Links::default(), roots: BTreeMap::new(), files, epoch, buffer: vec![0; PIECE] };
+    for (path, picked) in selection {
+        layer.one(path, picked)?;
+    }
+    layer.tar.finish()?.end().map_err(|e| Error::io("write", "layer", e))
+}
+
+struct TarLayer<'a> {
+    tar: TarWriter<PieceWriter>,
+    links: Links,
+    roots: BTreeMap<Digest, Root>,
+    files: &'a Files<'a>,
+    epoch: i64,
+    buffer: Vec<u8>,
+}
+
+/// What stands before the name of what a layer removes (image-spec layer.md, "Whiteouts").
+const WHITEOUT: &[u8] = b".wh.";
+
+impl TarLayer<'_> {
+    fn one(&mut self, path: &RootPath, picked: &Picked) -> Result<()> {
+        if path.name().starts_with(WHITEOUT) {
+            return Err(Error::failed(format!("a layer can't hold a file with this name: {path}"))
+                .why("names that begin with .wh. stand for removed files in layers")
+                .next("leave it out with exclude, or give it another name"));
+        }
+        let Some(entry) = &picked.entry else { return self.removal(path) };
+        if entry.node == Node::Socket {
+            return Ok(());
+        }
+        if matches!(entry.node, Node::Device { character: true, major: 0, minor: 0 }) {
+            return Err(Error::failed(format!("a layer can't hold the device 0/0: {path}")).why("it stands for a removed file where layers are stacked"));
+        }
+        let changeset = match &picked.content {
+            Content::Stored { changeset, .. } => Some(*changeset),
+            _ => None,
+        };
+        let kind = self.links.kind(path, entry, changeset);
+        self.tar.member(&member(path.as_bytes(), kind, entry, self.epoch))?;
+        match (&entry.node, &picked.content) {
+            (Node::File { size, .. }, _) if *size == 0 || !self.links.first(path) => Ok(()),
+            (Node::File { .. }, Content::Inline(bytes)) => self.tar.content_from(bytes.as_slice(), path, &mut self.buffer),
+            (Node::File { .. }, Content::Stored { changeset, path: at }) => {
+                let root = match self.roots.get(changeset) {
+                    Some(root) => root,
+                    None => self.roots.entry(*changeset).or_insert((self.files)(changeset)?),
+                };
+                self.tar.content_from(root.open_file(at)?, path, &mut self.buffer)
+            }
+            (Node::File { .. }, Content::None) => Err(Error::failed(format!("a picked file without content: {path}"))),
+            _ => Ok(()),
+        }
+    }
+
+    fn removal(&mut self, path: &RootPath) -> Result<()> {
+        let parent = path.parent().unwrap_or_default();
+        let name = parent.join([WHITEOUT, path.name()].concat())?;
+        let entry = Entry::file(b"", 0o644);
+        self.tar.member(&member(name.as_bytes(), Kind::File(0), &entry, self.epoch))
+    }
+}
+
+fn member<'a>(path: &'a [u8], kind: Kind<'a>, entry: &'a Entry, mtime: i64) -> Member<'a> {
+    Member { path, kind, mode: entry.mode, uid: entry.uid, gid: entry.gid, mtime, xattrs: &entry.xattrs, records: &[] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(text: impl AsRef<[u8]>) -> RootPath {
+        RootPath::new(text).unwrap()
+    }
+
+    fn inline(content: &[u8]) -> Picked {
+        Picked { entry: Some(Entry::file(content, 0o644)), content: Content::Inline(content.to_vec()), why: String::new() }
+    }
+
+    fn nothing(_: &Digest) -> Result<Root> {
+        Err(Error::failed("no changeset"))
+    }
+
+    fn layer(selection: &Selection, compression: Compression, threads: usize) -> Result<(LayerInfo, Vec<u8>)> {
+        let mut out = vec![];
+        let info = write_layer(selection, &nothing, compression, 1, NonZeroUsize::new(threads).unwrap(), &mut out)?;
+        Ok((info, out))
+    }
+
+    fn sample() -> Selection {
+        let mut selection = Selection::new();
+        selection.insert(path("etc"), Picked { entry: Some(Entry::folder(0o755)), content: Content::None, why: String::new() });
+        selection.insert(path("etc/gone"), Picked { entry: None, content: Content::None, why: String::new() });
+        for i in 0..300 {
+            selection.insert(path(format!("etc/{i}")), inline(format!("{i}").repeat(i * 50).as_bytes()));
+        }
+        selection
+    }
+
+    #[test]
+    fn the_info_is_that_of_the_bytes() {
+        for compression in [Compression::Zstd, Compression::Gzip, Compression::None] {
+            let (info, out) = layer(&sample(), compression, 2).unwrap();
+            assert_eq!((info.digest, info.size), (Digest::of(&out), out.len() as u64));
+            let tar = match compression {
+                Compression::Zstd => zstd::stream::decode_all(out.as_slice()).unwrap(),
+                Compression::Gzip => {
+                    let mut tar = vec![];
+                    io::Read::read_to_end(&mut flate2::read::GzDecoder::new(out.as_slice()), &mut tar).unwrap();
+                    tar
+                }
+                Compression::None => out,
+            };
+            assert_eq!((info.diff_id, info.uncompressed), (Digest::of(&tar), tar.len() as u64));
+            assert_eq!(info, layer(&sample(), compression, 5).unwrap().0, "threads don't matter");
+        }
+    }
+
+    #[test]
+    fn a_removal_is_a_whiteout() {
+        let (_, out) = layer(&sample(), Compression::None, 1).unwrap();
+        let mut archive = tar::Archive::new(out.as_slice());
+        assert!(archive.entries().unwrap().any(|e| e.unwrap().path_bytes().as_ref() == b"etc/.wh.gone"));
+    }
+
+    #[test]
+    fn what_would_forge_a_whiteout_is_an_error() {
+        let device = Entry { node: Node::Device { character: true, major: 0, minor: 0 }, ..Entry::folder(0o600) };
+        for (name, entry) in [(".wh.x", Entry::file(b"", 0o644)), ("a", device)] {
+            let selection = Selection::from([(path(name), Picked { entry: Some(entry), content: Content::Inline(vec![]), why: String::new() })]);
+            assert!(layer(&selection, Compression::None, 1).is_err());
+        }
+    }
+
+    #[test]
+    fn an_error_of_the_reader_or_the_writer_is_seen() {
+        let stored = Content::Stored { changeset: Digest::of("x"), path: path("a") };
+        let mut selection = sample();
+        selection.insert(path("a"), Picked { entry: Some(Entry::file(b"x", 0o644)), content: stored, why: String::new() });
+        assert_eq!(layer(&selection, Compression::Zstd, 2).unwrap_err().what(), "no changeset");
+
+        struct Full;
+        impl Write for Full {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::Error::from_raw_os_error(libc::ENOSPC))
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        for compression in [Compression::Zstd, Compression::Gzip, Compression::None] {
+            let error = write_layer(&sample(), &nothing, compression, 0, NonZeroUsize::MIN, Full).unwrap_err();
+            assert!(error.what().contains("No space left"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,445 @@
+//! An image layout on disk (OCI image-spec 1.1, image-layout.md):
+//!
+//! ```text
+//! oci-layout           its version
+//! index.json           which manifests it holds, each under a tag
+//! blobs/sha256/HEX     manifests, configs, layers
+//! ```
+//!
+//! It is written beside its place and swapped in, so that a reader sees the old one or the new one;
+//! after a kill at most a folder `.NAME.PID.new` is left, which the next write removes. Blobs are
+//! hard links to the store's where the file system allows it: both are read-only files.
+//! Layouts are read as somebody else's: digests and sizes are checked, documents bounded.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use oci_spec::image::{ANNOTATION_REF_NAME, Descriptor, ImageConfiguration, ImageIndexBuilder, ImageManifest, MediaType, OciLayoutBuilder};
+use serde_json::Value;
+
+use super::config::descriptor;
+use super::json;
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::sys::file;
+use crate::sys::root::Root;
+use crate::tree::RootPath;
+
+/// An image that goes into a layout. Its documents and layers lie in a folder of blobs.
+#[derive(Debug, Clone)]
+pub struct LayoutImage {
+    /// `org.opencontainers.image.ref.name`: the tag by which other tools find it.
+    pub tag: String,
+    /// Digest and size of the manifest.
+    pub manifest: (Digest, u64),
+    /// The config and the layers.
+    pub blobs: Vec<Digest>,
+}
+
+/// Writes a layout of these images to `to`, in the place of what was there, whole or not at all.
+/// `blob` says where the blob with a digest lies.
+pub fn write(to: &Path, images: &[LayoutImage], blob: &dyn Fn(&Digest) -> PathBuf) -> Result<()> {
+    replace(to, |new| write_in(new, images, blob))
+}
+
+/// Writes a layout into an empty folder that somebody else swaps in.
+pub fn write_in(folder: &Path, images: &[LayoutImage], blob: &dyn Fn(&Digest) -> PathBuf) -> Result<()> {
+    let bad = |e: oci_spec::OciSpecError| Error::failed(format!("can't write an image layout: {e}"));
+    let blobs = folder.join("blobs/sha256");
+    make_folder(&folder.join("blobs"))?;
+    make_folder(&blobs)?;
+    let mut manifests = vec![];
+    let mut wanted = BTreeSet::new();
+    let mut tags = BTreeSet::new();
+    for image in images {
+        if !tags.insert(&image.tag) {
+            return Err(Error::failed(format!("two images of one layout have the tag {:?}", image.tag)).next("give them different names or versions"));
+        }
+        let (digest, size) = &image.manifest;
+        let mut manifest = descriptor(MediaType::ImageManifest, digest, *size)?;
+        manifest.set_annotations(Some([(ANNOTATION_REF_NAME.to_string(), image.tag.clone())].into()));
+        manifests.push(manifest);
+        wanted.insert(*digest);
+        wanted.extend(&image.blobs);
+    }
+    for digest in &wanted {
+        link_or_copy(&blob(digest), &blobs.join(digest.hex()))?;
+    }
+    let index = ImageIndexBuilder::default().schema_version(2u32).media_type(MediaType::ImageIndex).manifests(manifests).build().map_err(bad)?;
+    let version = OciLayoutBuilder::default().image_layout_version("1.0.0").build().map_err(bad)?;
+    put(&folder.join("index.json"), &json::write(&index)?)?;
+    put(&folder.join("oci-layout"), &json::write(&version)?)
+}
+
+/// Modes in a layout don't depend on the umask.
+fn make_folder(path: &Path) -> Result<()> {
+    let made = fs::create_dir(path).and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)));
+    made.map_err(|e| Error::io("mkdir", path, e))
+}
+
+fn put(path: &Path, bytes: &[u8]) -> Result<()> {
+    let made = File::create_new(path).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.set_permissions(fs::Permissions::from_mode(0o644))
+    });
+    made.map_err(|e| Error::io("write", path, e))
+}
+
+fn link_or_copy(from: &Path, to: &Path) -> Result<()> {
+    if fs::hard_link(from, to).is_ok() {
+        return Ok(());
+    }
+    let source = File::open(from).map_err(|e| Error::io("open", from, e))?;
+    let copy = File::create_new(to).map_err(|e| Error::io("create", to, e))?;
+    let copied = file::reflink_or_copy(&source, &copy).and_then(|()| copy.set_permissions(fs::Permissions::from_mode(0o444)));
+    copied.map_err(|e| Error::io("write", to, e))
+}
+
+/// Replaces a folder (or makes it) with what `fill` writes into a new one: in one step, when all is
+/// on the disk.
+pub fn replace(to: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let (Some(parent), Some(name)) = (to.parent(), to.file_name()) else {
+        return Err(Error::request(format!("can't write to {}", to.display())));
+    };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    fs::create_dir_all(parent).map_err(|e| Error::io("mkdir", parent, e))?;
+    let name = name.to_string_lossy();
+    remove_stale(parent, &name);
+    let new = parent.join(format!(".{name}.{}.new", std::process::id()));
+    make_folder(&new)?;
+    let swapped = fill(&new).and_then(|()| swap(parent, &new, to));
+    if let Err(error) = swapped {
+        // What went wrong first is what is told.
+        let _ = file::remove_tree(&new);
+        return Err(error);
+    }
+    Ok(())
+}
+
+fn swap(parent: &Path, new: &Path, to: &Path) -> Result<()> {
+    let folder = File::open(parent).map_err(|e| Error::io("open", parent, e))?;
+    file::sync_file_system(folder.as_fd()).map_err(|e| Error::io("syncfs", parent, e))?;
+    if !file::rename_new(new, to)? {
+        file::exchange(new, to)?;
+        file::remove_tree(new)?;
+    }
+    folder.sync_all().map_err(|e| Error::io("fsync", parent, e))
+}
+
+/// Removes what writers left that were killed.
+fn remove_stale(parent: &Path, name: &str) {
+    let Ok(entries) = fs::read_dir(parent) else { return };
+    for entry in entries.flatten() {
+        let found = entry.file_name();
+        let pid = found.to_str().and_then(|f| f.strip_prefix(&format!(".{name}."))?.strip_suffix(".new")?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| pid == std::process::id() || !Path::new(&format!("/proc/{pid}")).exists()) {
+            // It is only rubbish; the next write tries again.
+            let _ = file::remove_tree(&entry.path());
+        }
+    }
+}
+
+/// A document is never larger.
+const LARGEST_DOCUMENT: u64 = 16 << 20;
+
+/// A layout on disk that somebody else may have written.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    root: Root,
+}
+
+/// An image of a layout.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// Its tag, when it has one.
+    pub tag: Option<String>,
+    /// The digest of its manifest.
+    pub digest: Digest,
+    /// Its manifest.
+    pub manifest: ImageManifest,
+    /// Its config.
+    pub config: ImageConfiguration,
+    /// Its layers: media type, digest, size.
+    pub layers: Vec<(MediaType, Digest, u64)>,
+}
+
+impl Layout {
+    /// Opens a layout and checks its version.
+    pub fn open(path: &Path) -> Result<Self> {
+        let root = Root::open(path).map_err(|e| e.next("name a folder that holds an OCI image layout"))?;
+        let layout = Self { root };
+        let version: Value = layout.document("oci-layout").map_err(|e| e.next("name a folder that holds an OCI image layout"))?;
+        match version.get("imageLayoutVersion").and_then(Value::as_str) {
+            Some("1.0.0") => Ok(layout),
+            other => Err(Error::failed(format!("an image layout of a version that is not known: {other:?}")).why(format!("it lies at {}", path.display()))),
+        }
+    }
+
+    /// Its images, in the order of its index. Indexes in it are followed one level.
+    pub fn images(&self) -> Result<Vec<Found>> {
+        let index: Value = self.document("index.json")?;
+        let mut found = vec![];
+        for descriptor in manifests(&index, "index.json")? {
+            let tag = descriptor.annotations().as_ref().and_then(|a| a.get(ANNOTATION_REF_NAME)).cloned();
+            if *descriptor.media_type() == MediaType::ImageIndex {
+                let inner: Value = self.described(&descriptor)?;
+                for descriptor in manifests(&inner, &descriptor.digest().to_string())? {
+                    found.push(self.image(&descriptor, tag.clone())?);
+                }
+            } else {
+                found.push(self.image(&descriptor, tag)?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The image with a tag, or the only one.
+    pub fn image_tagged(&self, tag: Option<&str>) -> Result<Found> {
+        let mut images = self.images()?;
+        let tags: Vec<_> = images.iter().filter_map(|image| image.tag.clone()).collect();
+        let next = format!("it holds: {}", tags.join(", "));
+        match tag {
+            Some(tag) => {
+                let at = images.iter().position(|image| image.tag.as_deref() == Some(tag));
+                let at = at.ok_or_else(|| Error::request(format!("no image in {} has the tag {tag:?}", self.root.path().display())).next(next))?;
+                Ok(images.swap_remove(at))
+            }
+            None if images.len() == 1 => Ok(images.swap_remove(0)),
+            None => Err(Error::request(format!("{} holds {} images", self.root.path().display(), images.len())).next(next)),
+        }
+    }
+
+    fn image(&self, descriptor: &Descriptor, tag: Option<String>) -> Result<Found> {
+        let name = descriptor.digest().to_string();
+        if *descriptor.media_type() != MediaType::ImageManifest {
+            return Err(Error::failed(format!("{name} is not an image manifest but {}", descriptor.media_type())));
+        }
+        let document: Value = self.described(descriptor)?;
+        // CVE-2021-41190: one document must not be an index for one reader and a manifest for another.
+        if document.get("manifests").is_some() {
+            return Err(Error::failed(format!("{name} is both an index and a manifest")));
+        }
+        agrees(&document, MediaType::ImageManifest, &name)?;
+        let manifest: ImageManifest = from_value(document, &name)?;
+        let config: ImageConfiguration = from_value(self.described(manifest.config())?, &manifest.config().digest().to_string())?;
+        let layers = (manifest.layers().iter())
+            .map(|layer| {
+                let digest = digest(layer)?;
+                let size = self.blob(&digest)?.metadata().map_err(|e| Error::io("fstat", digest.hex(), e))?.len();
+                if size != layer.size() {
+                    return Err(wrong_size(&digest, layer.size(), size));
+                }
+                Ok((layer.media_type().clone(), digest, size))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        if config.rootfs().diff_ids().len() != layers.len() {
+            return Err(Error::failed(format!("{name} has {} layers, its config {}", layers.len(), config.rootfs().diff_ids().len())));
+        }
+        Ok(Found { tag, digest: digest(descriptor)?, manifest, config, layers })
+    }
+
+    /// A blob for reading; its content is not checked yet.
+    pub fn blob(&self, digest: &Digest) -> Result<File> {
+        self.root.open_file(&blob_path(digest)?)
+    }
+
+    /// Reads every blob that the images name and checks its digest.
+    pub fn verify(&self) -> Result<()> {
+        let mut checked = BTreeSet::new();
+        for image in self.images()? {
+            let layers = image.layers.iter().map(|(_, digest, _)| *digest);
+            for expected in layers.filter(|digest| checked.insert(*digest)).collect::<Vec<_>>() {
+                let (is, _) = Digest::of_reader(self.blob(&expected)?).map_err(|e| Error::io("read", expected.hex(), e))?;
+                if is != expected {
+                    return Err(Error::failed(format!("the blob {expected} is damaged")).why(format!("its content has the digest {is}")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn document(&self, name: &str) -> Result<Value> {
+        let bytes = read_bounded(self.root.open_file(&RootPath::new(name)?)?, name)?;
+        json::read(&bytes).map_err(|e| e.context(self.root.path().join(name).display()))
+    }
+
+    /// The document that a descriptor names, when it is what the descriptor says.
+    fn described(&self, descriptor: &Descriptor) -> Result<Value> {
+        let digest = digest(descriptor)?;
+        let bytes = read_bounded(self.blob(&digest)?, &digest.to_string())?;
+        if bytes.len() as u64 != descriptor.size() {
+            return Err(wrong_size(&digest, descriptor.size(), bytes.len() as u64));
+        }
+        if Digest::of(&bytes) != digest {
+            return Err(Error::failed(format!("the blob {digest} is damaged")).why(format!("its content has the digest {}", Digest::of(&bytes))));
+        }
+        json::read(&bytes).map_err(|e| e.context(digest))
+    }
+}
+
+fn blob_path(digest: &Digest) -> Result<RootPath> {
+    RootPath::new(format!("blobs/sha256/{}", digest.hex()))
+}
+
+fn digest(descriptor: &Descriptor) -> Result<Digest> {
+    descriptor.digest().to_string().parse().map_err(|e: Error| e.with_kind(crate::error::Kind::Failed))
+}
+
+fn wrong_size(digest: &Digest, said: u64, is: u64) -> Error {
+    Error::failed(format!("the blob {digest} has {is} bytes, its descriptor says {said}"))
+}
+
+fn read_bounded(file: File, name: &str) -> Result<Vec<u8>> {
+    let mut bytes = vec![];
+    file.take(LARGEST_DOCUMENT + 1).read_to_end(&mut bytes).map_err(|e: io::Error| Error::io("read", name, e))?;
+    if bytes.len() as u64 > LARGEST_DOCUMENT {
+        return Err(Error::failed(format!("{name} is larger than a document of an image can be")));
+    }
+    Ok(bytes)
+}
+
+/// Does a document's own media type, if it has one, agree with what it was named as?
+fn agrees(document: &Value, media_type: MediaType, name: &str) -> Result<()> {
+    if document.get("schemaVersion").and_then(Value::as_u64) != Some(2) {
+        return Err(Error::failed(format!("{name} is not of schema version 2")));
+    }
+    match document.get("mediaType").map(|own| own.as_str().unwrap_or_default()) {
+        Some(own) if own != media_type.to_string() => Err(Error::failed(format!("{name} says that it is {own:?}, and was named as {media_type}"))),
+        _ => Ok(()),
+    }
+}
+
+fn manifests(index: &Value, name: &str) -> Result<Vec<Descriptor>> {
+    if index.get("layers").is_some() || index.get("config").is_some() {
+        return Err(Error::failed(format!("{name} is both an index and a manifest")));
+    }
+    agrees(index, MediaType::ImageIndex, name)?;
+    let list = index.get("manifests").cloned().ok_or_else(|| Error::failed(format!("{name} has no manifests")))?;
+    from_value(list, name)
+}
+
+fn from_value<T: serde::de::DeserializeOwned>(value: Value, name: &str) -> Result<T> {
+    serde_json::from_value(value).map_err(|e| Error::failed(format!("{name} is not the document that it should be")).why(e.to_string()))
+}
+
+/// What stands in a layout, for tests and sums: relative path to size.
+pub fn files(path: &Path) -> Result<BTreeMap<PathBuf, u64>> {
+    let mut found = BTreeMap::new();
+    for entry in walkdir::WalkDir::new(path).sort_by_file_name() {
+        let entry = entry.map_err(|e| Error::failed(format!("can't read {}: {e}", path.display())))?;
+        let metadata = entry.metadata().map_err(|e| Error::failed(format!("can't read {}: {e}", entry.path().display())))?;
+        if metadata.is_file() {
+            found.insert(entry.path().strip_prefix(path).unwrap_or(entry.path()).to_path_buf(), metadata.len());
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::build_file::spec::{Compression, Image};
+    use crate::image::config::{ImageLayer, annotations, config, manifest};
+    use crate::image::layer::LayerInfo;
+
+    /// A folder of blobs with one image in it.
+    fn image(folder: &Path, tag: &str) -> LayoutImage {
+        let keep = |bytes: &[u8]| {
+            let digest = Digest::of(bytes);
+            fs::write(folder.join(digest.hex()), bytes).unwrap();
+            digest
+        };
+        let layer = format!("layer of {tag}");
+        let digest = keep(layer.as_bytes());
+        let info = LayerInfo { diff_id: digest, digest, size: layer.len() as u64, uncompressed: layer.len() as u64, compression: Compression::None };
+        let layers = [ImageLayer { info, created_by: "//app:tapeout".into() }];
+        let image = Image::default();
+        let config = config(&image, None, &layers, 0).unwrap();
+        let manifest = manifest(&config, &layers, &annotations(&image, tag, 0).unwrap()).unwrap();
+        LayoutImage { tag: tag.into(), manifest: (keep(&manifest), manifest.len() as u64), blobs: vec![keep(&config), digest] }
+    }
+
+    fn written(tags: &[&str]) -> (tempfile::TempDir, PathBuf) {
+        let temp = tempfile::tempdir().unwrap();
+        let blobs = temp.path().join("blobs");
+        fs::create_dir(&blobs).unwrap();
+        let images: Vec<_> = tags.iter().map(|tag| image(&blobs, tag)).collect();
+        let to = temp.path().join("out/web/build_image");
+        write(&to, &images, &|digest| blobs.join(digest.hex())).unwrap();
+        (temp, to)
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let (_temp, to) = written(&["a", "b"]);
+        let layout = Layout::open(&to).unwrap();
+        let tags: Vec<_> = layout.images().unwrap().into_iter().map(|image| image.tag.unwrap()).collect();
+        assert_eq!(tags, ["a", "b"]);
+        layout.verify().unwrap();
+        assert_eq!(layout.image_tagged(Some("b")).unwrap().layers.len(), 1);
+        assert!(layout.image_tagged(None).is_err());
+        assert!(layout.image_tagged(Some("c")).unwrap_err().next_step().unwrap().contains("a, b"));
+    }
+
+    #[test]
+    fn the_output_is_replaced_whole_or_not_at_all() {
+        let (temp, to) = written(&["a"]);
+        let before = files(&to).unwrap();
+        let failed = replace(&to, |new| {
+            fs::write(new.join("half"), "x").unwrap();
+            Err(Error::failed("stop"))
+        });
+        assert!(failed.is_err());
+        assert_eq!(files(&to).unwrap(), before);
+        fs::create_dir_all(to.parent().unwrap().join(".build_image.4194999.new/rest")).unwrap();
+        let blobs = temp.path().join("blobs");
+        write(&to, &[image(&blobs, "c")], &|digest| blobs.join(digest.hex())).unwrap();
+        assert_eq!(Layout::open(&to).unwrap().images().unwrap()[0].tag.as_deref(), Some("c"));
+        assert_eq!(fs::read_dir(to.parent().unwrap()).unwrap().count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn a_damaged_blob_is_named() {
+        for (which, how) in [(0, "x"), (1, "longer than it was, by a lot of bytes that nobody expects there at all, and then some more of them")] {
+            let (_temp, to) = written(&["a"]);
+            let found = Layout::open(&to).unwrap().images().unwrap().remove(0);
+            let digest = [found.layers[0].1, found.digest][which];
+            let path = to.join("blobs/sha256").join(digest.hex());
+            fs::remove_file(&path).unwrap();
+            fs::write(&path, how).unwrap();
+            let error = Layout::open(&to).unwrap().verify().unwrap_err();
+            assert!(error.to_string().contains(&digest.to_string()), "{error}");
+        }
+    }
+
+    #[test]
+    fn documents_that_two_readers_would_read_differently_are_refused() {
+        let (_temp, to) = written(&["a"]);
+        let index = fs::read_to_string(to.join("index.json")).unwrap();
+        for (from, into) in [
+            ("{\"manifests\"", "{\"layers\":[],\"manifests\""),
+            ("\"schemaVersion\":2", "\"schemaVersion\":2,\"schemaVersion\":2"),
+            ("image.index.v1", "image.manifest.v1"),
+            ("\"digest\":\"sha256:", "\"digest\":\"sha256:../../"),
+            ("\"size\":", "\"size\":1"),
+        ] {
+            let bad = index.replacen(from, into, 1);
+            assert_ne!(bad, index);
+            fs::write(to.join("index.json"), bad).unwrap();
+            assert!(Layout::open(&to).and_then(|layout| layout.images()).is_err(), "{into}");
+        }
+    }
+
+    #[test]
+    fn one_tag_names_one_image() {
+        let temp = tempfile::tempdir().unwrap();
+        let one = image(temp.path(), "a");
+        let blob = |digest: &Digest| temp.path().join(digest.hex());
+        assert!(write(&temp.path().join("out"), &[one.clone(), one], &blob).is_err());
+        assert!(!temp.path().join("out").exists());
+    }
+}

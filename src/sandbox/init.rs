@@ -1,0 +1,466 @@
+//! Inside, PID 1: carries out the plan, then starts one step after the other and answers what they
+//! ask. It has one thread and clean memory, since it is a program of its own: `main` begins with
+//! [`take_over_if_asked`].
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, ResolveFlag};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use crate::error::{Error, Result};
+use crate::sandbox::owner::Owners;
+use crate::sandbox::plan::{HostPath, Operation, Order, Reply};
+use crate::sandbox::spec::{Hit, Outcome, Status};
+use crate::sandbox::start::{self, ROLE, not_a_folder};
+use crate::sandbox::step;
+use crate::sys::mount::{self, Setting, attribute};
+use crate::sys::{file, process};
+
+/// An order holds scripts and the environment.
+const LONGEST_ORDER: u64 = 256 << 20;
+
+/// The first line of `main`: when this process was executed to be a sandbox's init, it is that, and
+/// never comes back.
+pub fn take_over_if_asked() {
+    if process::role().as_deref() != Some(ROLE) {
+        return;
+    }
+    let mut passed = process::inherited().into_iter();
+    let (Some(control), Some(output)) = (passed.next(), passed.next()) else {
+        std::process::exit(2);
+    };
+    let control = UnixStream::from(control);
+    let reply = match serve(&control, &File::from(output)) {
+        Ok(outcome) => Reply::Done(outcome),
+        Err(error) => Reply::Failed(error),
+    };
+    let sent = postcard::to_stdvec(&reply).is_ok_and(|bytes| start::write_frame(&control, &bytes).is_ok());
+    // Whatever is alive inside dies with us: pid_namespaces(7).
+    std::process::exit(i32::from(!sent));
+}
+
+fn serve(control: &UnixStream, output: &File) -> Result<Outcome> {
+    process::harden_self()?;
+    process::close_all_but(&[control.as_fd(), output.as_fd()]);
+    let order = start::read_frame(control, LONGEST_ORDER).map_err(|e| Error::io("read", "order", e))?;
+    let order: Order = postcard::from_bytes(&order).map_err(|e| Error::failed(format!("order: {e}")))?;
+    // SIGCHLD comes through a descriptor; nothing else may interrupt us.
+    nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None).map_err(|errno| Error::io("sigprocmask", "", errno))?;
+    let mut room = Room::default();
+    for operation in &order.operations {
+        room.carry_out(operation)?;
+    }
+    let weakened = std::mem::take(&mut room.weakened);
+    let upper = room.upper.take().ok_or_else(|| Error::failed("the plan has no snapshot"))?;
+    Watch::new(control, output, &order, Owners::new(upper, order.uid, order.gid, !order.no_capabilities && order.uid == 0)?, weakened)?.run()
+}
+
+// --- Making the room.
+
+/// The new root while it is made.
+#[derive(Default)]
+struct Room {
+    root: Option<OwnedFd>,
+    upper: Option<OwnedFd>,
+    weakened: Vec<String>,
+}
+
+/// No part of a path inside may be a link, nor lead out.
+const STRICT: ResolveFlag = ResolveFlag::RESOLVE_BENEATH.union(ResolveFlag::RESOLVE_NO_SYMLINKS).union(ResolveFlag::RESOLVE_NO_MAGICLINKS);
+
+fn relative(inside: &str) -> &[u8] {
+    inside.trim_matches('/').as_bytes()
+}
+
+fn split(inside: &str) -> (&str, &str) {
+    let inside = inside.trim_matches('/');
+    inside.rsplit_once('/').unwrap_or(("", inside))
+}
+
+impl Room {
+    fn root(&self) -> Result<&OwnedFd> {
+        self.root.as_ref().ok_or_else(|| Error::failed("the plan mounts something before the snapshot"))
+    }
+
+    fn carry_out(&mut self, operation: &Operation) -> Result<()> {
+        match operation {
+            Operation::Private => mount::make_all_private(),
+            Operation::Overlay { lower, upper, work, root } => self.overlay(lower, upper, work, root),
+            Operation::Own(inside) => {
+                let copy = self.copy(inside)?;
+                mount::attach(copy.as_fd(), self.folder(inside, 0o755)?.as_fd())
+            }
+            Operation::Bind { host, inside, read_only } => self.bind(host, inside, *read_only),
+            Operation::Tmpfs { inside, mode } => self.tmpfs(inside, *mode),
+            Operation::Device(name) => self.device(name),
+            Operation::Terminals => self.terminals(),
+            Operation::Link { target, inside } => {
+                let (folder, name) = split(inside);
+                file::symlink_at(target.as_bytes(), self.folder(folder, 0o755)?.as_fd(), name.as_bytes())
+            }
+            Operation::Folder { inside, mode } => self.folder(inside, *mode).map(drop),
+            Operation::Proc => self.proc(),
+            Operation::ReadOnly(inside) => self.read_only(inside),
+            Operation::Mask(inside) => self.mask(inside),
+            Operation::Loopback => mount::loopback_up(),
+            Operation::Hostname(name) => nix::unistd::sethostname(name).map_err(|errno| Error::io("sethostname", name, errno)),
+            Operation::Processes(most) => self.processes(*most),
+            Operation::ReadOnlyRoot => mount::add_attributes(self.root()?.as_fd(), attribute::READ_ONLY),
+            Operation::Pivot => mount::pivot(self.root()?.as_fd()),
+        }
+    }
+
+    fn overlay(&mut self, lower: &[HostPath], upper: &HostPath, work: &HostPath, root: &HostPath) -> Result<()> {
+        if lower.len() > 500 {
+            return Err(Error::failed(format!("a snapshot of {} changesets", lower.len())).why("this kernel stacks at most 500 layers"));
+        }
+        let target = file::open_path(root)?;
+        let upper = file::open_path(upper)?;
+        let work = file::open_path(work)?;
+        match new_overlay(lower, &upper, &work)? {
+            Some(made) => {
+                mount::attach(made.as_fd(), target.as_fd())?;
+                self.root = Some(made);
+            }
+            None => {
+                let layers = lower.iter().rev().map(|path| file::open_path(path)).collect::<Result<Vec<_>>>()?;
+                let fds: Vec<_> = layers.iter().map(|fd| fd.as_fd()).collect();
+                mount::old_overlay(&fds, upper.as_fd(), work.as_fd(), target.as_fd()).map_err(|errno| overlay_refused(errno, lower.len(), vec![]))?;
+                // What was opened before it was mounted on is what lies below.
+                self.root = Some(file::open_path(root)?);
+            }
+        }
+        self.upper = Some(upper);
+        Ok(())
+    }
+
+    /// Opens what is at a path inside; `None`: nothing.
+    fn open(&self, inside: &str) -> Result<Option<OwnedFd>> {
+        match file::open_below(self.root()?.as_fd(), relative(inside), OFlag::O_PATH | OFlag::O_NOFOLLOW, STRICT) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(Errno::ELOOP | Errno::ENOTDIR) => Err(not_a_folder(inside)),
+            Err(errno) => Err(Error::io("open", inside, errno)),
+        }
+    }
+
+    /// A folder inside, made with its parents if it isn't there.
+    fn folder(&self, inside: &str, mode: u32) -> Result<OwnedFd> {
+        let found = match self.open(inside)? {
+            Some(found) => found,
+            None => {
+                let (parent, name) = split(inside);
+                file::mkdir_at(self.folder(parent, 0o755)?.as_fd(), name.as_bytes(), mode)?;
+                self.open(inside)?.ok_or_else(|| Error::io("open", inside, Errno::ENOENT))?
+            }
+        };
+        if is_folder(&found)? { Ok(found) } else { Err(not_a_folder(inside)) }
+    }
+
+    fn copy(&self, inside: &str) -> Result<OwnedFd> {
+        let target = self.folder(inside, 0o755)?;
+        mount::copy_tree(target.as_fd(), c"").map_err(|errno| Error::io("open_tree", inside, errno))
+    }
+
+    fn bind(&self, host: &HostPath, inside: &str, read_only: bool) -> Result<()> {
+        let host: &Path = host;
+        let source = nix::fcntl::open(host, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
+            .map_err(|errno| Error::io("open", host, errno))?;
+        let copy = mount::copy_tree_whole(source.as_fd(), c"").map_err(|errno| Error::io("open_tree", host, errno))?;
+        let flags = attribute::NO_SUID | attribute::NO_DEV | if read_only { attribute::READ_ONLY } else { 0 };
+        mount::add_attributes(copy.as_fd(), flags)?;
+        let target = if is_folder(&source)? { self.folder(inside, 0o755)? } else { self.plain_file(inside)? };
+        mount::attach(copy.as_fd(), target.as_fd())
+    }
+
+    /// A file to mount on, made if it isn't there.
+    fn plain_file(&self, inside: &str) -> Result<OwnedFd> {
+        if let Some(found) = self.open(inside)? {
+            return Ok(found);
+        }
+        let (parent, name) = split(inside);
+        file::create_file_at(self.folder(parent, 0o755)?.as_fd(), name.as_bytes(), 0o644)?;
+        self.open(inside)?.ok_or_else(|| Error::io("open", inside, Errno::ENOENT))
+    }
+
+    fn tmpfs(&self, inside: &str, mode: u32) -> Result<()> {
+        let mode = format!("{mode:o}");
+        let target = self.folder(inside, 0o755)?;
+        let made = mount::file_system("tmpfs", &[Setting::Text("source", "tmpfs"), Setting::Text("mode", &mode)], attribute::NO_SUID | attribute::NO_DEV)?;
+        mount::attach(made.as_fd(), target.as_fd())
+    }
+
+    /// A bind of the host's node: an unprivileged process can make none. Read-only, so that the
+    /// host's own node keeps its mode when real root started us; what is written to a device does
+    /// not count as writing.
+    fn device(&self, name: &str) -> Result<()> {
+        let host = format!("/dev/{name}");
+        let node = nix::fcntl::open(host.as_str(), OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
+            .map_err(|errno| Error::io("open", &host, errno))?;
+        let stat = nix::sys::stat::fstat(&node).map_err(|errno| Error::io("fstat", &host, errno))?;
+        if file::kind(&stat) != nix::sys::stat::SFlag::S_IFCHR {
+            return Err(Error::failed(format!("{host} of this machine is no device")));
+        }
+        let copy = mount::copy_tree(node.as_fd(), c"").map_err(|errno| Error::io("open_tree", &host, errno))?;
+        mount::add_attributes(copy.as_fd(), attribute::READ_ONLY | attribute::NO_SUID | attribute::NO_EXEC)?;
+        mount::attach(copy.as_fd(), self.plain_file(&host)?.as_fd())
+    }
+
+    fn terminals(&self) -> Result<()> {
+        let target = self.folder("/dev/pts", 0o755)?;
+        let settings = [Setting::Text("source", "devpts"), Setting::Flag("newinstance"), Setting::Text("ptmxmode", "0666"), Setting::Text("mode", "0620")];
+        let made = mount::file_system("devpts", &settings, attribute::NO_SUID | attribute::NO_EXEC)?;
+        mount::attach(made.as_fd(), target.as_fd())
+    }
+
+    /// A fresh /proc, or the outer one where a container's masks keep the kernel from giving one
+    /// (a fresh one would show what is masked there).
+    fn proc(&mut self) -> Result<()> {
+        let target = self.folder("/proc", 0o555)?;
+        let flags = attribute::NO_SUID | attribute::NO_DEV | attribute::NO_EXEC;
+        match mount::file_system("proc", &[Setting::Text("source", "proc")], flags) {
+            Ok(made) => mount::attach(made.as_fd(), target.as_fd()),
+            Err(refused) if matches!(refused.errno, Errno::EPERM | Errno::EBUSY | Errno::EACCES) => {
+                let outer = file::open_path(Path::new("/proc"))?;
+                let copy = mount::copy_tree_whole(outer.as_fd(), c"").map_err(|errno| Error::io("open_tree", "/proc", errno))?;
+                mount::attach(copy.as_fd(), target.as_fd())?;
+                self.weakened.push("/proc is that of the container around us: rules see its processes, not only their own".into());
+                Ok(())
+            }
+            Err(refused) => Err(refused.into()),
+        }
+    }
+
+    fn read_only(&self, inside: &str) -> Result<()> {
+        let Some(target) = self.open(inside)? else { return Ok(()) };
+        let copy = mount::copy_tree(target.as_fd(), c"").map_err(|errno| Error::io("open_tree", inside, errno))?;
+        mount::add_attributes(copy.as_fd(), attribute::READ_ONLY)?;
+        mount::attach(copy.as_fd(), target.as_fd())
+    }
+
+    /// A folder gets an empty one over it, a file the null device.
+    fn mask(&self, inside: &str) -> Result<()> {
+        let Some(target) = self.open(inside)? else { return Ok(()) };
+        if is_folder(&target)? {
+            self.tmpfs(inside, 0o555)?;
+            return self.read_only(inside);
+        }
+        let null = self.open("/dev/null")?.ok_or_else(|| Error::io("open", "/dev/null", Errno::ENOENT))?;
+        let copy = mount::copy_tree(null.as_fd(), c"").map_err(|errno| Error::io("open_tree", "/dev/null", errno))?;
+        mount::attach(copy.as_fd(), target.as_fd())
+    }
+
+    /// The namespace's own limit, which holds for a host's root too (since 6.14); RLIMIT_NPROC, which
+    /// each step gets, holds for everybody else. It must be above 300.
+    fn processes(&self, most: u64) -> Result<()> {
+        let path = "proc/sys/kernel/pid_max";
+        let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW;
+        if let Ok(fd) = file::open_below(self.root()?.as_fd(), path.as_bytes(), flags, STRICT)
+            && std::fs::metadata("/proc/self/ns/pid").is_ok()
+            && pid_max_is_our_own()
+        {
+            let _ = nix::unistd::write(&fd, most.max(301).to_string().as_bytes());
+        }
+        Ok(())
+    }
+}
+
+/// Before 6.14 `pid_max` was one number for the whole machine, which a host's root could change from here.
+fn pid_max_is_our_own() -> bool {
+    nix::sys::utsname::uname().is_ok_and(|name| {
+        let mut numbers = name.release().as_bytes().split(|b| !b.is_ascii_digit()).filter_map(|n| std::str::from_utf8(n).ok()?.parse::<u32>().ok());
+        (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 14)
+    })
+}
+
+fn is_folder(fd: &OwnedFd) -> Result<bool> {
+    let stat = nix::sys::stat::fstat(fd).map_err(|errno| Error::io("fstat", "", errno))?;
+    Ok(file::kind(&stat) == nix::sys::stat::SFlag::S_IFDIR)
+}
+
+/// The snapshot through the new mount API; `None`: this kernel doesn't know `lowerdir+` (before 6.7).
+///
+/// Folders are named by descriptor: so no character of a path means anything to the kernel's
+/// parser, and `/proc/mounts` inside shows no path of the host.
+fn new_overlay(lower: &[HostPath], upper: &OwnedFd, work: &OwnedFd) -> Result<Option<OwnedFd>> {
+    let refused = |r: mount::Refused| overlay_refused(r.errno, lower.len(), r.log);
+    let name = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let made = mount::FileSystem::open("overlay").map_err(refused)?;
+    for setting in [Setting::Text("source", "overlay"), Setting::Flag("userxattr"), Setting::Flag("volatile")] {
+        made.set(&setting).map_err(refused)?;
+    }
+    // The first that is named is the highest.
+    for (i, path) in lower.iter().rev().enumerate() {
+        let layer = file::open_path(path)?;
+        match made.set(&Setting::Text("lowerdir+", &name(&layer))) {
+            Ok(()) => {}
+            Err(r) if i == 0 && r.errno == Errno::EINVAL => return Ok(None),
+            Err(r) => return Err(refused(r)),
+        }
+    }
+    made.set(&Setting::Text("upperdir", &name(upper))).map_err(refused)?;
+    made.set(&Setting::Text("workdir", &name(work))).map_err(refused)?;
+    made.mount(0).map(Some).map_err(refused)
+}
+
+fn overlay_refused(errno: Errno, layers: usize, log: Vec<String>) -> Error {
+    let error = Error::failed(format!("the kernel can't stack the {layers} folders of this snapshot: {}", errno.desc()));
+    let error = log.into_iter().fold(error, Error::why);
+    match errno {
+        Errno::EINVAL => error
+            .why("the store may lie on a file system that can't hold an overlay's upper folder (another overlay, NFS, vfat)")
+            .next("put the store on ext4, xfs, btrfs or tmpfs: set TAPEOUT_STORE"),
+        Errno::EPERM => error.why("this kernel doesn't let users mount an overlay (before 5.11), or a seccomp profile refuses it"),
+        Errno::ENODEV => error.why("this kernel has no overlay file system").next("ask the administrator for: modprobe overlay"),
+        Errno::E2BIG => error.why("a kernel before 6.7 takes the names of some two hundred folders"),
+        _ => error,
+    }
+    .next("see `tapeout doctor`")
+}
+
+// --- Running the steps.
+
+struct Watch<'a> {
+    control: &'a UnixStream,
+    output: &'a File,
+    order: &'a Order,
+    children: SignalFd,
+    deadline: Option<Instant>,
+    owners: Owners,
+    weakened: Vec<String>,
+}
+
+enum End {
+    Status(WaitStatus),
+    Time,
+}
+
+impl<'a> Watch<'a> {
+    fn new(control: &'a UnixStream, output: &'a File, order: &'a Order, owners: Owners, weakened: Vec<String>) -> Result<Self> {
+        let mut child = SigSet::empty();
+        child.add(Signal::SIGCHLD);
+        let children = SignalFd::with_flags(&child, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(|errno| Error::io("signalfd", "", errno))?;
+        let deadline = order.time.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
+        Ok(Self { control, output, order, children, deadline, owners, weakened })
+    }
+
+    fn run(mut self) -> Result<Outcome> {
+        let (mut status, mut failed_step) = (Status::Exited(0), None);
+        for number in 0..self.order.steps.len() {
+            let started = step::start(self.order, number, self.output)?;
+            if started.listener.is_none() && number == 0 {
+                self.weakened.push("something around us listens to seccomp already: a rule that gives a file to another owner fails".into());
+            }
+            let end = self.wait_for(&started)?;
+            kill_all();
+            status = self.judge(end);
+            if !status.success() {
+                failed_step = Some(number);
+                break;
+            }
+        }
+        Ok(Outcome { status, failed_step, recorded: self.owners.into_recorded()?, weakened: self.weakened })
+    }
+
+    fn wait_for(&mut self, started: &step::Started) -> Result<End> {
+        loop {
+            let timeout = match self.deadline.map(|at| at.saturating_duration_since(Instant::now())) {
+                Some(Duration::ZERO) => return Ok(End::Time),
+                // Rounded up, so that it isn't asked over and over in the last millisecond.
+                Some(left) => PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
+                None => PollTimeout::NONE,
+            };
+            let mut fds = vec![PollFd::new(self.children.as_fd(), PollFlags::POLLIN), PollFd::new(self.control.as_fd(), PollFlags::empty())];
+            if let Some(listener) = &started.listener {
+                fds.push(PollFd::new(listener.as_fd(), PollFlags::POLLIN));
+            }
+            match poll(&mut fds, timeout) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(Error::io("poll", "", errno)),
+            }
+            let has = |i: usize, flag| fds.get(i).and_then(PollFd::revents).is_some_and(|e| e.intersects(flag));
+            let (child, parent, asked) = (has(0, PollFlags::POLLIN), has(1, PollFlags::POLLHUP), has(2, PollFlags::POLLIN));
+            if parent {
+                // Whoever started us is dead. So is everything in here, then.
+                std::process::exit(1);
+            }
+            if let (true, Some(listener)) = (asked, &started.listener) {
+                self.owners.answer(listener.as_fd());
+            }
+            if child {
+                while let Ok(Some(_)) = self.children.read_signal() {}
+                if let Some(status) = reap(started.pid) {
+                    return Ok(End::Status(status));
+                }
+            }
+        }
+    }
+
+    fn judge(&self, end: End) -> Status {
+        let too_large = self.order.file_size.is_some();
+        match end {
+            End::Time => Status::Limit(Hit::Time),
+            End::Status(WaitStatus::Signaled(_, Signal::SIGXFSZ, _)) if too_large => Status::Limit(Hit::FileSize),
+            // A shell says 128 and the number of the signal that its command died of.
+            End::Status(WaitStatus::Exited(_, code)) if too_large && code == 128 + Signal::SIGXFSZ as i32 => Status::Limit(Hit::FileSize),
+            End::Status(WaitStatus::Signaled(_, signal, _)) => Status::Signalled(signal as i32),
+            End::Status(WaitStatus::Exited(_, code)) => Status::Exited(code),
+            End::Status(_) => Status::Exited(1),
+        }
+    }
+}
+
+/// Reaps all that is dead; the status of the step if it was among them.
+fn reap(step: Pid) -> Option<WaitStatus> {
+    let mut found = None;
+    loop {
+        match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
+            Ok(status @ (WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _))) if pid == step => found = Some(status),
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return found,
+            Err(Errno::EINTR) | Ok(_) => {}
+            Err(_) => return found,
+        }
+    }
+}
+
+/// Kills all that is left, and waits until it is dead. A process that is about to be killed can't
+/// fork, so one signal to all reaches all.
+fn kill_all() {
+    let _ = nix::sys::signal::kill(Pid::from_raw(-1), Signal::SIGKILL);
+    loop {
+        match waitpid(None::<Pid>, None) {
+            Err(Errno::EINTR) | Ok(_) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// How an errno of a file operation is told, for `step`.
+pub(super) fn io_error(call: &str, path: &str, errno: i32) -> Error {
+    Error::io(call, path, io::Error::from_raw_os_error(errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_inside_is_split_into_folder_and_name() {
+        for (path, parts) in [("/a/b/c", ("a/b", "c")), ("/a", ("", "a")), ("a/", ("", "a"))] {
+            assert_eq!(split(path), parts);
+        }
+        assert_eq!(relative("/"), b"");
+        assert_eq!(Path::new("/x").as_os_str().as_bytes(), b"/x");
+    }
+}

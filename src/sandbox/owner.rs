@@ -1,0 +1,444 @@
+//! Owners and devices, recorded: what a step asks of `chown` and `mknod` is answered here, in init.
+//!
+//! One ID is mapped, so the kernel would refuse every other one. Instead the file is changed to the
+//! owner that it has, which costs it what a real change would (it is copied up, set-ID bits and
+//! capabilities go), and what was asked for is kept in a table, by the identity of the file in the
+//! upper folder. That identity is not its number alone: a new file that gets the number of a removed
+//! one is another file. Paths are resolved in init, whose root is the sandbox: whatever a rule
+//! writes into its memory meanwhile, nothing outside can be reached.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, ResolveFlag};
+
+use crate::error::{Error, Result};
+use crate::sandbox::spec::Recorded;
+use crate::sys::mount::{self, Place};
+use crate::sys::seccomp::{self, Notification};
+use crate::sys::{file, process};
+
+/// Nobody has more files than this, and init's memory has an end.
+const MOST: usize = 8_000_000;
+/// Files without a name that are kept open until the end, in case they get one.
+const MOST_NAMELESS: usize = 512;
+const UNCHANGED: u32 = u32::MAX;
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Record {
+    uid: Option<u32>,
+    gid: Option<u32>,
+    device: Option<(bool, u32, u32)>,
+}
+
+impl Record {
+    fn own(&mut self, uid: u32, gid: u32) {
+        self.uid = if uid == UNCHANGED { self.uid } else { Some(uid) };
+        self.gid = if gid == UNCHANGED { self.gid } else { Some(gid) };
+    }
+}
+
+/// A file that had no name when its owner was asked for (`O_TMPFILE`). It is kept open, so that its
+/// number stays its own, and looked for at the end.
+struct Nameless {
+    fd: OwnedFd,
+    place: Place,
+    record: Record,
+}
+
+pub(super) struct Owners {
+    upper: OwnedFd,
+    /// Of the snapshot.
+    root_mount: u64,
+    uid: u32,
+    gid: u32,
+    /// The steps may change owners at all.
+    allowed: bool,
+    records: BTreeMap<Vec<u8>, Record>,
+    nameless: Vec<Nameless>,
+}
+
+/// A call, its arguments taken apart.
+enum Asked {
+    Own { target: Target, uid: u32, gid: u32 },
+    Device { folder: i32, path: u64, mode: u32, device: u64 },
+}
+
+enum Target {
+    Descriptor(i32),
+    Path { folder: i32, path: u64, flags: i32 },
+}
+
+fn understand(n: &Notification) -> Option<Asked> {
+    let a = n.arguments;
+    let path = |folder: i32, path, flags| Target::Path { folder, path, flags };
+    let here = libc::AT_FDCWD;
+    Some(match n.call {
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_chown => Asked::Own { target: path(here, a[0], 0), uid: a[1] as u32, gid: a[2] as u32 },
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_lchown => Asked::Own { target: path(here, a[0], libc::AT_SYMLINK_NOFOLLOW), uid: a[1] as u32, gid: a[2] as u32 },
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_mknod => Asked::Device { folder: here, path: a[0], mode: a[1] as u32, device: a[2] },
+        libc::SYS_fchown => Asked::Own { target: Target::Descriptor(a[0] as i32), uid: a[1] as u32, gid: a[2] as u32 },
+        libc::SYS_fchownat => Asked::Own { target: path(a[0] as i32, a[1], a[4] as i32), uid: a[2] as u32, gid: a[3] as u32 },
+        libc::SYS_mknodat => Asked::Device { folder: a[0] as i32, path: a[1], mode: a[2] as u32, device: a[3] },
+        _ => return None,
+    })
+}
+
+impl Owners {
+    /// For a snapshot whose upper folder this is. The sandbox is our root by now.
+    pub fn new(upper: OwnedFd, uid: u32, gid: u32, allowed: bool) -> Result<Self> {
+        let root = file::open_path(std::path::Path::new("/"))?;
+        let root_mount = mount::place(root.as_fd()).map_err(|errno| Error::io("statx", "/", errno))?.mount;
+        Ok(Self { upper, root_mount, uid, gid, allowed, records: BTreeMap::new(), nameless: vec![] })
+    }
+
+    /// Answers the next call that waits.
+    pub fn answer(&mut self, listener: BorrowedFd) {
+        let Ok(Some(asked)) = seccomp::receive(listener) else { return };
+        let result = match understand(&asked) {
+            Some(Asked::Own { target, uid, gid }) => self.change_owner(listener, &asked, &target, uid, gid),
+            Some(Asked::Device { folder, path, mode, device }) => self.make_device(listener, &asked, folder, path, mode, device),
+            None => Err(Errno::ENOSYS),
+        };
+        seccomp::reply(listener, asked.id, result);
+    }
+
+    fn change_owner(&mut self, listener: BorrowedFd, asked: &Notification, target: &Target, uid: u32, gid: u32) -> nix::Result<()> {
+        let caller = Caller { thread: asked.thread };
+        let found = match target {
+            Target::Descriptor(number) => caller.descriptor(*number)?,
+            Target::Path { flags, .. } if flags & !(libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH) != 0 => return Err(Errno::EINVAL),
+            Target::Path { folder, path, flags } => {
+                let empty = flags & libc::AT_EMPTY_PATH != 0;
+                match caller.path(*path, empty)? {
+                    path if path.is_empty() && empty => caller.start(*folder)?,
+                    path if path.is_empty() => return Err(Errno::ENOENT),
+                    path => caller.open(*folder, &path, flags & libc::AT_SYMLINK_NOFOLLOW == 0)?,
+                }
+            }
+        };
+        if !seccomp::still_waits(listener, asked.id) {
+            return Err(Errno::EINTR);
+        }
+        let mapped = (uid == UNCHANGED || uid == self.uid) && (gid == UNCHANGED || gid == self.gid);
+        if !self.allowed && !mapped {
+            return Err(Errno::EPERM);
+        }
+        // The real change, to the owner that it has: copies it up, and clears what the kernel clears.
+        let own = |asked: u32, mapped: u32| if asked == UNCHANGED { UNCHANGED } else { mapped };
+        match process::change_owner(found.as_fd(), own(uid, self.uid), own(gid, self.gid)) {
+            // A device of the host, or another file that can't be written but has this owner already.
+            Err(Errno::EROFS) if mapped => return Ok(()),
+            other => other?,
+        }
+        self.record(&found, mapped, |record| record.own(uid, gid))
+    }
+
+    fn make_device(&mut self, listener: BorrowedFd, asked: &Notification, folder: i32, path: u64, mode: u32, device: u64) -> nix::Result<()> {
+        let caller = Caller { thread: asked.thread };
+        let path = caller.path(path, false)?;
+        let trimmed = path.strip_suffix(b"/").unwrap_or(&path);
+        let (parent, name) = match trimmed.iter().rposition(|b| *b == b'/') {
+            Some(0) => (&b"/"[..], &trimmed[1..]),
+            Some(at) => (&trimmed[..at], &trimmed[at + 1..]),
+            None => (&b"."[..], trimmed),
+        };
+        match name {
+            b"" if trimmed.is_empty() && path.is_empty() => return Err(Errno::ENOENT),
+            b"" | b"." | b".." => return Err(Errno::EEXIST),
+            _ => {}
+        }
+        let parent = caller.open(folder, parent, true)?;
+        let umask = caller.umask();
+        if !seccomp::still_waits(listener, asked.id) {
+            return Err(Errno::EINTR);
+        }
+        if !self.allowed {
+            return Err(Errno::EPERM);
+        }
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let permissions = nix::sys::stat::Mode::from_bits_truncate(mode & 0o7777 & !umask);
+        let made = nix::fcntl::openat(&parent, std::ffi::OsStr::from_bytes(name), flags, permissions)?;
+        let character = mode & libc::S_IFMT == libc::S_IFCHR;
+        // The kernel takes 32 bits of it (sys_mknodat's `unsigned int dev`).
+        let device = u64::from(device as u32);
+        let device = (character, libc::major(device), libc::minor(device));
+        // A new file's identity in the upper folder is new too, but may have been seen as another's:
+        // where there are no handles, a removed file's number comes again.
+        self.record(&made, false, |record| *record = Record { device: Some(device), ..Record::default() })
+    }
+
+    /// Keeps what was asked for a file that is open here, if it is one of the snapshot. Elsewhere
+    /// (`/dev`, `/run`) nothing is kept, since nothing there outlives the sandbox.
+    fn record(&mut self, found: &OwnedFd, mapped: bool, change: impl Fn(&mut Record)) -> nix::Result<()> {
+        let place = mount::place(found.as_fd())?;
+        if place.mount != self.root_mount && !self.is_ours_elsewhere(found, &place) {
+            return if self.is_lost(found, mapped) { Err(Errno::EINVAL) } else { Ok(()) };
+        }
+        if place.links == 0 {
+            return self.record_nameless(found, place, change);
+        }
+        let handle = self.identity(found)?;
+        if self.records.len() >= MOST && !self.records.contains_key(&handle) {
+            return Err(Errno::ENOSPC);
+        }
+        change(self.records.entry(handle).or_default());
+        Ok(())
+    }
+
+    /// Is it the same file of the snapshot, seen through a mount that the rule made in a mount
+    /// namespace of its own?
+    fn is_ours_elsewhere(&self, found: &OwnedFd, place: &Place) -> bool {
+        let same = || -> nix::Result<bool> {
+            let path = name_of(found.as_fd())?;
+            let root = nix::fcntl::open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())?;
+            let again = mount::place(open_plain(root.as_fd(), &path)?.as_fd())?;
+            Ok(again.mount == self.root_mount && (again.device, again.inode) == (place.device, place.inode))
+        };
+        same().unwrap_or(false)
+    }
+
+    /// A file of the snapshot that we can't find by name: recording nothing would be silently wrong.
+    fn is_lost(&self, found: &OwnedFd, mapped: bool) -> bool {
+        let overlay = nix::sys::statfs::fstatfs(found).is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::OVERLAYFS_SUPER_MAGIC);
+        let own_mount = || name_of(found.as_fd()).is_ok_and(|path| path.starts_with(b"/tmp/") || path == b"/tmp");
+        overlay && !mapped && !own_mount()
+    }
+
+    fn record_nameless(&mut self, found: &OwnedFd, place: Place, change: impl Fn(&mut Record)) -> nix::Result<()> {
+        let same = |n: &&mut Nameless| (n.place.device, n.place.inode) == (place.device, place.inode);
+        if let Some(known) = self.nameless.iter_mut().find(same) {
+            change(&mut known.record);
+            return Ok(());
+        }
+        // A removed file can't get a name again, and goes with whoever has it open.
+        if !may_get_a_name(&name_of(found.as_fd())?) {
+            return Ok(());
+        }
+        if self.nameless.len() >= MOST_NAMELESS {
+            return Err(Errno::ENFILE);
+        }
+        let mut record = Record::default();
+        change(&mut record);
+        let fd = found.try_clone().map_err(|_| Errno::EMFILE)?;
+        self.nameless.push(Nameless { fd, place, record });
+        Ok(())
+    }
+
+    /// The identity of a file of the snapshot in the upper folder, where its copy-up has put it
+    /// under the same name.
+    fn identity(&self, found: &OwnedFd) -> nix::Result<Vec<u8>> {
+        for _ in 0..64 {
+            let path = name_of(found.as_fd())?;
+            let upper = match open_plain(self.upper.as_fd(), &path) {
+                Ok(upper) => upper,
+                // It, or a folder above, is just being renamed.
+                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => continue,
+                Err(errno) => return Err(errno),
+            };
+            let handle = file::handle(upper.as_fd()).map_err(|_| Errno::EIO)?;
+            if name_of(found.as_fd())? == path {
+                return Ok(handle);
+            }
+        }
+        Err(Errno::EAGAIN)
+    }
+
+    /// All that was asked for, at the end, when nothing else is alive.
+    pub fn into_recorded(mut self) -> Result<Vec<Recorded>> {
+        self.find_nameless()?;
+        let recorded = |(handle, r): (Vec<u8>, Record)| Recorded { handle, uid: r.uid, gid: r.gid, device: r.device };
+        Ok(self.records.into_iter().map(recorded).collect())
+    }
+
+    /// Files that have got a name since: the upper folder is walked for them, which is seldom needed.
+    fn find_nameless(&mut self) -> Result<()> {
+        let named = |n: &Nameless| mount::place(n.fd.as_fd()).is_ok_and(|place| place.links > 0);
+        let mut wanted: BTreeMap<u64, Record> = self.nameless.iter().filter(|n| named(n)).map(|n| (n.place.inode, n.record)).collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let mut folders = vec![self.upper.try_clone().map_err(|e| Error::io("dup", "upper", e))?];
+        while let Some(folder) = folders.pop() {
+            for name in file::list(folder.as_fd())? {
+                let Some(stat) = file::stat_at(folder.as_fd(), &name)? else { continue };
+                match file::kind(&stat) {
+                    nix::sys::stat::SFlag::S_IFDIR => folders.push(file::open_folder_at(folder.as_fd(), &name)?),
+                    nix::sys::stat::SFlag::S_IFREG => {
+                        if let Some(record) = wanted.remove(&stat.st_ino) {
+                            let fd = file::open_at(folder.as_fd(), &name, OFlag::O_PATH)?;
+                            self.records.insert(file::handle(fd.as_fd())?, record);
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The path under which a file that is open here is known in our root.
+fn name_of(fd: BorrowedFd) -> nix::Result<Vec<u8>> {
+    nix::fcntl::readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()).as_str()).map(OsStringExt::into_vec)
+}
+
+/// A file made by `O_TMPFILE` is shown as `/folder/#NUMBER (deleted)`; linkat(2) may name it.
+fn may_get_a_name(path: &[u8]) -> bool {
+    let name = path.rsplit(|b| *b == b'/').next().unwrap_or_default();
+    let number = name.strip_prefix(b"#").and_then(|rest| rest.strip_suffix(b" (deleted)"));
+    number.is_some_and(|digits| !digits.is_empty() && digits.iter().all(u8::is_ascii_digit))
+}
+
+/// Opens a path below a folder, without following anything.
+fn open_plain(folder: BorrowedFd, path: &[u8]) -> nix::Result<OwnedFd> {
+    let strict = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    file::open_below(folder, path.strip_prefix(b"/").unwrap_or(path), OFlag::O_PATH | OFlag::O_NOFOLLOW, strict)
+}
+
+/// The thread that asks.
+struct Caller {
+    thread: i32,
+}
+
+impl Caller {
+    fn own(&self, name: &str) -> String {
+        format!("/proc/{}/{name}", self.thread)
+    }
+
+    /// A descriptor of its own.
+    fn descriptor(&self, number: i32) -> nix::Result<OwnedFd> {
+        if number < 0 {
+            return Err(Errno::EBADF);
+        }
+        self.follow(&self.own(&format!("fd/{number}"))).map_err(|errno| if errno == Errno::ENOENT { Errno::EBADF } else { errno })
+    }
+
+    /// Where a relative path starts.
+    fn start(&self, folder: i32) -> nix::Result<OwnedFd> {
+        if folder == libc::AT_FDCWD { self.follow(&self.own("cwd")) } else { self.descriptor(folder) }
+    }
+
+    fn follow(&self, path: &str) -> nix::Result<OwnedFd> {
+        nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
+    }
+
+    /// A path in its memory. A null pointer is an empty path where that is allowed (since 6.11).
+    fn path(&self, address: u64, may_be_empty: bool) -> nix::Result<Vec<u8>> {
+        if address == 0 && may_be_empty { Ok(vec![]) } else { process::read_string(self.thread, address) }
+    }
+
+    /// What it would open.
+    fn open(&self, folder: i32, path: &[u8], follow: bool) -> nix::Result<OwnedFd> {
+        if let Some((link, rest)) = own_link(path, self.thread) {
+            let start = self.follow(&self.own(&link))?;
+            match rest.iter().position(|b| *b != b'/') {
+                // Without a rest it is the link that is meant, unless it is followed.
+                None if follow || !rest.is_empty() => return Ok(start),
+                None => {}
+                Some(at) => return self.open_in(&start, &rest[at..], follow),
+            }
+        }
+        let flags = OFlag::O_PATH | if follow { OFlag::empty() } else { OFlag::O_NOFOLLOW };
+        let root = name_of_link(&self.own("root"))?;
+        if root == b"/" {
+            let start = if path.starts_with(b"/") { self.follow("/")? } else { self.start(folder)? };
+            return self.open_in(&start, path, follow);
+        }
+        // It has changed its root: the path is put together as it sees it, and resolved below that.
+        let new_root = self.follow(&self.own("root"))?;
+        if path.starts_with(b"/") {
+            return file::open_below(new_root.as_fd(), path, flags, ResolveFlag::RESOLVE_IN_ROOT);
+        }
+        let start = self.start(folder)?;
+        let whole = name_of(start.as_fd())?;
+        match whole.strip_prefix(root.as_slice()) {
+            Some(below) if below.is_empty() || below.starts_with(b"/") => {
+                let whole = [below, b"/", path].concat();
+                file::open_below(new_root.as_fd(), &whole, flags, ResolveFlag::RESOLVE_IN_ROOT)
+            }
+            // A folder outside of its root, which it has kept open.
+            _ => self.open_in(&start, path, follow),
+        }
+    }
+
+    /// Links lead where they do in our root, but for those of /proc that lead to what init has open.
+    fn open_in(&self, start: &OwnedFd, path: &[u8], follow: bool) -> nix::Result<OwnedFd> {
+        let flags = OFlag::O_PATH | if follow { OFlag::empty() } else { OFlag::O_NOFOLLOW };
+        file::open_below(start.as_fd(), path, flags, ResolveFlag::RESOLVE_NO_MAGICLINKS)
+    }
+
+    fn umask(&self) -> u32 {
+        let status = std::fs::read_to_string(self.own("status")).unwrap_or_default();
+        let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+        umask.and_then(|text| u32::from_str_radix(text.trim(), 8).ok()).unwrap_or(0o022)
+    }
+}
+
+fn name_of_link(path: &str) -> nix::Result<Vec<u8>> {
+    nix::fcntl::readlink(path).map(OsStringExt::into_vec)
+}
+
+/// A path that begins at one of the caller's own links, as `/proc/self/fd/3` or `/dev/stdout/x` do:
+/// which link, and what follows it. Resolved in init, it would be init's own.
+fn own_link(path: &[u8], thread: i32) -> Option<(String, &[u8])> {
+    let standard: [(&[u8], i32); 3] = [(b"/dev/stdin", 0), (b"/dev/stdout", 1), (b"/dev/stderr", 2)];
+    if let Some((_, number)) = standard.iter().find(|(name, _)| *name == path) {
+        return Some((format!("fd/{number}"), b""));
+    }
+    let by_number = format!("/proc/{thread}/");
+    let below = |prefix: &[u8]| path.strip_prefix(prefix);
+    let whole = match below(b"/dev/fd/") {
+        Some(rest) => [b"fd/", rest].concat(),
+        None => [b"/proc/self/", b"/proc/thread-self/".as_slice(), by_number.as_bytes()].into_iter().find_map(below)?.to_vec(),
+    };
+    let parts = if whole.starts_with(b"fd/") { 2 } else { 1 };
+    let end = whole.iter().enumerate().filter(|(_, b)| **b == b'/').nth(parts - 1).map_or(whole.len(), |(at, _)| at);
+    let link = std::str::from_utf8(&whole[..end]).ok()?;
+    let known = match link.strip_prefix("fd/") {
+        Some(number) => number.parse::<u32>().is_ok(),
+        None => matches!(link, "cwd" | "root"),
+    };
+    known.then(|| (link.to_string(), &path[path.len() - (whole.len() - end)..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_a_chown_keeps_the_other_half() {
+        let mut record = Record { device: Some((true, 1, 3)), ..Record::default() };
+        for (uid, gid, expected) in [(33, UNCHANGED, (Some(33), None)), (UNCHANGED, 5, (Some(33), Some(5))), (0, 0, (Some(0), Some(0)))] {
+            record.own(uid, gid);
+            assert_eq!((record.uid, record.gid), expected);
+        }
+        assert_eq!(record.device, Some((true, 1, 3)));
+    }
+
+    #[test]
+    fn names_of_descriptors_are_the_callers() {
+        for (path, expected) in [
+            ("/dev/stdout", Some(("fd/1", ""))),
+            ("/dev/fd/7", Some(("fd/7", ""))),
+            ("/dev/fd/7/a/b", Some(("fd/7", "/a/b"))),
+            ("/proc/self/fd/3", Some(("fd/3", ""))),
+            ("/proc/self/cwd/x", Some(("cwd", "/x"))),
+            ("/proc/thread-self/root", Some(("root", ""))),
+            ("/proc/42/fd/3/", Some(("fd/3", "/"))),
+            ("/proc/43/fd/3", None),
+            ("/proc/self/exe", None),
+            ("/proc/self/fd", None),
+            ("/proc/self/fd/x", None),
+            ("/etc/passwd", None),
+        ] {
+            let found = own_link(path.as_bytes(), 42).map(|(link, rest)| (link, String::from_utf8_lossy(rest).into_owned()));
+            assert_eq!(found, expected.map(|(link, rest)| (link.to_string(), rest.to_string())), "{path}");
+        }
+    }
+}

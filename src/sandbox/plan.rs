@@ -1,0 +1,352 @@
+//! What is done to make a sandbox, in order, as data: init carries it out in one loop, `Display`
+//! prints it.
+//!
+//! Everything is mounted below the new root before pivot_root(2), while the host's `/proc` can
+//! still be seen: the kernel gives a fresh one only to who sees one already.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::build_file::spec::Step;
+use crate::error::{Error, Result};
+use crate::sandbox::spec::Spec;
+
+/// A path of the host, as bytes: it need not be UTF-8.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<u8>", into = "Vec<u8>")]
+pub struct HostPath(PathBuf);
+
+impl From<Vec<u8>> for HostPath {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(OsString::from_vec(bytes).into())
+    }
+}
+
+impl From<HostPath> for Vec<u8> {
+    fn from(path: HostPath) -> Self {
+        path.0.into_os_string().into_vec()
+    }
+}
+
+impl From<&PathBuf> for HostPath {
+    fn from(path: &PathBuf) -> Self {
+        Self(path.clone())
+    }
+}
+
+impl std::ops::Deref for HostPath {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl fmt::Debug for HostPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0.display())
+    }
+}
+
+/// One thing that is done to make a sandbox. Paths inside are absolute, and no part of them may be a link.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Operation {
+    /// Mounts made here stay here.
+    Private,
+    /// The snapshot.
+    Overlay {
+        /// The lowest first.
+        lower: Vec<HostPath>,
+        /// What changes.
+        upper: HostPath,
+        /// For the kernel.
+        work: HostPath,
+        /// An empty folder of the host.
+        root: HostPath,
+    },
+    /// A folder of the snapshot becomes a mount of its own, so that it can't be removed or renamed.
+    Own(String),
+    /// A file or folder of the host.
+    Bind {
+        /// On the host.
+        host: HostPath,
+        /// Inside.
+        inside: String,
+        /// It can't be written.
+        read_only: bool,
+    },
+    /// An empty file system in memory.
+    Tmpfs {
+        /// Inside.
+        inside: String,
+        /// Of its root.
+        mode: u32,
+    },
+    /// A device node of the host that no harm can be done with.
+    Device(String),
+    /// Pseudo terminals of its own.
+    Terminals,
+    /// A symbolic link.
+    Link {
+        /// Its target.
+        target: String,
+        /// Inside.
+        inside: String,
+    },
+    /// A folder.
+    Folder {
+        /// Inside.
+        inside: String,
+        /// Its mode, if it must be made.
+        mode: u32,
+    },
+    /// The processes of this sandbox.
+    Proc,
+    /// What is there can't be written any more.
+    ReadOnly(String),
+    /// What is there can't be read any more.
+    Mask(String),
+    /// The loopback interface is brought up.
+    Loopback,
+    /// The host name.
+    Hostname(String),
+    /// How many processes there may be.
+    Processes(u64),
+    /// The root can't be written any more.
+    ReadOnlyRoot,
+    /// The new root becomes the root, and the old one is let go.
+    Pivot,
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Private => write!(f, "keep mounts private"),
+            Self::Overlay { lower, upper, .. } => write!(f, "stack {} folders below {}", lower.len(), upper.display()),
+            Self::Own(inside) => write!(f, "make {inside} a mount of its own"),
+            Self::Bind { host, inside, read_only } => {
+                write!(f, "show {} at {inside}{}", host.display(), if *read_only { ", read-only" } else { "" })
+            }
+            Self::Tmpfs { inside, mode } => write!(f, "empty {inside} in memory, mode {mode:04o}"),
+            Self::Device(name) => write!(f, "device /dev/{name}"),
+            Self::Terminals => write!(f, "terminals at /dev/pts"),
+            Self::Link { target, inside } => write!(f, "link {inside} -> {target}"),
+            Self::Folder { inside, mode } => write!(f, "folder {inside}, mode {mode:04o}"),
+            Self::Proc => write!(f, "processes at /proc"),
+            Self::ReadOnly(inside) => write!(f, "{inside} read-only"),
+            Self::Mask(inside) => write!(f, "{inside} masked"),
+            Self::Loopback => write!(f, "loopback interface up"),
+            Self::Hostname(name) => write!(f, "host name {name}"),
+            Self::Processes(most) => write!(f, "at most {most} processes"),
+            Self::ReadOnlyRoot => write!(f, "root read-only"),
+            Self::Pivot => write!(f, "enter the new root"),
+        }
+    }
+}
+
+/// The devices of the host that are shown: none of them holds anything.
+const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+
+/// Parts of `/proc` that act on the whole machine. Started by real root, the ID that is mapped IS
+/// the host's root, which the kernel lets write most of them without a capability.
+const READ_ONLY: [&str; 5] = ["sys", "sysrq-trigger", "irq", "bus", "fs"];
+
+/// Parts of `/proc` that tell about the host's memory, keys, timers and hardware.
+const MASKED: [&str; 9] = ["kcore", "keys", "timer_list", "latency_stats", "sched_debug", "acpi", "asound", "scsi", "interrupts"];
+
+/// What nobody asked to be limited may still not eat the machine.
+const DEFAULT_PROCESSES: u64 = 16_384;
+
+/// What is done for a spec, in order.
+pub fn plan(spec: &Spec) -> Result<Vec<Operation>> {
+    check(spec)?;
+    let folder = |inside: &str, mode| Operation::Folder { inside: inside.into(), mode };
+    let link = |target: &str, inside: &str| Operation::Link { target: target.into(), inside: inside.into() };
+    let tmpfs = |inside: &str, mode| Operation::Tmpfs { inside: inside.into(), mode };
+    let mut plan = vec![
+        Operation::Private,
+        Operation::Overlay {
+            lower: spec.lower.iter().map(HostPath::from).collect(),
+            upper: (&spec.upper).into(),
+            work: (&spec.work).into(),
+            root: (&spec.root).into(),
+        },
+        Operation::Own("/tmp".into()),
+        tmpfs("/run", 0o755),
+        tmpfs("/dev", 0o755),
+        folder("/dev/shm", 0o1777),
+        Operation::Terminals,
+        link("pts/ptmx", "/dev/ptmx"),
+        link("/proc/self/fd", "/dev/fd"),
+        link("/proc/self/fd/0", "/dev/stdin"),
+        link("/proc/self/fd/1", "/dev/stdout"),
+        link("/proc/self/fd/2", "/dev/stderr"),
+    ];
+    plan.extend(DEVICES.map(|name| Operation::Device(name.into())));
+    plan.push(Operation::Proc);
+    plan.push(Operation::Processes(spec.limits.processes.unwrap_or(DEFAULT_PROCESSES)));
+    plan.extend(READ_ONLY.map(|name| Operation::ReadOnly(format!("/proc/{name}"))));
+    plan.extend(MASKED.map(|name| Operation::Mask(format!("/proc/{name}"))));
+    plan.push(tmpfs("/sys", 0o555));
+    plan.push(Operation::ReadOnly("/sys".into()));
+    plan.extend(spec.mounts.iter().map(|bind| Operation::Bind {
+        host: (&bind.host).into(),
+        inside: bind.inside.clone(),
+        read_only: bind.read_only,
+    }));
+    if !spec.network {
+        plan.push(Operation::Loopback);
+    }
+    plan.push(Operation::Hostname(spec.hostname.clone()));
+    if spec.read_only_root {
+        plan.push(Operation::ReadOnlyRoot);
+    }
+    plan.push(Operation::Pivot);
+    Ok(plan)
+}
+
+fn check(spec: &Spec) -> Result<()> {
+    let relative = spec.lower.iter().chain([&spec.upper, &spec.work, &spec.root, &spec.tmp]).chain(spec.mounts.iter().map(|b| &b.host));
+    if let Some(path) = relative.into_iter().find(|path| !path.is_absolute()) {
+        return Err(Error::failed(format!("not an absolute path: {}", path.display())));
+    }
+    for inside in spec.mounts.iter().map(|bind| &bind.inside).chain([&spec.cwd]) {
+        let plain = inside.starts_with('/') && !inside.contains('\0') && inside.split('/').all(|part| part != "..");
+        if !plain {
+            return Err(Error::request(format!("not an absolute path without ..: {inside:?}")));
+        }
+        // A working folder of /proc/self/fd/7 led out of other people's sandboxes (CVE-2024-21626).
+        if inside.split('/').find(|part| !part.is_empty()) == Some("proc") {
+            return Err(Error::request(format!("nothing may be mounted or run below /proc: {inside:?}")));
+        }
+    }
+    let name = &spec.hostname;
+    if name.is_empty() || name.len() > 64 || name.contains('\0') {
+        return Err(Error::request(format!("not a host name: {name:?}")));
+    }
+    let texts = spec.steps.iter().flat_map(|step| match step {
+        Step::Shell(script) => std::slice::from_ref(script),
+        Step::Argv(argv) => argv.as_slice(),
+    });
+    if let Some(text) = texts.chain(spec.env.keys()).chain(spec.env.values()).find(|text| text.contains('\0')) {
+        return Err(Error::request(format!("a NUL byte in a script, an argument or the environment: {text:?}")));
+    }
+    Ok(())
+}
+
+/// All that init is told.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Order {
+    pub operations: Vec<Operation>,
+    pub steps: Vec<Program>,
+    pub env: Vec<String>,
+    pub path: String,
+    pub cwd: String,
+    pub uid: u32,
+    pub gid: u32,
+    pub terminal: bool,
+    pub no_capabilities: bool,
+    pub processes: u64,
+    pub memory: Option<u64>,
+    pub file_size: Option<u64>,
+    pub time: Option<u64>,
+}
+
+/// What one step executes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Program {
+    pub argv: Vec<String>,
+}
+
+impl Order {
+    pub fn new(spec: &Spec) -> Result<Self> {
+        let program = |step: &Step| match step {
+            Step::Shell(script) => Program { argv: ["/bin/sh", "-e", "-c", script].map(str::to_string).to_vec() },
+            Step::Argv(argv) => Program { argv: argv.clone() },
+        };
+        Ok(Self {
+            operations: plan(spec)?,
+            steps: spec.steps.iter().map(program).collect(),
+            env: spec.env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
+            path: spec.env.get("PATH").cloned().unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()),
+            cwd: spec.cwd.clone(),
+            uid: spec.uid,
+            gid: spec.gid,
+            terminal: spec.terminal,
+            no_capabilities: spec.no_capabilities,
+            processes: spec.limits.processes.unwrap_or(DEFAULT_PROCESSES),
+            memory: spec.limits.memory,
+            file_size: spec.limits.file_size,
+            time: spec.limits.time,
+        })
+    }
+}
+
+/// What init says at its end.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Reply {
+    /// All steps ran, or one of them failed.
+    Done(crate::sandbox::spec::Outcome),
+    /// The sandbox could not be made, or a step not be started.
+    Failed(Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fmt::Write;
+    use std::os::unix::ffi::OsStrExt;
+
+    fn spec() -> Spec {
+        Spec {
+            lower: vec!["/store/a".into(), "/store/b".into()],
+            upper: "/scratch/upper".into(),
+            work: "/scratch/work".into(),
+            root: "/scratch/root".into(),
+            tmp: "/scratch/tmp".into(),
+            cwd: "/workspace/app".into(),
+            hostname: "tapeout".into(),
+            ..Spec::default()
+        }
+    }
+
+    #[test]
+    fn the_plan_reads_in_order() {
+        let text = plan(&spec()).unwrap().iter().fold(String::new(), |mut text, operation| {
+            writeln!(text, "{operation}").unwrap();
+            text
+        });
+        assert_eq!(
+            text,
+            "keep mounts private\nstack 2 folders below /scratch/upper\nmake /tmp a mount of its own\n\
+             empty /run in memory, mode 0755\nempty /dev in memory, mode 0755\nfolder /dev/shm, mode 1777\n\
+             terminals at /dev/pts\nlink /dev/ptmx -> pts/ptmx\nlink /dev/fd -> /proc/self/fd\n\
+             link /dev/stdin -> /proc/self/fd/0\nlink /dev/stdout -> /proc/self/fd/1\nlink /dev/stderr -> /proc/self/fd/2\n\
+             device /dev/null\ndevice /dev/zero\ndevice /dev/full\ndevice /dev/random\ndevice /dev/urandom\ndevice /dev/tty\n\
+             processes at /proc\nat most 16384 processes\n\
+             /proc/sys read-only\n/proc/sysrq-trigger read-only\n/proc/irq read-only\n/proc/bus read-only\n/proc/fs read-only\n\
+             /proc/kcore masked\n/proc/keys masked\n/proc/timer_list masked\n/proc/latency_stats masked\n/proc/sched_debug masked\n\
+             /proc/acpi masked\n/proc/asound masked\n/proc/scsi masked\n/proc/interrupts masked\n\
+             empty /sys in memory, mode 0555\n/sys read-only\nloopback interface up\nhost name tapeout\nenter the new root\n"
+        );
+    }
+
+    #[test]
+    fn a_working_folder_that_leads_elsewhere_is_refused() {
+        for cwd in ["", "app", "/a/../b", "/proc/self/fd/7", "//proc/1", "/a\0b"] {
+            assert!(plan(&Spec { cwd: cwd.into(), ..spec() }).is_err(), "{cwd:?}");
+        }
+    }
+
+    #[test]
+    fn a_host_path_need_not_be_utf8() {
+        let path = HostPath(PathBuf::from(OsString::from_vec(vec![b'/', 0xff])));
+        let bytes = postcard::to_stdvec(&path).unwrap();
+        assert_eq!(postcard::from_bytes::<HostPath>(&bytes).unwrap(), path);
+        assert_eq!(path.as_os_str().as_bytes(), [b'/', 0xff]);
+    }
+}

@@ -1,0 +1,111 @@
+//! What a caller wants of a sandbox, and what comes out, as plain data.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::build_file::spec::{Limits, Step};
+
+/// What is wanted.
+#[derive(Debug, Clone, Default)]
+pub struct Spec {
+    /// Folders of the host that are stacked, the lowest first.
+    pub lower: Vec<PathBuf>,
+    /// An empty folder that takes what changes.
+    pub upper: PathBuf,
+    /// An empty folder for the kernel, on the same file system as `upper`.
+    pub work: PathBuf,
+    /// An empty folder to mount the root at.
+    pub root: PathBuf,
+    /// A folder on the same file system as `upper`; it is `/tmp` while the sandbox lives. `home` is made in it.
+    pub tmp: PathBuf,
+    /// More that is mounted, in this order.
+    pub mounts: Vec<Bind>,
+    /// What runs, one after the other.
+    pub steps: Vec<Step>,
+    /// The whole environment.
+    pub env: BTreeMap<String, String>,
+    /// Where the steps start: absolute, made if it isn't there.
+    pub cwd: String,
+    /// The ID that is mapped.
+    pub uid: u32,
+    /// The group ID that is mapped.
+    pub gid: u32,
+    /// The host name inside.
+    pub hostname: String,
+    /// The steps have the host's network.
+    pub network: bool,
+    /// Limits.
+    pub limits: Limits,
+    /// The root can't be written, only `/tmp`, `/run` and `/dev`.
+    pub read_only_root: bool,
+    /// The steps get our own 0, 1 and 2, and with them the terminal.
+    pub terminal: bool,
+    /// The steps have no capability at all.
+    pub no_capabilities: bool,
+}
+
+/// A file or folder of the host, seen inside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bind {
+    /// On the host; its path is trusted, and no link in its last part is followed.
+    pub host: PathBuf,
+    /// Inside: absolute; made if it isn't there; no part of it may be a link.
+    pub inside: String,
+    /// It can't be written.
+    pub read_only: bool,
+}
+
+/// How the steps ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Status {
+    /// The last step that ran exited with this code; 0: all did.
+    Exited(i32),
+    /// A step was killed by this signal.
+    Signalled(i32),
+    /// A limit was hit.
+    Limit(Hit),
+}
+
+/// Which limit was hit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Hit {
+    /// `time`
+    Time,
+    /// `file_size`
+    FileSize,
+}
+
+/// What came out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// How the steps ended.
+    pub status: Status,
+    /// Which step did not succeed.
+    pub failed_step: Option<usize>,
+    /// Owners and devices that were asked for, by the identity of the file in the upper folder.
+    pub recorded: Vec<Recorded>,
+    /// What this machine could not give, in words for people.
+    pub weakened: Vec<String>,
+}
+
+/// What was asked for one file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recorded {
+    /// Its identity in the upper folder: [`crate::sys::file::handle`].
+    pub handle: Vec<u8>,
+    /// Owner; `None`: as it was.
+    pub uid: Option<u32>,
+    /// Group; `None`: as it was.
+    pub gid: Option<u32>,
+    /// It stands for a device: is it a character device, major, minor.
+    pub device: Option<(bool, u32, u32)>,
+}
+
+impl Status {
+    /// Did everything succeed?
+    pub fn success(self) -> bool {
+        self == Self::Exited(0)
+    }
+}

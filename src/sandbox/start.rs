@@ -1,0 +1,165 @@
+//! Outside: the namespaces are made, the plan is sent, and the end of all that is inside awaited.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use nix::sched::CloneFlags;
+
+use crate::error::{Error, Result};
+use crate::sandbox::plan::{Order, Reply};
+use crate::sandbox::spec::{Outcome, Spec};
+use crate::sys::{file, process};
+
+/// The role of init.
+pub(super) const ROLE: &str = "sandbox";
+
+/// No reply is longer: a record has some 50 bytes, so that this is more than ten million files.
+const LONGEST_REPLY: u64 = 512 << 20;
+
+/// Runs the steps of `spec`; what they write to 1 and 2 goes to `output`, which should be a pipe
+/// (a rule can read the path of a file that it has open). When this returns, nothing of the
+/// sandbox is alive. An error means that the sandbox could not be made, or a step not be started.
+pub fn run(spec: &Spec, output: File) -> Result<Outcome> {
+    let order = Order::new(spec)?;
+    let tmp = Tmp::put_in(spec)?;
+    let reply = talk(spec, &order, output);
+    tmp.take_out()?;
+    match reply? {
+        Reply::Done(outcome) => Ok(outcome),
+        Reply::Failed(error) => Err(error),
+    }
+}
+
+fn talk(spec: &Spec, order: &Order, output: File) -> Result<Reply> {
+    let (ours, theirs) = UnixStream::pair().map_err(|e| Error::io("socketpair", "", e))?;
+    let mut pass: Vec<BorrowedFd> = vec![theirs.as_fd()];
+    pass.push(output.as_fd());
+    let child = process::launch(&process::Launch {
+        executable: process::own_executable()?,
+        role: ROLE,
+        pass: &pass,
+        namespaces: namespaces(spec),
+        uid: spec.uid,
+        gid: spec.gid,
+    })?;
+    drop(theirs);
+    drop(output);
+    let reply = send(&ours, order).and_then(|()| receive(&ours));
+    if reply.is_err() {
+        // It has nobody to talk to any more, whatever it is doing.
+        process::kill(&child);
+    }
+    // Only now is it sure that nothing inside writes to the upper folder any more.
+    process::wait(&child)?;
+    reply
+}
+
+fn namespaces(spec: &Spec) -> CloneFlags {
+    let all = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
+    // The path of our control group tells who started us.
+    let all = if Path::new("/proc/self/ns/cgroup").exists() { all | CloneFlags::CLONE_NEWCGROUP } else { all };
+    if spec.network { all } else { all | CloneFlags::CLONE_NEWNET }
+}
+
+fn send(socket: &UnixStream, order: &Order) -> Result<()> {
+    let bytes = postcard::to_stdvec(order).map_err(|e| Error::failed(format!("sandbox: the plan can't be sent: {e}")))?;
+    write_frame(socket, &bytes).map_err(|_| died())
+}
+
+fn receive(socket: &UnixStream) -> Result<Reply> {
+    let bytes = read_frame(socket, LONGEST_REPLY).map_err(|_| died())?;
+    // What is inside may have taken init over: its words are data, checked like any other.
+    postcard::from_bytes(&bytes).map_err(|e| Error::failed(format!("sandbox: its init sent nonsense: {e}")))
+}
+
+fn died() -> Error {
+    Error::failed("the sandbox's init died before its steps were done")
+        .why("it was killed from outside, or the machine ran out of memory")
+        .next("look for \"Out of memory\" in the kernel's log (dmesg), then try again with fewer jobs")
+}
+
+/// Length, then bytes.
+pub(super) fn write_frame(mut socket: &UnixStream, bytes: &[u8]) -> std::io::Result<()> {
+    socket.write_all(&(bytes.len() as u64).to_le_bytes())?;
+    socket.write_all(bytes)
+}
+
+/// Length, then bytes, at most `longest`.
+pub(super) fn read_frame(mut socket: &UnixStream, longest: u64) -> std::io::Result<Vec<u8>> {
+    let mut length = [0u8; 8];
+    socket.read_exact(&mut length)?;
+    let length = u64::from_le_bytes(length);
+    if length > longest {
+        return Err(std::io::ErrorKind::InvalidData.into());
+    }
+    // Read as it comes, so that a length that lies costs nothing.
+    let mut bytes = vec![];
+    socket.take(length).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 == length { Ok(bytes) } else { Err(std::io::ErrorKind::UnexpectedEof.into()) }
+}
+
+/// `/tmp` of the sandbox. A bind mount of the caller's folder would show the host's path in
+/// `/proc/self/mountinfo`, so the folder itself is moved into the upper folder while the sandbox
+/// lives, marked as hiding what is below, and moved out again. After a kill it lies in the upper
+/// folder, which then is thrown away.
+struct Tmp<'a> {
+    spec: &'a Spec,
+}
+
+impl<'a> Tmp<'a> {
+    fn put_in(spec: &'a Spec) -> Result<Self> {
+        // A link would be hidden rather than followed, and the rule of the next builder surprised.
+        for lower in spec.lower.iter().rev() {
+            match std::fs::symlink_metadata(lower.join("tmp")) {
+                Ok(found) if found.is_dir() => break,
+                Ok(_) => return Err(not_a_folder("/tmp")),
+                Err(_) => {}
+            }
+        }
+        let upper = file::open_path(&spec.upper)?;
+        if file::stat_at(upper.as_fd(), b"tmp")?.is_some() {
+            file::remove_tree_at(upper.as_fd(), b"tmp")?;
+        }
+        let parent = file::open_path(&spec.tmp)?;
+        if file::stat_at(parent.as_fd(), b"home")?.is_none() {
+            file::mkdir_at(parent.as_fd(), b"home", 0o755)?;
+        }
+        std::fs::rename(&spec.tmp, spec.upper.join("tmp")).map_err(|e| Error::io("rename", &spec.tmp, e))?;
+        file::chmod_at(upper.as_fd(), b"tmp", 0o1777)?;
+        file::set_xattr(upper.as_fd(), b"tmp", b"user.overlay.opaque", b"y")?;
+        Ok(Self { spec })
+    }
+
+    fn take_out(self) -> Result<()> {
+        let inside = self.spec.upper.join("tmp");
+        std::fs::rename(&inside, &self.spec.tmp).map_err(|e| Error::io("rename", &inside, e))
+    }
+}
+
+/// A place that we mount on, and that the builder has as something else.
+pub(super) fn not_a_folder(inside: &str) -> Error {
+    Error::failed(format!("{inside} of the builder is no folder"))
+        .why("the sandbox mounts its own there, and follows no link while it does")
+        .next(format!("use a builder whose {inside} is a folder"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_that_lies_about_its_length_is_an_error() {
+        let (a, b) = UnixStream::pair().unwrap();
+        write_frame(&a, b"hello").unwrap();
+        assert_eq!(read_frame(&b, 5).unwrap(), b"hello");
+        write_frame(&a, b"hello!").unwrap();
+        assert!(read_frame(&b, 5).is_err());
+        let (a, b) = UnixStream::pair().unwrap();
+        (&a).write_all(&100u64.to_le_bytes()).unwrap();
+        drop(a);
+        assert!(read_frame(&b, 1000).is_err());
+    }
+}

@@ -1,0 +1,185 @@
+//! One step: a process that is rid of all that a build doesn't need, and then executes a program of
+//! the snapshot. It is forked by init, and reports to it over a socket that execve closes: first
+//! its seccomp listener, then, if anything fails, at what and with which errno.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use nix::errno::Errno;
+use nix::sys::resource::Resource;
+use nix::unistd::Pid;
+
+use crate::error::{Error, Result};
+use crate::sandbox::filter::{self, Owners};
+use crate::sandbox::init::io_error;
+use crate::sandbox::plan::Order;
+use crate::sys::{process, seccomp};
+
+/// A step that runs.
+pub(super) struct Started {
+    /// Its number.
+    pub pid: Pid,
+    /// Where calls that wait for us arrive; `None`: there can be none on this machine.
+    pub listener: Option<OwnedFd>,
+}
+
+/// What failed between fork and execve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Terminal = 1,
+    Descriptors,
+    Folder,
+    Limits,
+    Capabilities,
+    Filter,
+    Execute,
+}
+
+const STAGES: [Stage; 7] =
+    [Stage::Terminal, Stage::Descriptors, Stage::Folder, Stage::Limits, Stage::Capabilities, Stage::Filter, Stage::Execute];
+
+/// Starts a step. When this returns, its program runs.
+pub(super) fn start(order: &Order, number: usize, output: &File) -> Result<Started> {
+    let (ours, theirs) = UnixStream::pair().map_err(|e| Error::io("socketpair", "", e))?;
+    let Some(pid) = process::fork()? else {
+        drop(ours);
+        let Err((stage, errno)) = become_step(order, number, output, &theirs);
+        let mut report = vec![stage as u8];
+        report.extend_from_slice(&(errno as i32).to_le_bytes());
+        let _ = (&theirs).write_all(&report);
+        std::process::exit(127);
+    };
+    drop(theirs);
+    let listener = match process::receive_descriptor(&ours) {
+        Ok(Some((0, listener))) => listener,
+        Ok(Some((stage, _))) => return Err(failed(order, number, stage, &ours)),
+        Ok(None) | Err(_) => return Err(Error::failed(format!("step {}: it died before its program ran", number + 1))),
+    };
+    let mut stage = [0u8];
+    match (&ours).read(&mut stage) {
+        Ok(1) => Err(failed(order, number, stage[0], &ours)),
+        _ => Ok(Started { pid, listener }),
+    }
+}
+
+fn failed(order: &Order, number: usize, stage: u8, mut socket: &UnixStream) -> Error {
+    let mut errno = [0u8; 4];
+    let _ = socket.read_exact(&mut errno);
+    let errno = i32::from_le_bytes(errno);
+    let program = order.steps[number].argv.first().map_or("", String::as_str);
+    let error = match STAGES.into_iter().find(|s| *s as u8 == stage) {
+        Some(Stage::Folder) => io_error("chdir", &order.cwd, errno),
+        Some(Stage::Execute) => not_executed(order, program, Errno::from_raw(errno)),
+        Some(stage) => io_error(&format!("{stage:?}").to_lowercase(), program, errno),
+        None => Error::failed("it reported nonsense"),
+    };
+    error.context(format!("step {}", number + 1))
+}
+
+fn not_executed(order: &Order, program: &str, errno: Errno) -> Error {
+    let error = Error::failed(format!("{program} can't be executed: {}", errno.desc()));
+    match errno {
+        Errno::ENOENT if program.contains('/') => error
+            .why(format!("the snapshot has no {program}, or not the loader that it names"))
+            .next("add the package that has it to the rule's packages"),
+        Errno::ENOENT => error.why(format!("it is not in PATH: {}", order.path)).next("add the package that has it to the rule's packages"),
+        Errno::E2BIG => error.why("a script or argument is longer than the kernel takes (128 KiB)").next("put the script into a file among the rule's sources"),
+        Errno::ENOEXEC => error.why("it is for another machine, or a script without #!"),
+        _ => error,
+    }
+}
+
+/// Never returns but with what failed.
+fn become_step(order: &Order, number: usize, output: &File, report: &UnixStream) -> Result<std::convert::Infallible, (Stage, Errno)> {
+    let at = |stage| move |errno| (stage, errno);
+    if order.terminal {
+        own_terminal().map_err(at(Stage::Terminal))?;
+    } else {
+        nix::unistd::setsid().map_err(at(Stage::Terminal))?;
+        let null = File::open("/dev/null").map_err(|e| (Stage::Descriptors, Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))))?;
+        process::set_standard(null.as_fd(), 0).map_err(at(Stage::Descriptors))?;
+        process::set_standard(output.as_fd(), 1).map_err(at(Stage::Descriptors))?;
+        process::set_standard(output.as_fd(), 2).map_err(at(Stage::Descriptors))?;
+    }
+    process::close_all_on_exec();
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    enter(&order.cwd).map_err(at(Stage::Folder))?;
+    limits(order).map_err(at(Stage::Limits))?;
+    process::reset_signals();
+    let program = order.steps[number].argv.clone();
+    let (argv, env) = (c_strings(&program), c_strings(&order.env));
+
+    let keep = filter::capabilities(order.no_capabilities || order.uid != 0);
+    process::keep_only(&keep).map_err(|_| (Stage::Capabilities, Errno::EPERM))?;
+    nix::sys::prctl::set_no_new_privs().map_err(at(Stage::Filter))?;
+    match seccomp::filter_with_listener(&filter::program(Owners::Recorded, order.uid, order.gid)) {
+        Ok(listener) => process::send_descriptor(report, listener.as_fd()).map_err(at(Stage::Filter))?,
+        // Somebody around us has a listener (LXD), or the kernel knows none (before 5.0).
+        Err(Errno::EBUSY | Errno::EINVAL) => {
+            seccomp::filter(&filter::program(Owners::MappedOnly, order.uid, order.gid)).map_err(at(Stage::Filter))?;
+            (&*report).write_all(&[0]).map_err(|_| (Stage::Filter, Errno::EPIPE))?;
+        }
+        Err(errno) => return Err((Stage::Filter, errno)),
+    }
+    execute(&argv, &env, &order.path).map_err(at(Stage::Execute))
+}
+
+/// A job of its own in the foreground of the terminal that we were given.
+fn own_terminal() -> nix::Result<()> {
+    nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+    // No terminal is fine: then it is a pipe or a file. SIGTTOU is blocked here, as all signals are.
+    let _ = nix::unistd::tcsetpgrp(std::io::stdin(), nix::unistd::getpid());
+    Ok(())
+}
+
+fn enter(folder: &str) -> nix::Result<()> {
+    match nix::unistd::chdir(folder) {
+        Err(Errno::ENOENT) => {
+            // We are inside: no link leads out.
+            std::fs::create_dir_all(folder).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
+            nix::unistd::chdir(folder)
+        }
+        other => other,
+    }
+}
+
+fn limits(order: &Order) -> nix::Result<()> {
+    // A core would be written where the host's core_pattern says.
+    process::limit(Resource::RLIMIT_CORE, 0)?;
+    process::limit(Resource::RLIMIT_NPROC, order.processes)?;
+    if let Some(bytes) = order.memory {
+        process::limit(Resource::RLIMIT_AS, bytes)?;
+    }
+    if let Some(bytes) = order.file_size {
+        process::limit(Resource::RLIMIT_FSIZE, bytes)?;
+    }
+    Ok(())
+}
+
+fn c_strings(texts: &[String]) -> Vec<CString> {
+    // The plan has refused NUL bytes.
+    texts.iter().filter_map(|text| CString::new(text.as_str()).ok()).collect()
+}
+
+/// execvpe(3): a name without a slash is looked for in `path`.
+fn execute(argv: &[CString], env: &[CString], path: &str) -> nix::Result<std::convert::Infallible> {
+    let Some(program) = argv.first() else { return Err(Errno::EINVAL) };
+    if program.as_bytes().contains(&b'/') {
+        return nix::unistd::execve(program, argv, env);
+    }
+    let mut seen = Errno::ENOENT;
+    for folder in path.split(':').filter(|folder| !folder.is_empty()) {
+        let whole = [folder.as_bytes(), b"/", program.as_bytes()].concat();
+        let Ok(whole) = CString::new(whole) else { continue };
+        match nix::unistd::execve(&whole, argv, env) {
+            Err(Errno::ENOENT | Errno::ENOTDIR) => {}
+            Err(Errno::EACCES) => seen = Errno::EACCES,
+            Err(errno) => return Err(errno),
+            Ok(never) => match never {},
+        }
+    }
+    Err(seen)
+}

@@ -1,0 +1,70 @@
+//! Who runs the binary: an ordinary user, also when the tests were started by root.
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use nix::unistd::{getegid, geteuid};
+
+/// A user of this machine, by number; none of them has subordinate IDs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// User ID.
+    pub uid: u32,
+    /// Group ID.
+    pub gid: u32,
+    /// Its name (`USER`), also where `/etc/passwd` has none.
+    pub name: String,
+}
+
+impl User {
+    /// The one that nearly all tests run as. Started by an ordinary user, it is that user.
+    pub fn plain() -> Self {
+        match geteuid().is_root() {
+            true => Self { uid: 64101, gid: 64101, name: "plain".into() },
+            false => Self { uid: geteuid().as_raw(), gid: getegid().as_raw(), name: "me".into() },
+        }
+    }
+
+    /// One whose processes are those of a single test; only root can be somebody else.
+    pub fn numbered(id: u32) -> Self {
+        Self { uid: id, gid: id, name: format!("user{id}") }
+    }
+
+    /// Another one, with other numbers and a real name; only root can be somebody else.
+    pub fn other() -> Self {
+        let name = "tapeout-other";
+        if nix::unistd::User::from_name(name).expect("getpwnam").is_none() {
+            // A system user: Debian's useradd gives it no subordinate IDs.
+            let made = Command::new("useradd").args(["--system", "--user-group", "--no-create-home", name]).output();
+            assert!(made.expect("useradd").status.success() || nix::unistd::User::from_name(name).is_ok());
+        }
+        let user = nix::unistd::User::from_name(name).expect("getpwnam").expect("the user just made");
+        Self { uid: user.uid.as_raw(), gid: user.gid.as_raw(), name: name.into() }
+    }
+
+    /// Root, for the few promises that are about it.
+    pub fn root() -> Self {
+        Self { uid: 0, gid: 0, name: "root".into() }
+    }
+
+    fn is_me(&self) -> bool {
+        self.uid == geteuid().as_raw()
+    }
+
+    /// Gives the user a file or folder, not what is below it.
+    pub fn owns(&self, path: &Path) {
+        if !self.is_me() {
+            std::os::unix::fs::lchown(path, Some(self.uid), Some(self.gid))
+                .unwrap_or_else(|error| panic!("chown {}: {error}", path.display()));
+        }
+    }
+
+    /// Lets the command run as this user: no supplementary groups, no capability.
+    pub fn runs(&self, command: &mut Command) {
+        if !self.is_me() {
+            // std drops all supplementary groups, since root sets the user.
+            command.uid(self.uid).gid(self.gid);
+        }
+    }
+}

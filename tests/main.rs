@@ -1,0 +1,31 @@
+//! The built binary, held against what Tapeout promises, by other people's tools where there are any.
+//! One binary; a file for each promise.
+#![allow(clippy::print_stderr, reason = "a test that skips says so aloud")]
+
+mod common;
+
+mod changesets;
+mod cli;
+mod full_disk;
+mod identities;
+mod killed;
+mod newcomer;
+mod nothing_of_the_host;
+mod outside_tools;
+mod owners;
+mod readme;
+mod reproducible;
+mod sandbox;
+
+/// A file that nobody declares is a promise that nobody tests.
+#[test]
+fn every_file_of_this_folder_is_part_of_it() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let main = std::fs::read_to_string(folder.join("main.rs")).expect("main.rs");
+    for file in std::fs::read_dir(&folder).expect("tests").flatten() {
+        let name = file.file_name().to_string_lossy().into_owned();
+        if let Some(module) = name.strip_suffix(".rs").filter(|module| *module != "main") {
+            assert!(main.contains(&format!("\nmod {module};\n")), "tests/main.rs doesn't name {name}");
+        }
+    }
+}

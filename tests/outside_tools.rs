@@ -1,0 +1,228 @@
+//! Other people's tools read, unpack and run every image of the examples, and podman plays the pod.
+
+use std::path::{Path, PathBuf};
+
+use crate::common::containers::Containers;
+use crate::common::examples::{self, IMAGES};
+use crate::common::{Layout, Outcome, Workspace, have};
+
+/// Where an image of the examples lies.
+fn layout(compression: &str, (package, name): (&str, &str)) -> PathBuf {
+    examples::output(compression).join(package).join(name).join("build_image")
+}
+
+/// `DIR` and `TAG`, as skopeo, umoci and buildah want them.
+fn reference(layout: &Path) -> (String, String) {
+    let tags = Layout::open(layout).tags();
+    assert_eq!(tags.len(), 1, "umoci finds an image by its tag alone");
+    (layout.display().to_string(), tags[0].clone())
+}
+
+/// What runs in an image to show that it works, and what that prints.
+fn proof(name: &str) -> (&'static [&'static str], &'static str) {
+    match name {
+        "hello" => (&["/usr/local/bin/hello", "you"], "Hello, you!"),
+        "lua" => (&["/usr/local/bin/lua", "-e", "print(6 * 7)"], "42"),
+        "redis" => (&["/usr/bin/redis-server", "--version"], "Redis server v="),
+        "web" => (&["/usr/sbin/lighttpd", "-v"], "lighttpd/"),
+        other => panic!("no proof for {other}"),
+    }
+}
+
+#[test]
+fn skopeo_inspects_every_image_and_copies_it_to_an_archive_and_back() {
+    if !have(&["skopeo", "busybox"]) {
+        return;
+    }
+    let place = Workspace::tiny();
+    for compression in ["zstd", "gzip"] {
+        for image in IMAGES {
+            let (folder, tag) = reference(&layout(compression, image));
+            let digest = Layout::open(Path::new(&folder)).only().digest;
+            let inspected = place.tool("skopeo", &["inspect", &format!("oci:{folder}:{tag}")]).success().json();
+            assert_eq!(inspected["Digest"].as_str(), Some(digest.as_str()));
+            assert_eq!(inspected["Os"].as_str(), Some("linux"));
+
+            let name = format!("{compression}-{}", image.1);
+            let (archive, back) = (place.path(&format!("{name}.tar")), place.path(&name));
+            let archive = format!("oci-archive:{}:{tag}", archive.display());
+            copy(&place, &format!("oci:{folder}:{tag}"), &archive).success();
+            copy(&place, &archive, &format!("oci:{}:{tag}", back.display())).success();
+            assert_eq!(Layout::open(&back).only().digest, digest, "the copy of {name} is another image");
+        }
+    }
+}
+
+fn copy(place: &Workspace, from: &str, to: &str) -> Outcome {
+    place.tool("skopeo", &["--insecure-policy", "copy", from, to])
+}
+
+#[test]
+fn umoci_unpacks_every_gzip_image_as_an_ordinary_user() {
+    if !have(&["umoci", "busybox"]) {
+        return;
+    }
+    let place = Workspace::tiny();
+    for image in IMAGES {
+        let (folder, tag) = reference(&layout("gzip", image));
+        let bundle = place.path(image.1).display().to_string();
+        place.tool("umoci", &["unpack", "--rootless", "--image", &format!("{folder}:{tag}"), &bundle]).success();
+        let program = proof(image.1).0[0];
+        assert!(Path::new(&format!("{bundle}/rootfs{program}")).symlink_metadata().is_ok(), "{bundle} lacks {program}");
+    }
+}
+
+#[test]
+fn buildah_works_from_every_image() {
+    if !have(&["root", "buildah"]) {
+        return;
+    }
+    let containers = Containers::new();
+    for image in IMAGES {
+        let (folder, tag) = reference(&layout("zstd", image));
+        let (command, output) = proof(image.1);
+        containers
+            .podman(&format!(
+                "container=$(buildah from oci:{folder}:{tag})
+                 buildah run --isolation chroot $container -- {}
+                 buildah rm $container >/dev/null",
+                quoted(command)
+            ))
+            .success()
+            .stdout_has(output);
+    }
+}
+
+#[test]
+fn every_image_runs_under_crun() {
+    if !have(&["root", "umoci", "crun", "jq"]) {
+        return;
+    }
+    let containers = Containers::new();
+    for image in IMAGES {
+        let (folder, tag) = reference(&layout("gzip", image));
+        let (command, output) = proof(image.1);
+        containers.crun(&folder, &tag, command).success().stdout_has(output);
+    }
+}
+
+#[test]
+fn every_image_runs_with_podman() {
+    if !have(&["root", "podman"]) {
+        return;
+    }
+    let containers = Containers::new();
+    for image in IMAGES {
+        let (folder, tag) = reference(&layout("zstd", image));
+        let (command, output) = proof(image.1);
+        containers
+            .podman(&format!(
+                "podman run --rm --cgroups=disabled --network=none --entrypoint '[]' oci:{folder}:{tag} {}",
+                quoted(command)
+            ))
+            .success()
+            .stdout_has(output);
+    }
+}
+
+fn quoted(words: &[&str]) -> String {
+    words.iter().map(|word| format!("'{word}' ")).collect()
+}
+
+#[test]
+fn redis_answers_ping_under_crun_and_with_podman() {
+    if !have(&["root", "umoci", "crun", "podman", "jq"]) {
+        return;
+    }
+    let containers = Containers::new();
+    let ping = "for try in $(seq 100); do EXEC /usr/bin/redis-cli ping && break; sleep 0.1; done";
+
+    let (folder, tag) = reference(&layout("zstd", ("redis", "redis")));
+    containers
+        .podman(&format!(
+            "podman run --detach --name redis --cgroups=disabled --network=none --read-only oci:{folder}:{tag}
+             {}
+             podman rm -f -t 0 redis",
+            ping.replace("EXEC", "podman exec redis")
+        ))
+        .success()
+        .stdout_has("PONG");
+
+    let (folder, tag) = reference(&layout("gzip", ("redis", "redis")));
+    containers
+        .run(&format!(
+            "rm -rf redis; umoci unpack --rootless --image {folder}:{tag} redis >&2; cd redis
+             jq '.process.terminal=false | del(.linux.resources)' config.json >new; mv new config.json
+             crun() {{ command crun --cgroup-manager=disabled \"$@\"; }}
+             crun run --detach redis </dev/null >log 2>&1
+             {}
+             crun delete -f redis",
+            ping.replace("EXEC", "crun exec redis")
+        ))
+        .success()
+        .stdout_has("PONG");
+}
+
+#[test]
+fn the_redis_image_is_smaller_than_15_mb() {
+    let image = Layout::open(&layout("zstd", ("redis", "redis"))).only();
+    let size = image.compressed_size();
+    assert!(size < 15_000_000, "{size} bytes");
+    assert_eq!(image.config["config"]["User"].as_str(), Some("redis"));
+    assert_eq!(image.file("var/lib/redis").uid, image.file("var/lib/redis").uid.clamp(100, 999), "a system user's");
+}
+
+/// The bundle is used as its own README says, and nothing else.
+#[test]
+fn the_pod_answers_with_a_value_that_came_through_redis() {
+    if !have(&["root", "podman", "curl"]) {
+        return;
+    }
+    let bundle = examples::output("zstd").join("shop/shop/build_pod");
+    let readme = std::fs::read_to_string(bundle.join("README")).expect("the bundle's README");
+    // The commands are the indented lines.
+    let commands: Vec<&str> = readme.lines().filter_map(|line| line.strip_prefix("    ")).map(str::trim).collect();
+    assert!(!commands.is_empty(), "no commands in {readme}");
+    let commands = commands.join("\n").replace("podman kube play", "podman kube play --network none");
+    let outcome = Containers::new().podman(&format!(
+        r#"cp -r '{bundle}' bundle-$$; cd bundle-$$; trap 'rm -rf ~/bundle-$$' EXIT
+        sha256sum --quiet -c SHA256SUMS
+        {commands}
+        get() {{ podman unshare nsenter -t "$(podman inspect -f '{{{{.State.Pid}}}}' shop-web)" -n curl -sSf "http://127.0.0.1:8080$1"; }}
+        for try in $(seq 100); do get / >/dev/null 2>&1 && break; sleep 0.1; done
+        get /; get /visits; get /visits
+        podman logs shop-redis >&2
+        podman kube down kube.yaml; podman volume prune -f"#,
+        bundle = bundle.display(),
+    ));
+    outcome.success().stdout_has("<h1>The shop</h1>").stdout_has("visits: 1").stdout_has("visits: 2");
+}
+
+/// Tests the tests: an image that umoci made runs in the same ways, so a failure above is ours.
+#[test]
+fn an_image_that_umoci_made_runs_under_crun_and_podman_and_buildah() {
+    if !have(&["root", "busybox", "umoci", "crun", "podman", "buildah", "jq"]) {
+        return;
+    }
+    let place = Workspace::tiny_of(crate::common::User::root());
+    let root = crate::common::places::tiny_root().display().to_string();
+    let layout = place.path("stand-in").display().to_string();
+    place.tool("umoci", &["init", "--layout", &layout]).success();
+    place.tool("umoci", &["new", "--image", &format!("{layout}:one")]).success();
+    place.tool("umoci", &["insert", "--image", &format!("{layout}:one"), &root, "/"]).success();
+    place.tool("chmod", &["-R", "a+rX", &layout]).success();
+    assert!(Layout::open(Path::new(&layout)).only().has("bin/busybox"));
+
+    let containers = Containers::new();
+    containers.crun(&layout, "one", &["/bin/echo", "from crun"]).success().stdout_has("from crun");
+    containers
+        .podman(&format!(
+            "podman run --rm --cgroups=disabled --network=none oci:{layout}:one /bin/echo from podman
+             container=$(buildah from oci:{layout}:one)
+             buildah run --isolation chroot $container -- /bin/echo from buildah
+             buildah rm $container >/dev/null"
+        ))
+        .success()
+        .stdout_has("from podman")
+        .stdout_has("from buildah");
+}
