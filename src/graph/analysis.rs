@@ -101,7 +101,7 @@ impl Analysis {
         let mut seen = BTreeSet::new();
         for text in &question.patterns {
             let found = match Pattern::parse_in(text, &question.here) {
-                Ok(Pattern::One(label)) => vec![label],
+                Ok(Pattern::One(label)) => vec![self.meant(label)],
                 Ok(pattern) => {
                     let defined = self.matching(&pattern, text);
                     defined
@@ -120,10 +120,27 @@ impl Analysis {
         labels
     }
 
+    /// On the command line, the name of an image or a pod alone will do, where nothing else has it.
+    fn meant(&mut self, label: Label) -> Label {
+        let Found::Package(package) = self.packages.package(label.package(), &mut self.errors) else { return label };
+        if package.defined.contains_key(label.name()) {
+            return label;
+        }
+        let longer = ["build_image", "build_pod"].map(|last| format!("{}/{last}", label.name()));
+        let found: Vec<&String> = longer.iter().filter(|name| package.defined.contains_key(*name)).collect();
+        match found[..] {
+            [name] => label.sibling(name).unwrap_or(label),
+            _ => label,
+        }
+    }
+
     /// All that a pattern names, as written in its files.
     fn matching(&mut self, pattern: &Pattern, text: &str) -> Vec<Rc<Defined>> {
         let packages = match pattern {
-            Pattern::One(label) => return self.defined(label, None).into_iter().collect(),
+            Pattern::One(label) => {
+                let label = self.meant(label.clone());
+                return self.defined(&label, None).into_iter().collect();
+            }
             Pattern::All(package) => Ok(vec![package.clone()]),
             Pattern::Below(package) => self.packages.search_path().packages_below(package),
         };

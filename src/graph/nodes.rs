@@ -12,6 +12,7 @@ use super::parameters::{Collected, SettingsId, article};
 use crate::build_file::attributes::{self, Edge};
 use crate::build_file::data::Data;
 use crate::build_file::spec::{Spec, Value};
+use crate::build_file::starlark::progress;
 use crate::error::{Error, Place};
 use crate::label::Label;
 
@@ -170,6 +171,7 @@ impl Analysis {
     }
 
     fn evaluate(&mut self, defined: &Rc<Defined>, settings: SettingsId) -> Option<NodeId> {
+        progress::note(&defined.place.file, defined.place.line);
         let mut collected = Collected::default();
         let package = self.package(defined.label.package(), None)?;
         let arguments = self.arguments(defined, settings, &mut collected)?;

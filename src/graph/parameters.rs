@@ -8,7 +8,7 @@ use super::load::{Defined, argument_place};
 use super::{Given, GivenValue, Question};
 use crate::build_file::data::Data;
 use crate::build_file::spec::Value;
-use crate::build_file::starlark::{Function, Outcome, Reads, Scene};
+use crate::build_file::starlark::{Function, Outcome, Reads, Scene, progress};
 use crate::error::{Error, Place};
 use crate::label::{Label, Package};
 
@@ -143,6 +143,7 @@ impl Analysis {
         let value = match &given.value {
             GivenValue::Typed(text) => parsed(type_name, text),
             GivenValue::Json(serde_json::Value::Null) => Ok(Value::None),
+            GivenValue::Json(serde_json::Value::Number(number)) if number.as_i64().is_none() => Err(format!("not a whole number of 64 bits: {number}")),
             GivenValue::Json(value) => typed(type_name, &json(value)),
         };
         self.value_or_report(value, &defined, &given.shown, None).map(|value| (label, value))
@@ -247,6 +248,7 @@ impl Analysis {
         let value = match (given, &parameter.derive) {
             (Some(value), _) => value,
             (None, Some(derive)) => {
+                progress::note(&defined.place.file, defined.place.line);
                 self.deriving.push((label.clone(), place.cloned()));
                 let derived = self.call(derive, defined, "derive", settings, &mut collected);
                 self.deriving.pop();
