@@ -82,7 +82,8 @@ pub(super) fn run(question: &Question) -> Result<Answer> {
     let answer = match question.wanted {
         Wanted::Graph => {
             let requested = analysis.requested(question);
-            let nodes: Vec<Option<NodeId>> = requested.iter().map(|label| analysis.node(label, settings, None)).collect();
+            let nodes: Vec<Option<NodeId>> =
+                requested.iter().map(|label| analysis.node(label, settings, None)).collect();
             analysis.errors.take()?;
             let graph = analysis.join(nodes.into_iter().flatten().collect());
             Answer::Graph(graph)
@@ -103,7 +104,11 @@ impl Analysis {
                 Ok(Pattern::One(label)) => vec![label],
                 Ok(pattern) => {
                     let defined = self.matching(&pattern, text);
-                    defined.iter().filter(|defined| defined.kind != "parameter").map(|defined| defined.label.clone()).collect()
+                    defined
+                        .iter()
+                        .filter(|defined| defined.kind != "parameter")
+                        .map(|defined| defined.label.clone())
+                        .collect()
                 }
                 Err(error) => {
                     self.errors.report(error);
@@ -127,9 +132,14 @@ impl Analysis {
             vec![]
         });
         if packages.is_empty() {
-            self.errors.report(Error::request(format!("{text} names no package")).next("tapeout list shows all packages"));
+            self.errors
+                .report(Error::request(format!("{text} names no package")).next("tapeout list shows all packages"));
         }
-        packages.iter().filter_map(|package| self.package(package, None)).flat_map(|found| found.order.clone()).collect()
+        packages
+            .iter()
+            .filter_map(|package| self.package(package, None))
+            .flat_map(|found| found.order.clone())
+            .collect()
     }
 
     /// The package, loaded; its errors are reported, a missing one at the place that needs it.
@@ -158,8 +168,15 @@ impl Analysis {
             return None;
         }
         let names = || package.defined.keys().map(String::as_str);
-        let longer = [format!("{}/build_image", label.name()), format!("{}/build_pod", label.name()), format!("{}/build", label.name())];
-        let near = longer.into_iter().find(|name| package.defined.contains_key(name)).or_else(|| reference::nearest(label.name(), names()));
+        let longer = [
+            format!("{}/build_image", label.name()),
+            format!("{}/build_pod", label.name()),
+            format!("{}/build", label.name()),
+        ];
+        let near = longer
+            .into_iter()
+            .find(|name| package.defined.contains_key(name))
+            .or_else(|| reference::nearest(label.name(), names()));
         let mut error = Error::request(format!("there is no {label}"));
         if let Some(place) = place {
             error = error.at(place.clone(), "");

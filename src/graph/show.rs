@@ -24,13 +24,20 @@ pub fn phase(instance: &Instance) -> &'static str {
 /// What distinguishes an instance from others of its label: values, image, packages; may be empty.
 pub fn distinction(graph: &Graph, id: Id) -> String {
     let instance = &graph.instances[id];
-    let mut parts: Vec<String> = instance.parameters.iter().map(|(label, value)| format!("{}={}", short(label, &instance.label), shown(value))).collect();
+    let mut parts: Vec<String> = instance
+        .parameters
+        .iter()
+        .map(|(label, value)| format!("{}={}", short(label, &instance.label), shown(value)))
+        .collect();
     if let Some(image) = &instance.image {
         parts.push(format!("for {image}"));
     }
     let same = || graph.instances.iter().filter(|other| other.label == instance.label);
     if same().count() > 1 && same().any(|other| other.packages != instance.packages) {
-        parts.push(format!("packages {}", if instance.packages.is_empty() { "none".to_string() } else { instance.packages.join(" ") }));
+        parts.push(format!(
+            "packages {}",
+            if instance.packages.is_empty() { "none".to_string() } else { instance.packages.join(" ") }
+        ));
     }
     parts.join(", ")
 }
@@ -74,14 +81,19 @@ pub fn tree(graph: &Graph) -> String {
 pub fn dot(graph: &Graph) -> String {
     let mut text = String::from("digraph tapeout {\n  rankdir = LR;\n  node [shape = box];\n");
     for (number, phase_name) in PHASES.iter().enumerate() {
-        let of_phase: Vec<Id> = (0..graph.instances.len()).filter(|id| phase(&graph.instances[*id]) == *phase_name).collect();
+        let of_phase: Vec<Id> =
+            (0..graph.instances.len()).filter(|id| phase(&graph.instances[*id]) == *phase_name).collect();
         if of_phase.is_empty() {
             continue;
         }
         let _ = writeln!(text, "  subgraph cluster_{number} {{\n    label = {};", quoted(phase_name));
         for id in of_phase {
             let distinction = distinction(graph, id);
-            let label = if distinction.is_empty() { graph.instances[id].label.to_string() } else { format!("{}\n{distinction}", graph.instances[id].label) };
+            let label = if distinction.is_empty() {
+                graph.instances[id].label.to_string()
+            } else {
+                format!("{}\n{distinction}", graph.instances[id].label)
+            };
             let _ = writeln!(text, "    n{id} [label = {}];", quoted(&label));
         }
         text.push_str("  }\n");
@@ -231,5 +243,8 @@ impl Edges {
 }
 
 fn lines(labels: &[(Label, &'static str)]) -> String {
-    labels.iter().map(|(label, note)| if note.is_empty() { format!("{label}\n") } else { format!("{label}  ({note})\n") }).collect()
+    labels
+        .iter()
+        .map(|(label, note)| if note.is_empty() { format!("{label}\n") } else { format!("{label}  ({note})\n") })
+        .collect()
 }

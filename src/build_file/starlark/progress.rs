@@ -46,7 +46,12 @@ pub fn note(file: &str, line: usize) {
 pub(super) struct Line;
 
 impl<'e> BeforeStmtFuncDyn<'e> for Line {
-    fn call<'v>(&mut self, span: FileSpanRef, _continued: bool, evaluator: &mut Evaluator<'v, '_, 'e>) -> starlark::Result<()> {
+    fn call<'v>(
+        &mut self,
+        span: FileSpanRef,
+        _continued: bool,
+        evaluator: &mut Evaluator<'v, '_, 'e>,
+    ) -> starlark::Result<()> {
         if evaluator.call_stack_count() <= 1 {
             note(span.filename(), span.resolve_span().begin.line + 1);
         }
