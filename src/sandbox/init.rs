@@ -147,7 +147,7 @@ impl Room {
                 self.root = Some(made);
             }
             None => {
-                let layers = lower.iter().rev().map(|path| file::open_path(path)).collect::<Result<Vec<_>>>()?;
+                let layers = lower.iter().rev().map(|path| open_layer(path)).collect::<Result<Vec<_>>>()?;
                 let fds: Vec<_> = layers.iter().map(|fd| fd.as_fd()).collect();
                 mount::old_overlay(&fds, upper.as_fd(), work.as_fd(), target.as_fd())
                     .map_err(|errno| overlay_refused(errno, lower.len(), vec![]))?;
@@ -337,7 +337,7 @@ fn new_overlay(lower: &[HostPath], upper: &OwnedFd, work: &OwnedFd) -> Result<Op
     }
     // The first that is named is the highest.
     for (i, path) in lower.iter().rev().enumerate() {
-        let layer = file::open_path(path)?;
+        let layer = open_layer(path)?;
         match made.set(&Setting::Text("lowerdir+", &name(&layer))) {
             Ok(()) => {}
             Err(r) if i == 0 && r.errno == Errno::EINVAL => return Ok(None),
@@ -347,6 +347,15 @@ fn new_overlay(lower: &[HostPath], upper: &OwnedFd, work: &OwnedFd) -> Result<Op
     made.set(&Setting::Text("upperdir", &name(upper))).map_err(refused)?;
     made.set(&Setting::Text("workdir", &name(work))).map_err(refused)?;
     made.mount(0).map(Some).map_err(refused)
+}
+
+fn open_layer(path: &Path) -> Result<OwnedFd> {
+    file::open_path(path).map_err(|error| match nix::unistd::access(path, nix::unistd::AccessFlags::F_OK) {
+        Err(Errno::EACCES) => error
+            .why("inside a user namespace not even root may pass through a folder that is another user's alone")
+            .next("put the store below folders of your own: set TAPEOUT_STORE"),
+        _ => error,
+    })
 }
 
 pub(super) fn overlay_refused(errno: Errno, layers: usize, log: Vec<String>) -> Error {

@@ -54,6 +54,8 @@ pub(super) struct Owners {
     root_mount: u64,
     uid: u32,
     gid: u32,
+    /// `/proc` is that of a container around us, where threads have other numbers.
+    outer_proc: bool,
     /// The steps may change owners at all.
     allowed: bool,
     records: BTreeMap<Vec<u8>, Record>,
@@ -98,7 +100,9 @@ impl Owners {
     pub fn new(upper: OwnedFd, uid: u32, gid: u32, allowed: bool) -> Result<Self> {
         let root = file::open_path(std::path::Path::new("/"))?;
         let root_mount = mount::place(root.as_fd()).map_err(|errno| Error::io("statx", "/", errno))?.mount;
-        Ok(Self { upper, root_mount, uid, gid, allowed, records: BTreeMap::new(), nameless: vec![] })
+        // We are the first process of our namespace.
+        let outer_proc = name_of_link("/proc/self").is_ok_and(|number| number != b"1");
+        Ok(Self { upper, outer_proc, root_mount, uid, gid, allowed, records: BTreeMap::new(), nameless: vec![] })
     }
 
     /// Answers the next call that waits.
@@ -114,6 +118,11 @@ impl Owners {
         seccomp::reply(listener, asked.id, result);
     }
 
+    fn caller(&self, asked: &Notification) -> nix::Result<Caller> {
+        let in_proc = if self.outer_proc { process::number_in_proc(asked.thread)? } else { asked.thread };
+        Ok(Caller { thread: asked.thread, in_proc })
+    }
+
     fn change_owner(
         &mut self,
         listener: BorrowedFd,
@@ -122,7 +131,7 @@ impl Owners {
         uid: u32,
         gid: u32,
     ) -> nix::Result<()> {
-        let caller = Caller { thread: asked.thread };
+        let caller = self.caller(asked)?;
         let found = match target {
             Target::Descriptor(number) => caller.descriptor(*number)?,
             Target::Path { flags, .. } if flags & !(libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH) != 0 => {
@@ -163,7 +172,7 @@ impl Owners {
         mode: u32,
         device: u64,
     ) -> nix::Result<()> {
-        let caller = Caller { thread: asked.thread };
+        let caller = self.caller(asked)?;
         let path = caller.path(path, false)?;
         let trimmed = path.strip_suffix(b"/").unwrap_or(&path);
         let (parent, name) = match trimmed.iter().rposition(|b| *b == b'/') {
@@ -329,11 +338,13 @@ fn open_plain(folder: BorrowedFd, path: &[u8]) -> nix::Result<OwnedFd> {
 /// The thread that asks.
 struct Caller {
     thread: i32,
+    /// Its number in `/proc`.
+    in_proc: i32,
 }
 
 impl Caller {
     fn own(&self, name: &str) -> String {
-        format!("/proc/{}/{name}", self.thread)
+        format!("/proc/{}/{name}", self.in_proc)
     }
 
     /// A descriptor of its own.
@@ -361,7 +372,7 @@ impl Caller {
 
     /// What it would open.
     fn open(&self, folder: i32, path: &[u8], follow: bool) -> nix::Result<OwnedFd> {
-        if let Some((link, rest)) = own_link(path, self.thread) {
+        if let Some((link, rest)) = own_link(path, self.in_proc) {
             let start = self.follow(&self.own(&link))?;
             match rest.iter().position(|b| *b != b'/') {
                 // Without a rest it is the link that is meant, unless it is followed.

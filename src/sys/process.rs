@@ -541,6 +541,34 @@ pub fn change_owner(fd: BorrowedFd, uid: u32, gid: u32) -> nix::Result<()> {
     nix::unistd::fchownat(fd, "", uid, gid, nix::fcntl::AtFlags::AT_EMPTY_PATH)
 }
 
+/// The terminal's foreground is ours again, after a child had it.
+pub fn take_terminal_back() {
+    // Whoever is in the background and asks gets SIGTTOU, which stops; it is blocked for the moment.
+    let mut stop = SigSet::empty();
+    stop.add(Signal::SIGTTOU);
+    let mut before = SigSet::empty();
+    let _ = nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&stop), Some(&mut before));
+    let _ = nix::unistd::tcsetpgrp(io::stdin(), nix::unistd::getpgrp());
+    let _ = nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
+}
+
+/// The number that a thread has in the `/proc` that is mounted here, when that is not the one of
+/// our PID namespace. A pidfd tells: pidfd_open(2), proc_pid_fdinfo(5).
+pub fn number_in_proc(thread: i32) -> nix::Result<i32> {
+    const PIDFD_THREAD: libc::c_int = libc::O_EXCL;
+    let open = |flags: libc::c_int| {
+        // SAFETY: pidfd_open takes two numbers.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, thread, flags) };
+        // SAFETY: the call succeeded, so this number is a new descriptor of ours.
+        if fd < 0 { Err(Errno::last()) } else { Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }) }
+    };
+    // Before 6.9 only the first thread of a process has one.
+    let pidfd = open(PIDFD_THREAD).or_else(|_| open(0))?;
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).map_err(|_| Errno::ESRCH)?;
+    let number = info.lines().find_map(|line| line.strip_prefix("Pid:")).and_then(|text| text.trim().parse().ok());
+    number.filter(|n| *n > 0).ok_or(Errno::ESRCH)
+}
+
 /// setrlimit(2), soft and hard, never above the hard limit that there is.
 pub fn limit(resource: nix::sys::resource::Resource, value: u64) -> nix::Result<()> {
     let (_, hard) = nix::sys::resource::getrlimit(resource)?;
