@@ -1,6 +1,11 @@
 //! The `tapeout` binary.
 
-fn main() {
-    // A sandbox's init is this same program: before threads, arguments and everything else.
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // Before threads, arguments or anything else: this program is also the first process of its
+    // own sandboxes, and the child that evaluates build files.
     tapeout::sandbox::take_over_if_asked();
+    tapeout::graph::analysis_child_if_asked();
+    tapeout::cli::main()
 }

@@ -66,6 +66,11 @@ pub fn unpack(reader: impl Read + Send, into: &Root, options: &Options, owners: 
     // Headers and padding come on top of the content.
     let most = options.limits.bytes.saturating_add(options.limits.entries.saturating_mul(4096));
     let plain = decompress(reader, most).map_err(|e| Error::failed(format!("the archive can't be read: {e}")))?;
+    unpack_plain(plain, into, options, owners, on_path)
+}
+
+/// The same of a stream that isn't compressed.
+pub fn unpack_plain(plain: impl Read, into: &Root, options: &Options, owners: &mut Owners, on_path: &mut dyn FnMut(&RootPath)) -> Result<()> {
     let mut unpacker = Unpacker::new(into, options, owners);
     read_tar(plain, &options.limits, &mut |item, content| {
         on_path(&item.path);
@@ -504,4 +509,232 @@ fn node(dir: BorrowedFd, name: &[u8], stat: &nix::sys::stat::FileStat, owner: Op
         }
         _ => return Err(Error::failed(format!("{} is a device", file::shown(dir, name).display()))),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive::tar_reader::tests::{archive, entry, header, pax};
+
+    /// A folder `root` in a folder with a file `secret` beside it.
+    struct Here {
+        temp: tempfile::TempDir,
+    }
+
+    impl Here {
+        fn new() -> Self {
+            let temp = tempfile::tempdir().unwrap();
+            std::fs::create_dir(temp.path().join("root")).unwrap();
+            std::fs::write(temp.path().join("secret"), "untouched").unwrap();
+            Self { temp }
+        }
+
+        fn root(&self) -> Root {
+            Root::open(&self.temp.path().join("root")).unwrap()
+        }
+
+        fn apply(&self, options: &Options, owners: &mut Owners, parts: &[Vec<u8>]) -> Result<()> {
+            unpack(archive(parts).as_slice(), &self.root(), options, owners, &mut |_| {})
+        }
+
+        fn unpack(&self, options: &Options, parts: &[Vec<u8>]) -> Result<BTreeMap<String, Entry>> {
+            let mut owners = Owners::new();
+            self.apply(options, &mut owners, parts)?;
+            self.tree(&owners)
+        }
+
+        fn tree(&self, owners: &Owners) -> Result<BTreeMap<String, Entry>> {
+            let tree = tree_of(&self.root(), owners, 1000)?;
+            Ok(tree.changes.into_iter().map(|(path, change)| (path.to_string(), change.now.unwrap())).collect())
+        }
+
+        fn nothing_outside_changed(&self) {
+            assert_eq!(std::fs::read_to_string(self.temp.path().join("secret")).unwrap(), "untouched");
+            assert_eq!(std::fs::read_dir(self.temp.path()).unwrap().count(), 2);
+        }
+    }
+
+    fn link(kind: u8, name: &str, target: &str) -> Vec<u8> {
+        let mut header = header(kind, name, 0);
+        header.set_link_name_literal(target).unwrap();
+        header.set_cksum();
+        entry(&header, b"")
+    }
+
+    fn file(name: &str, content: &str) -> Vec<u8> {
+        entry(&header(b'0', name, content.len() as u64), content.as_bytes())
+    }
+
+    fn folder(name: &str) -> Vec<u8> {
+        let mut header = header(b'5', name, 0);
+        header.set_mode(0o755);
+        header.set_cksum();
+        entry(&header, b"")
+    }
+
+    #[test]
+    fn no_link_leads_out_of_the_root() {
+        for target in ["..", "../..", "/..", "../../../../../../tmp"] {
+            let here = Here::new();
+            let outcome = here.unpack(&Options::default(), &[link(b'2', "a", target), file("a/secret", "changed")]);
+            here.nothing_outside_changed();
+            drop(outcome);
+        }
+        for (first, second) in [(link(b'2', "s", "../secret"), file("s", "changed")), (link(b'2', "s", "../secret"), link(b'1', "h", "s"))] {
+            let here = Here::new();
+            let tree = here.unpack(&Options::default(), &[first, second]).unwrap();
+            here.nothing_outside_changed();
+            assert!(tree.contains_key("/s"));
+        }
+    }
+
+    #[test]
+    fn a_hard_link_out_of_the_root_is_an_error() {
+        let here = Here::new();
+        for target in ["../secret", "/secret", "missing", "."] {
+            assert!(here.unpack(&Options::default(), &[link(b'1', "h", target)]).is_err(), "{target}");
+        }
+        let through = [link(b'2', "up", ".."), link(b'1', "h", "up/secret")];
+        assert!(here.unpack(&Options::default(), &through).is_err());
+        here.nothing_outside_changed();
+    }
+
+    #[test]
+    fn the_root_itself_can_not_be_replaced() {
+        for name in [".", "/", "./"] {
+            let here = Here::new();
+            assert!(here.unpack(&Options::default(), &[link(b'2', name, "../x")]).is_err(), "{name:?}");
+            here.nothing_outside_changed();
+        }
+        let here = Here::new();
+        assert!(here.unpack(&Options::default(), &[folder("./"), file("./a", "x")]).is_ok());
+    }
+
+    #[test]
+    fn owners_modes_devices_and_attributes_are_data() {
+        let here = Here::new();
+        let mut su = header(b'0', "su", 1);
+        su.set_mode(0o4755);
+        su.set_uid(33);
+        su.set_gid(44);
+        su.set_cksum();
+        let mut null = header(b'3', "null", 0);
+        null.set_device_major(1).unwrap();
+        null.set_device_minor(3).unwrap();
+        null.set_cksum();
+        let capability = [&[1u8, 0, 0, 3][..], &[0; 16], &[9, 9, 9, 9]].concat();
+        let attributes = pax(&[("SCHILY.xattr.security.capability", &capability), ("SCHILY.xattr.user.a", b"1"), ("SCHILY.xattr.user.overlay.opaque", b"y"), ("SCHILY.xattr.trusted.x", b"1")]);
+        let mut closed = header(b'5', "closed", 0);
+        closed.set_mode(0);
+        closed.set_cksum();
+        let tree = here.unpack(&Options::default(), &[attributes, entry(&su, b"x"), entry(&null, b""), entry(&closed, b""), file("closed/x", "1"), entry(&header(b'6', "fifo", 0), b"")]).unwrap();
+        assert_eq!((tree["/su"].mode, tree["/su"].uid, tree["/su"].gid), (0o4755, 33, 44));
+        assert_eq!(tree["/su"].xattrs.keys().map(|k| String::from_utf8_lossy(k).into_owned()).collect::<Vec<_>>(), ["security.capability", "user.a"]);
+        assert_eq!(tree["/su"].xattrs[&b"security.capability"[..]], [&[1u8, 0, 0, 2][..], &[0; 16]].concat());
+        assert_eq!(tree["/null"].node, Node::Device { character: true, major: 1, minor: 3 });
+        assert_eq!(std::fs::metadata(here.root().path().join("null")).unwrap().len(), 0);
+        assert_eq!(tree["/closed"].mode, 0);
+        assert_eq!(std::fs::symlink_metadata(here.root().path().join("closed")).unwrap().permissions().mode() & 0o7777, 0);
+        assert_eq!(tree["/closed/x"], Entry::file(b"1", 0o644));
+        assert_eq!(tree["/fifo"].node, Node::Fifo);
+        let time = |name: &str| std::os::unix::fs::MetadataExt::mtime(&std::fs::symlink_metadata(here.root().path().join(name)).unwrap());
+        assert!(["su", "null", "closed", "fifo"].iter().all(|name| time(name) == 1000));
+    }
+
+    #[test]
+    fn linked_names_are_one_group_and_separate_files() {
+        let here = Here::new();
+        let tree = here.unpack(&Options::default(), &[file("z", "zz"), link(b'1', "y", "z"), file("b", "bb"), link(b'1', "d/c", "/b"), file("alone", "x")]).unwrap();
+        let group = |name: &str| match tree[name].node {
+            Node::File { group, .. } => group,
+            _ => panic!("{name} is no file"),
+        };
+        assert_eq!((group("/b"), group("/d/c"), group("/y"), group("/z"), group("/alone")), (Some(0), Some(0), Some(1), Some(1), None));
+        let metadata = |name: &str| std::fs::metadata(here.root().path().join(name)).unwrap();
+        for name in ["b", "d/c", "y", "z"] {
+            assert_eq!(std::os::unix::fs::MetadataExt::nlink(&metadata(name)), 1, "{name}");
+            assert_eq!(std::os::unix::fs::MetadataExt::mtime(&metadata(name)), 1000, "{name}");
+        }
+        assert_eq!(std::fs::read(here.root().path().join("y")).unwrap(), b"zz");
+    }
+
+    #[test]
+    fn a_folder_onto_a_link_keeps_it_only_as_dpkg_does() {
+        for (follow, expected) in [(true, Node::Link { target: b"usr/lib".to_vec() }), (false, Node::Folder)] {
+            let here = Here::new();
+            let options = Options { follow_folder_links: follow, ..Options::default() };
+            let tree = here.unpack(&options, &[folder("usr/lib"), link(b'2', "lib", "usr/lib"), folder("lib/"), file("lib/x", "1")]).unwrap();
+            assert_eq!(tree["/lib"].node, expected);
+            assert_eq!(tree.contains_key("/usr/lib/x"), follow);
+        }
+    }
+
+    #[test]
+    fn a_folder_is_never_replaced_by_a_plain_archive() {
+        let here = Here::new();
+        assert!(here.unpack(&Options::default(), &[file("a/b", "1"), file("a", "2")]).is_err());
+        assert!(here.unpack(&Options::default(), &[file("f", "1"), file("f/x", "2")]).is_err(), "a file in a file");
+    }
+
+    #[test]
+    fn a_prefix_is_dropped_and_what_is_not_below_it_left_out() {
+        let here = Here::new();
+        let options = Options { strip_prefix: RootPath::new("zlib-1.3").unwrap(), ..Options::default() };
+        let tree = here.unpack(&options, &[folder("zlib-1.3"), file("zlib-1.3/a", "1"), link(b'1', "zlib-1.3/b", "zlib-1.3/a"), file("other", "2"), file("zlib-1.30", "3")]).unwrap();
+        assert_eq!(tree.keys().collect::<Vec<_>>(), ["/a", "/b"]);
+    }
+
+    #[test]
+    fn whiteouts_hide_earlier_layers_alone_whatever_the_order() {
+        let here = Here::new();
+        let options = Options { whiteouts: true, ..Options::default() };
+        let mut owners = Owners::new();
+        here.apply(&options, &mut owners, &[file("a/old", "1"), file("a/both", "1"), file("gone/x", "1"), file("kept", "1"), link(b'2', "l", "a"), file("f", "1"), file("d/deep/x", "1")]).unwrap();
+        here.apply(&options, &mut owners, &[file("a/both", "2"), file("a/new", "2"), file("a/.wh..wh..opq", ""), file(".wh.gone", ""), file(".wh.never", ""),
+            folder("l"), folder("f"), file("d/deep/y", "2"), file("d/.wh.deep", "")]).unwrap();
+        let tree = here.tree(&owners).unwrap();
+        assert_eq!(tree.keys().collect::<Vec<_>>(), ["/a", "/a/both", "/a/new", "/d", "/d/deep", "/d/deep/y", "/f", "/kept", "/l"]);
+        assert_eq!(tree["/a/both"], Entry::file(b"2", 0o644));
+        assert!(tree["/l"].is_folder() && tree["/f"].is_folder());
+        assert!(here.apply(&options, &mut owners, &[file("a/.wh...", "")]).is_err() && here.apply(&options, &mut owners, &[file("a/.wh.", "")]).is_err());
+        here.nothing_outside_changed();
+    }
+
+    #[test]
+    fn without_layers_such_a_name_is_a_file_like_any_other() {
+        let here = Here::new();
+        let tree = here.unpack(&Options::default(), &[file("x", "1"), file(".wh.x", "")]).unwrap();
+        assert_eq!(tree.keys().collect::<Vec<_>>(), ["/.wh.x", "/x"]);
+    }
+
+    #[test]
+    fn a_zip_file_is_unpacked_with_modes_and_links_and_never_outside() {
+        use std::io::Seek;
+        use zip::write::SimpleFileOptions;
+        let zip = |names: &[(&str, u32, &str)]| {
+            let mut out = zip::ZipWriter::new(tempfile::tempfile().unwrap());
+            for (name, mode, content) in names {
+                if mode & libc::S_IFMT == libc::S_IFLNK {
+                    out.add_symlink(*name, *content, SimpleFileOptions::default()).unwrap();
+                } else {
+                    out.start_file(*name, SimpleFileOptions::default().unix_permissions(*mode)).unwrap();
+                    out.write_all(content.as_bytes()).unwrap();
+                }
+            }
+            let mut file = out.finish().unwrap();
+            file.rewind().unwrap();
+            file
+        };
+        let here = Here::new();
+        let mut owners = Owners::new();
+        unpack_zip(zip(&[("d/run", 0o755, "x"), ("l", libc::S_IFLNK, "d/run")]), &here.root(), &Options::default(), &mut owners).unwrap();
+        let tree = here.tree(&owners).unwrap();
+        assert_eq!((&tree["/d/run"], &tree["/l"]), (&Entry::file(b"x", 0o755), &Entry::link("d/run")));
+        for bad in [zip(&[("../secret", 0o644, "changed")]), zip(&[("up", libc::S_IFLNK, ".."), ("up/../../secret", 0o644, "changed")])] {
+            assert!(unpack_zip(bad, &here.root(), &Options::default(), &mut Owners::new()).is_err());
+        }
+        let small = Options { limits: Limits { bytes: 10, ..Limits::default() }, ..Options::default() };
+        assert!(unpack_zip(zip(&[("a", 0o644, "12345"), ("b", 0o644, "123456")]), &here.root(), &small, &mut Owners::new()).is_err());
+        here.nothing_outside_changed();
+    }
 }

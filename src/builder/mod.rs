@@ -1,5 +1,318 @@
-//! Where rules run: base root filesystems.
+//! Where rules run: base root filesystems under a TAG.
+//!
+//! A builder is an ordered list of changesets in the store. One from Debian has two: what our own
+//! code unpacked, and what the builder's own dpkg made of it in the sandbox, which is started through
+//! [`Configure`], so that this module knows no sandbox. One from a root filesystem has one.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::archive::unpack::{Owners, tree_of};
+use crate::build_file::spec::Step;
+use crate::changeset::digest_of;
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::sys::root::Root;
 
 pub mod debian;
 pub mod ids;
+pub mod image;
 pub mod lock_file;
+pub mod rootfs;
+
+use debian::Archive;
+use debian::download::{Progress, download};
+use lock_file::{Lock, LockedPackage};
+
+pub use crate::store::Builder;
+
+/// What a builder is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum From {
+    /// `debian:SUITE`
+    Debian(String),
+    /// `tar:FILE`
+    Tar(PathBuf),
+    /// `dir:DIR`
+    Folder(PathBuf),
+    /// `oci:DIR[:TAG]`
+    Layout(PathBuf, Option<String>),
+    /// `oci-archive:FILE[:TAG]`
+    OciArchive(PathBuf, Option<String>),
+    /// `docker-archive:FILE[:NAME]`
+    DockerArchive(PathBuf, Option<String>),
+}
+
+impl From {
+    /// Relative paths start in this folder.
+    pub fn in_folder(self, folder: &Path) -> Self {
+        match self {
+            Self::Debian(suite) => Self::Debian(suite),
+            Self::Tar(path) => Self::Tar(folder.join(path)),
+            Self::Folder(path) => Self::Folder(folder.join(path)),
+            Self::Layout(path, tag) => Self::Layout(folder.join(path), tag),
+            Self::OciArchive(path, tag) => Self::OciArchive(folder.join(path), tag),
+            Self::DockerArchive(path, tag) => Self::DockerArchive(folder.join(path), tag),
+        }
+    }
+}
+
+impl std::str::FromStr for From {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let bad = |why: &str| {
+            Error::request(format!("a builder can't be made from {text:?}")).why(why)
+                .next("write debian:SUITE, tar:FILE, dir:DIR, oci:DIR[:TAG], oci-archive:FILE or docker-archive:FILE")
+        };
+        let (kind, rest) = text.split_once(':').ok_or_else(|| bad("it has no kind before a colon"))?;
+        if rest.is_empty() {
+            return Err(bad("nothing follows the colon"));
+        }
+        let (path, tag) = match rest.split_once(':') {
+            Some((path, tag)) => (PathBuf::from(path), Some(tag.to_string())),
+            None => (PathBuf::from(rest), None),
+        };
+        match kind {
+            "debian" if lock_file::is_suite(rest) => Ok(Self::Debian(rest.into())),
+            "debian" => Err(bad("that is no name of a suite")),
+            "tar" => Ok(Self::Tar(rest.into())),
+            "dir" => Ok(Self::Folder(rest.into())),
+            "oci" => Ok(Self::Layout(path, tag)),
+            "oci-archive" => Ok(Self::OciArchive(path, tag)),
+            "docker-archive" => Ok(Self::DockerArchive(path, tag)),
+            "docker" | "host" | "rule" => Err(bad("that kind is not there yet")),
+            _ => Err(bad("that kind is not known")),
+        }
+    }
+}
+
+/// A file of the host that a step sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bind {
+    /// On the host.
+    pub host: PathBuf,
+    /// Absolute, in the sandbox; read-only.
+    pub inside: String,
+}
+
+/// Steps to run in the sandbox.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// What the steps stand on, the lowest first.
+    pub lower: Vec<Digest>,
+    /// In order.
+    pub steps: Vec<Step>,
+    /// Besides the sandbox's own.
+    pub environment: BTreeMap<String, String>,
+    /// Files they see.
+    pub binds: Vec<Bind>,
+    /// The time of the changeset.
+    pub time: i64,
+}
+
+/// Runs steps in a sandbox, captures what they changed and keeps it.
+pub trait Configure {
+    /// The digest of the changeset.
+    fn run(&self, run: &Run) -> Result<Digest>;
+}
+
+/// A request for a builder.
+pub struct Request<'a> {
+    /// Its tag.
+    pub tag: &'a str,
+    /// What it is made from.
+    pub from: &'a From,
+    /// That, as the user wrote it.
+    pub written: &'a str,
+    /// Packages besides the base system (`[builder] packages`).
+    pub packages: &'a [String],
+    /// `tapeout.lock`
+    pub lock: &'a Path,
+    /// The lock may not change (`--locked`).
+    pub locked: bool,
+    /// Take new versions (`--update`).
+    pub update: bool,
+    /// Where Debian's packages are to be had; its suite is that of `from`.
+    pub archive: &'a Archive<'a>,
+    /// `SOURCE_DATE_EPOCH`; `None`: the date of the lock's index, else 1980-01-02.
+    pub epoch: Option<i64>,
+    /// Is told how it goes.
+    pub progress: &'a dyn Progress,
+}
+
+/// 1980-01-02: the first day that a zip file can hold in every time zone.
+pub const EPOCH: i64 = 315_619_200;
+
+/// Makes a builder and keeps it under its tag. Where all of it is in the store already, nothing runs.
+pub fn make(request: &Request, configure: &dyn Configure) -> Result<Builder> {
+    let builder = match request.from {
+        From::Debian(_) => make_debian(request, configure)?,
+        _ => make_rootfs(request)?,
+    };
+    request.archive.store.keep_builder(&builder)?;
+    Ok(builder)
+}
+
+/// The lock that a request stands on: read, made or extended, and written if it changed.
+pub fn ensure_lock(request: &Request) -> Result<Lock> {
+    let old = Lock::read(request.lock)?;
+    let archive = request.archive;
+    let stale = |what: String| Error::request(what).next("run once without --locked, and commit tapeout.lock");
+    let lock = match &old {
+        Some(old) if !request.update => {
+            if (old.suite.as_str(), old.architecture.as_str()) != (archive.suite, archive.architecture) {
+                return Err(Error::request(format!("{} is for {} on {}, and the builder is {} on {}", request.lock.display(), old.suite, old.architecture, archive.suite, archive.architecture))
+                    .next("remove it, or run tapeout bootstrap --update"));
+            }
+            let mut lock = old.clone();
+            let unlocked = lock.unlocked(request.packages);
+            if request.locked && !unlocked.is_empty() {
+                return Err(stale(format!("the lock does not have these packages: {}", unlocked.into_iter().cloned().collect::<Vec<_>>().join(", "))));
+            }
+            archive.extend(&mut lock, request.packages)?;
+            lock
+        }
+        _ if request.locked => return Err(stale(format!("{} would be written", request.lock.display()))),
+        old => archive.new_lock(request.packages, old.as_ref())?,
+    };
+    if old.as_ref() != Some(&lock) {
+        lock.write(request.lock)?;
+    }
+    Ok(lock)
+}
+
+fn make_debian(request: &Request, configure: &dyn Configure) -> Result<Builder> {
+    let archive = request.archive;
+    let lock = ensure_lock(request)?;
+    let packages: Vec<&LockedPackage> = lock.builder_packages(request.packages)?.into_values().collect();
+    let time = request.epoch.or_else(|| lock.date()).unwrap_or(EPOCH);
+    let part = part_of_lock(&lock, &packages, time);
+    if packages.iter().any(|p| !archive.store.has_blob(&p.digest)) {
+        download(&packages, &archive.sources()?, archive.http, archive.store, request.progress)?;
+    }
+    let unpacked = unpacked(request, &packages, &part, time)?;
+    request.progress.phase("configure", packages.len(), 0);
+    let run = Run { lower: vec![unpacked], steps: debian::install::configure_steps(), environment: debian::install::environment(), binds: vec![], time };
+    let configured = configure.run(&run)?;
+    Ok(Builder {
+        tag: request.tag.into(),
+        from: request.written.into(),
+        changesets: vec![unpacked, configured],
+        packages: packages.iter().map(|p| (p.name.clone(), p.version.clone())).collect(),
+        lock: Some(part),
+        reproducible: true,
+    })
+}
+
+/// Names the packages of a builder, and with them all that its bytes depend on.
+fn part_of_lock(lock: &Lock, packages: &[&LockedPackage], time: i64) -> Digest {
+    let lines: Vec<String> = packages.iter().map(|p| format!("{} {} {}\n", p.name, p.version, p.digest)).collect();
+    Digest::of(format!("tapeout builder 1\n{}\n{time}\n{}", lock.architecture, lines.concat()))
+}
+
+/// The builder that the store has under the tag, if it is what would be made now. One from files is
+/// taken as it was made: what it came from may have gone.
+pub fn current(request: &Request, lock: Option<&Lock>, time: i64) -> Result<Option<Builder>> {
+    let Some(kept) = request.archive.store.builder(request.tag)? else { return Ok(None) };
+    let part = match lock {
+        None => None,
+        Some(lock) => {
+            let packages: Vec<&LockedPackage> = lock.builder_packages(request.packages)?.into_values().collect();
+            Some(part_of_lock(lock, &packages, time))
+        }
+    };
+    Ok((kept.from == request.written && kept.lock == part).then_some(kept))
+}
+
+/// The unpacked base system: from the store, where the same packages were unpacked before.
+fn unpacked(request: &Request, packages: &[&LockedPackage], part: &Digest, time: i64) -> Result<Digest> {
+    let store = request.archive.store;
+    let key = Digest::of(format!("tapeout unpacked 1\n{part}\n{time}\n"));
+    let known = store.action(&key).and_then(|bytes| String::from_utf8(bytes).ok()).and_then(|text| text.parse::<Digest>().ok());
+    if let Some(known) = known.filter(|digest| store.has_changeset(digest)) {
+        return Ok(known);
+    }
+    let unpacked = debian::install::prepare(store, packages, request.archive.architecture, time, request.progress)?;
+    let root = Root::open(&unpacked.files)?;
+    let digest = digest_of(&unpacked.changeset, |path| root.open_file(path))?;
+    store.keep_changeset(digest, unpacked.changeset, &unpacked.files)?;
+    store.record_action(&key, digest.to_string().as_bytes())?;
+    Ok(digest)
+}
+
+/// What installs a union of packages into a builder: the run for the sandbox, and the packages that it
+/// adds. `None`: all of them are in the builder. The packages are brought into the store first.
+pub fn installation(builder: &Builder, lock: &Lock, union: &[String], archive: &Archive, time: i64, progress: &dyn Progress) -> Result<Option<(Run, Vec<LockedPackage>)>> {
+    let missing = lock.missing(union, &builder.packages)?;
+    if missing.is_empty() {
+        return Ok(None);
+    }
+    if missing.iter().any(|p| !archive.store.has_blob(&p.digest)) {
+        download(&missing.iter().collect::<Vec<_>>(), &archive.sources()?, archive.http, archive.store, progress)?;
+    }
+    let bind = |p: &LockedPackage| Bind { host: archive.store.blob_path(&p.digest), inside: format!("{}/{}.deb", debian::install::DEBS, p.name) };
+    let run = Run {
+        lower: builder.changesets.clone(),
+        steps: debian::install::install_steps(&missing),
+        environment: debian::install::environment(),
+        binds: missing.iter().map(bind).collect(),
+        time,
+    };
+    Ok(Some((run, missing)))
+}
+
+/// On a builder without a lock `packages` is a check: those that aren't installed.
+pub fn not_installed<'a>(builder: &Builder, packages: &'a [String]) -> Vec<&'a String> {
+    packages.iter().filter(|name| !builder.packages.contains_key(*name)).collect()
+}
+
+fn make_rootfs(request: &Request) -> Result<Builder> {
+    let store = request.archive.store;
+    let scratch = store.scratch()?;
+    let files = scratch.folder("files")?;
+    let root = Root::open(&files)?;
+    let mut owners = unpack_rootfs(request, &root, || Root::open(&scratch.folder("archive")?))?;
+    rootfs::drop_left_out(&root, &mut owners)?;
+    let changeset = tree_of(&root, &owners, request.epoch.unwrap_or(EPOCH))?;
+    if changeset.changes.is_empty() {
+        return Err(Error::failed(format!("{} holds no file", request.written)));
+    }
+    let packages = rootfs::installed_packages(&root)?;
+    let digest = digest_of(&changeset, |path| root.open_file(path))?;
+    store.keep_changeset(digest, changeset, &files)?;
+    // A folder of the host is as it is today.
+    let reproducible = !matches!(request.from, From::Folder(_));
+    Ok(Builder { tag: request.tag.into(), from: request.written.into(), changesets: vec![digest], packages, lock: None, reproducible })
+}
+
+fn unpack_rootfs(request: &Request, root: &Root, archive: impl Fn() -> Result<Root>) -> Result<Owners> {
+    let architecture = request.archive.architecture;
+    match request.from {
+        From::Tar(path) => rootfs::from_tar(path, root),
+        From::Folder(path) => rootfs::from_folder(path, root, request.archive.store.path()),
+        From::Layout(path, tag) => image::from_layout(&Root::open(path)?, tag.as_deref(), architecture, root),
+        From::OciArchive(path, tag) => image::from_oci_archive(path, tag.as_deref(), architecture, &archive()?, root),
+        From::DockerArchive(path, tag) => image::from_docker_archive(path, tag.as_deref(), &archive()?, root),
+        From::Debian(suite) => Err(Error::failed(format!("debian:{suite} is no root filesystem"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_is_read_as_the_design_has_it() {
+        let parse = |text: &str| text.parse::<From>();
+        assert_eq!(parse("debian:bookworm").unwrap(), From::Debian("bookworm".into()));
+        assert_eq!(parse("oci:a/b:v1").unwrap(), From::Layout("a/b".into(), Some("v1".into())));
+        assert_eq!(parse("docker-archive:x.tar:repo/name:1").unwrap(), From::DockerArchive("x.tar".into(), Some("repo/name:1".into())));
+        assert_eq!(parse("tar:a:b.tar").unwrap(), From::Tar("a:b.tar".into()));
+        for bad in ["bookworm", "debian:", "debian:../x", "debian:a b", "ftp:x", "host:x"] {
+            let error = parse(bad).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.next_step().is_some(), "{bad}");
+        }
+    }
+}

@@ -2,3 +2,50 @@
 
 pub mod args;
 pub mod ui;
+pub mod commands;
+pub mod context;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::error::Result;
+use args::{Cli, Command, ImageCommand};
+
+/// Parses, runs the command, and prints the error if there is one.
+pub fn main() -> ExitCode {
+    // clap ends the process itself: 0 for help and version, 2 for what it can't parse.
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            ui::print_error(&error);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    if touches_the_store(&cli.command) {
+        // Refused, it is tried again by the first sandbox, which says why; nothing is lost without it.
+        let _ = crate::sys::process::enter_user_namespace();
+    }
+    let global = &cli.global;
+    match &cli.command {
+        Command::Build(args) => commands::build::run(global, args),
+        Command::Bootstrap(args) => commands::bootstrap::run(global, args),
+        Command::List(args) => commands::list::run(global, args),
+        Command::Graph(args) => commands::graph::run(global, args),
+        Command::Log(args) => commands::build::log(global, args),
+        Command::Image(args) => match &args.command {
+            ImageCommand::Why { image, path, ask } => commands::image::why(global, ask, image, path.as_deref()),
+        },
+        Command::Doctor(_) => commands::doctor::run(global),
+        Command::Completions { shell } => commands::completions::run(*shell),
+    }
+}
+
+/// These read and remove what rules made, folders of mode 000 among it.
+fn touches_the_store(command: &Command) -> bool {
+    matches!(command, Command::Build(_) | Command::Bootstrap(_) | Command::Log(_) | Command::Image(_))
+}

@@ -1,4 +1,16 @@
 //! The joining room: order, keys, and one rule from request to changeset.
 
+pub mod base;
+pub mod build;
+pub mod check;
+pub mod environment;
+pub mod fetch;
+pub mod identity;
+pub mod image;
+mod pod;
 pub mod request;
+pub mod rule;
 pub mod schedule;
+pub mod snapshot;
+pub mod sources;
+mod tapeout;

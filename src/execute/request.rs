@@ -39,7 +39,7 @@ pub struct Request {
     pub network: bool,
     /// Its limits.
     pub limits: Limits,
-    /// Blobs that lie read-only below `/run/tapeout/packages` while it runs: name to digest.
+    /// Blobs that lie read-only below `/run/tapeout/debs` while it runs: name to digest.
     pub packages: BTreeMap<String, Digest>,
 }
 

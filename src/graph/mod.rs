@@ -1,1 +1,198 @@
-//! The rule graph: parameters, conditions, joint points, analysed.
+//! The rule graph: what was asked for, from patterns and parameters to instances in order.
+//!
+//! 1. `load` evaluates build files, each once, when the analysis first needs its package.
+//! 2. `parameters` finds values: given (command line, edges), default, derived.
+//! 3. `nodes` evaluates rules under values: the true ordinary edges, and the attributes. The same
+//!    rule that sees the same values is one node.
+//! 4. `join` turns nodes into instances: joint points once per image, `//base:build` once per
+//!    union of packages.
+//!
+//! All of it runs in a child process with limits (`child`), because a build file is not trusted;
+//! what leaves the child is plain data. [`analyse_here`] does the same in this process, for tests.
+
+mod analysis;
+mod child;
+mod join;
+mod load;
+mod nodes;
+mod parameters;
+pub mod show;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::build_file::search_path::SearchPath;
+use crate::build_file::spec::{Definition, Graph};
+use crate::build_file::workspace::Workspace;
+use crate::error::{Error, Result};
+use crate::label::{Package, Pattern};
+
+pub use child::analysis_child_if_asked;
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The workspace, with `--path` applied.
+    pub workspace: Workspace,
+    /// Labels and patterns, as typed.
+    pub patterns: Vec<String>,
+    /// The package that the caller stands in.
+    pub here: Package,
+    /// `//app:jobs=8`, or `@file.json`, as typed; later wins.
+    pub parameters: Vec<String>,
+}
+
+/// Analyses: true edges only, in execution order. Executes nothing.
+pub fn analyse(request: &Request) -> Result<Graph> {
+    if cfg!(test) { analyse_here(request) } else { analyse_by(Path::new(OURSELVES), request) }
+}
+
+/// As [`analyse`], where the executable that knows the child's role isn't this one: for tests.
+pub fn analyse_by(executable: &Path, request: &Request) -> Result<Graph> {
+    match child::ask(executable, &Question::new(request, Wanted::Graph)?)? {
+        Answer::Graph(graph) => Ok(graph),
+        _ => Err(child::nonsense()),
+    }
+}
+
+/// What is defined: for `tapeout list`. Values are needed only where a function gives edges.
+pub fn definitions(request: &Request) -> Result<Vec<Definition>> {
+    if cfg!(test) {
+        return definitions_here(request);
+    }
+    match child::ask(Path::new(OURSELVES), &Question::new(request, Wanted::Definitions)?)? {
+        Answer::Definitions(definitions) => Ok(definitions),
+        _ => Err(child::nonsense()),
+    }
+}
+
+/// This executable, whatever became of its path.
+const OURSELVES: &str = "/proc/self/exe";
+
+/// As [`analyse`], in this very process: a hostile build file can end it.
+pub fn analyse_here(request: &Request) -> Result<Graph> {
+    match answer_here(Question::new(request, Wanted::Graph)?) {
+        Answer::Graph(graph) => Ok(graph),
+        Answer::Error(error) => Err(error),
+        Answer::Definitions(_) => Err(child::nonsense()),
+    }
+}
+
+/// As [`definitions`], in this very process.
+pub fn definitions_here(request: &Request) -> Result<Vec<Definition>> {
+    match answer_here(Question::new(request, Wanted::Definitions)?) {
+        Answer::Definitions(definitions) => Ok(definitions),
+        Answer::Error(error) => Err(error),
+        Answer::Graph(_) => Err(child::nonsense()),
+    }
+}
+
+/// What the child is asked.
+#[derive(Debug, Serialize, Deserialize)]
+struct Question {
+    search_path: SearchPath,
+    patterns: Vec<String>,
+    here: Package,
+    parameters: Vec<Given>,
+    wanted: Wanted,
+}
+
+/// A parameter as given: its name, its value, and how the caller wrote it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Given {
+    name: String,
+    value: GivenValue,
+    shown: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum GivenValue {
+    /// From the command line: read by the parameter's type.
+    Typed(String),
+    /// From a file.
+    Json(serde_json::Value),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Wanted {
+    Graph,
+    Definitions,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Answer {
+    Graph(Graph),
+    Definitions(Vec<Definition>),
+    Error(Error),
+}
+
+impl Question {
+    fn new(request: &Request, wanted: Wanted) -> Result<Self> {
+        for pattern in &request.patterns {
+            Pattern::parse_in(pattern, &request.here)?;
+        }
+        let given: Vec<Vec<Given>> = request.parameters.iter().map(|text| given(text)).collect::<Result<_>>()?;
+        Ok(Self {
+            search_path: request.workspace.packages(),
+            patterns: request.patterns.clone(),
+            here: request.here.clone(),
+            parameters: given.into_iter().flatten().collect(),
+            wanted,
+        })
+    }
+}
+
+/// Bytes of a parameter file.
+const PARAMETER_FILE: u64 = 16 << 20;
+
+fn given(text: &str) -> Result<Vec<Given>> {
+    let Some(path) = text.strip_prefix('@') else {
+        let Some((name, value)) = text.split_once('=') else {
+            return Err(Error::request(format!("not a parameter: {text:?}")).next("write LABEL=VALUE or @FILE.json"));
+        };
+        return Ok(vec![Given {
+            name: name.to_string(),
+            value: GivenValue::Typed(value.to_string()),
+            shown: format!("--parameter {text}"),
+        }]);
+    };
+    let path = PathBuf::from(path);
+    let wrong = |e: Error| e.with_kind(crate::error::Kind::Request);
+    let size = path.metadata().map_err(|e| wrong(Error::io("stat", &path, e)))?.len();
+    if size > PARAMETER_FILE {
+        return Err(Error::request(format!("{} is longer than {PARAMETER_FILE} bytes", path.display())));
+    }
+    let text = std::fs::read_to_string(&path).map_err(|e| wrong(Error::io("read", &path, e)))?;
+    let values: BTreeMap<String, serde_json::Value> = serde_json::from_str(&text).map_err(|e| {
+        Error::request(format!("{}:{}:{}: {e}", path.display(), e.line(), e.column())).next("write {\"//app:jobs\": 8}")
+    })?;
+    let given = |(name, value)| Given {
+        shown: format!("{} in {}", name, path.display()),
+        name,
+        value: GivenValue::Json(value),
+    };
+    Ok(values.into_iter().map(given).collect())
+}
+
+/// The stack of the analysis: rules that depend on one another recurse.
+const STACK: usize = 512 << 20;
+
+fn answer_here(question: Question) -> Answer {
+    let run = move || match analysis::run(&question) {
+        Ok(answer) => answer,
+        Err(error) => Answer::Error(error),
+    };
+    let thread = std::thread::Builder::new().name("analysis".to_string()).stack_size(STACK).spawn(run);
+    match thread.map(|thread| thread.join()) {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(_)) => {
+            Answer::Error(Error::request("the analysis broke off").why("the interpreter of build files failed"))
+        }
+        Err(e) => Answer::Error(Error::failed(format!("no thread for the analysis: {e}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -79,11 +79,15 @@ fn understand(n: &Notification) -> Option<Asked> {
         #[cfg(target_arch = "x86_64")]
         libc::SYS_chown => Asked::Own { target: path(here, a[0], 0), uid: a[1] as u32, gid: a[2] as u32 },
         #[cfg(target_arch = "x86_64")]
-        libc::SYS_lchown => Asked::Own { target: path(here, a[0], libc::AT_SYMLINK_NOFOLLOW), uid: a[1] as u32, gid: a[2] as u32 },
+        libc::SYS_lchown => {
+            Asked::Own { target: path(here, a[0], libc::AT_SYMLINK_NOFOLLOW), uid: a[1] as u32, gid: a[2] as u32 }
+        }
         #[cfg(target_arch = "x86_64")]
         libc::SYS_mknod => Asked::Device { folder: here, path: a[0], mode: a[1] as u32, device: a[2] },
         libc::SYS_fchown => Asked::Own { target: Target::Descriptor(a[0] as i32), uid: a[1] as u32, gid: a[2] as u32 },
-        libc::SYS_fchownat => Asked::Own { target: path(a[0] as i32, a[1], a[4] as i32), uid: a[2] as u32, gid: a[3] as u32 },
+        libc::SYS_fchownat => {
+            Asked::Own { target: path(a[0] as i32, a[1], a[4] as i32), uid: a[2] as u32, gid: a[3] as u32 }
+        }
         libc::SYS_mknodat => Asked::Device { folder: a[0] as i32, path: a[1], mode: a[2] as u32, device: a[3] },
         _ => return None,
     })
@@ -102,17 +106,28 @@ impl Owners {
         let Ok(Some(asked)) = seccomp::receive(listener) else { return };
         let result = match understand(&asked) {
             Some(Asked::Own { target, uid, gid }) => self.change_owner(listener, &asked, &target, uid, gid),
-            Some(Asked::Device { folder, path, mode, device }) => self.make_device(listener, &asked, folder, path, mode, device),
+            Some(Asked::Device { folder, path, mode, device }) => {
+                self.make_device(listener, &asked, folder, path, mode, device)
+            }
             None => Err(Errno::ENOSYS),
         };
         seccomp::reply(listener, asked.id, result);
     }
 
-    fn change_owner(&mut self, listener: BorrowedFd, asked: &Notification, target: &Target, uid: u32, gid: u32) -> nix::Result<()> {
+    fn change_owner(
+        &mut self,
+        listener: BorrowedFd,
+        asked: &Notification,
+        target: &Target,
+        uid: u32,
+        gid: u32,
+    ) -> nix::Result<()> {
         let caller = Caller { thread: asked.thread };
         let found = match target {
             Target::Descriptor(number) => caller.descriptor(*number)?,
-            Target::Path { flags, .. } if flags & !(libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH) != 0 => return Err(Errno::EINVAL),
+            Target::Path { flags, .. } if flags & !(libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH) != 0 => {
+                return Err(Errno::EINVAL);
+            }
             Target::Path { folder, path, flags } => {
                 let empty = flags & libc::AT_EMPTY_PATH != 0;
                 match caller.path(*path, empty)? {
@@ -139,7 +154,15 @@ impl Owners {
         self.record(&found, mapped, |record| record.own(uid, gid))
     }
 
-    fn make_device(&mut self, listener: BorrowedFd, asked: &Notification, folder: i32, path: u64, mode: u32, device: u64) -> nix::Result<()> {
+    fn make_device(
+        &mut self,
+        listener: BorrowedFd,
+        asked: &Notification,
+        folder: i32,
+        path: u64,
+        mode: u32,
+        device: u64,
+    ) -> nix::Result<()> {
         let caller = Caller { thread: asked.thread };
         let path = caller.path(path, false)?;
         let trimmed = path.strip_suffix(b"/").unwrap_or(&path);
@@ -205,7 +228,8 @@ impl Owners {
 
     /// A file of the snapshot that we can't find by name: recording nothing would be silently wrong.
     fn is_lost(&self, found: &OwnedFd, mapped: bool) -> bool {
-        let overlay = nix::sys::statfs::fstatfs(found).is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::OVERLAYFS_SUPER_MAGIC);
+        let overlay = nix::sys::statfs::fstatfs(found)
+            .is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::OVERLAYFS_SUPER_MAGIC);
         let own_mount = || name_of(found.as_fd()).is_ok_and(|path| path.starts_with(b"/tmp/") || path == b"/tmp");
         overlay && !mapped && !own_mount()
     }
@@ -259,7 +283,8 @@ impl Owners {
     /// Files that have got a name since: the upper folder is walked for them, which is seldom needed.
     fn find_nameless(&mut self) -> Result<()> {
         let named = |n: &Nameless| mount::place(n.fd.as_fd()).is_ok_and(|place| place.links > 0);
-        let mut wanted: BTreeMap<u64, Record> = self.nameless.iter().filter(|n| named(n)).map(|n| (n.place.inode, n.record)).collect();
+        let mut wanted: BTreeMap<u64, Record> =
+            self.nameless.iter().filter(|n| named(n)).map(|n| (n.place.inode, n.record)).collect();
         if wanted.is_empty() {
             return Ok(());
         }
@@ -316,7 +341,8 @@ impl Caller {
         if number < 0 {
             return Err(Errno::EBADF);
         }
-        self.follow(&self.own(&format!("fd/{number}"))).map_err(|errno| if errno == Errno::ENOENT { Errno::EBADF } else { errno })
+        self.follow(&self.own(&format!("fd/{number}")))
+            .map_err(|errno| if errno == Errno::ENOENT { Errno::EBADF } else { errno })
     }
 
     /// Where a relative path starts.
@@ -335,14 +361,20 @@ impl Caller {
 
     /// What it would open.
     fn open(&self, folder: i32, path: &[u8], follow: bool) -> nix::Result<OwnedFd> {
-        if let Some(number) = own_descriptor(path, self.thread).filter(|_| follow) {
-            return self.descriptor(number);
+        if let Some((link, rest)) = own_link(path, self.thread) {
+            let start = self.follow(&self.own(&link))?;
+            match rest.iter().position(|b| *b != b'/') {
+                // Without a rest it is the link that is meant, unless it is followed.
+                None if follow || !rest.is_empty() => return Ok(start),
+                None => {}
+                Some(at) => return self.open_in(&start, &rest[at..], follow),
+            }
         }
         let flags = OFlag::O_PATH | if follow { OFlag::empty() } else { OFlag::O_NOFOLLOW };
         let root = name_of_link(&self.own("root"))?;
         if root == b"/" {
             let start = if path.starts_with(b"/") { self.follow("/")? } else { self.start(folder)? };
-            return file::open_below(start.as_fd(), path, flags, ResolveFlag::RESOLVE_NO_MAGICLINKS);
+            return self.open_in(&start, path, follow);
         }
         // It has changed its root: the path is put together as it sees it, and resolved below that.
         let new_root = self.follow(&self.own("root"))?;
@@ -357,8 +389,14 @@ impl Caller {
                 file::open_below(new_root.as_fd(), &whole, flags, ResolveFlag::RESOLVE_IN_ROOT)
             }
             // A folder outside of its root, which it has kept open.
-            _ => file::open_below(start.as_fd(), path, flags, ResolveFlag::RESOLVE_NO_MAGICLINKS),
+            _ => self.open_in(&start, path, follow),
         }
+    }
+
+    /// Links lead where they do in our root, but for those of /proc that lead to what init has open.
+    fn open_in(&self, start: &OwnedFd, path: &[u8], follow: bool) -> nix::Result<OwnedFd> {
+        let flags = OFlag::O_PATH | if follow { OFlag::empty() } else { OFlag::O_NOFOLLOW };
+        file::open_below(start.as_fd(), path, flags, ResolveFlag::RESOLVE_NO_MAGICLINKS)
     }
 
     fn umask(&self) -> u32 {
@@ -372,18 +410,30 @@ fn name_of_link(path: &str) -> nix::Result<Vec<u8>> {
     nix::fcntl::readlink(path).map(OsStringExt::into_vec)
 }
 
-/// The number that a path like `/proc/self/fd/3` or `/dev/stdout` means: resolved in init, it would
-/// be a descriptor of init.
-fn own_descriptor(path: &[u8], thread: i32) -> Option<i32> {
-    let path = std::str::from_utf8(path).ok()?;
-    match path {
-        "/dev/stdin" => return Some(0),
-        "/dev/stdout" => return Some(1),
-        "/dev/stderr" => return Some(2),
-        _ => {}
+/// A path that begins at one of the caller's own links, as `/proc/self/fd/3` or `/dev/stdout/x` do:
+/// which link, and what follows it. Resolved in init, it would be init's own.
+fn own_link(path: &[u8], thread: i32) -> Option<(String, &[u8])> {
+    let standard: [(&[u8], i32); 3] = [(b"/dev/stdin", 0), (b"/dev/stdout", 1), (b"/dev/stderr", 2)];
+    if let Some((_, number)) = standard.iter().find(|(name, _)| *name == path) {
+        return Some((format!("fd/{number}"), b""));
     }
-    let own = format!("/proc/{thread}/fd/");
-    ["/dev/fd/", "/proc/self/fd/", "/proc/thread-self/fd/", &own].iter().find_map(|prefix| path.strip_prefix(prefix)?.parse().ok())
+    let by_number = format!("/proc/{thread}/");
+    let below = |prefix: &[u8]| path.strip_prefix(prefix);
+    let whole = match below(b"/dev/fd/") {
+        Some(rest) => [b"fd/", rest].concat(),
+        None => [b"/proc/self/", b"/proc/thread-self/".as_slice(), by_number.as_bytes()]
+            .into_iter()
+            .find_map(below)?
+            .to_vec(),
+    };
+    let parts = if whole.starts_with(b"fd/") { 2 } else { 1 };
+    let end = whole.iter().enumerate().filter(|(_, b)| **b == b'/').nth(parts - 1).map_or(whole.len(), |(at, _)| at);
+    let link = std::str::from_utf8(&whole[..end]).ok()?;
+    let known = match link.strip_prefix("fd/") {
+        Some(number) => number.parse::<u32>().is_ok(),
+        None => matches!(link, "cwd" | "root"),
+    };
+    known.then(|| (link.to_string(), &path[path.len() - (whole.len() - end)..]))
 }
 
 #[cfg(test)]
@@ -393,7 +443,9 @@ mod tests {
     #[test]
     fn half_a_chown_keeps_the_other_half() {
         let mut record = Record { device: Some((true, 1, 3)), ..Record::default() };
-        for (uid, gid, expected) in [(33, UNCHANGED, (Some(33), None)), (UNCHANGED, 5, (Some(33), Some(5))), (0, 0, (Some(0), Some(0)))] {
+        for (uid, gid, expected) in
+            [(33, UNCHANGED, (Some(33), None)), (UNCHANGED, 5, (Some(33), Some(5))), (0, 0, (Some(0), Some(0)))]
+        {
             record.own(uid, gid);
             assert_eq!((record.uid, record.gid), expected);
         }
@@ -402,16 +454,23 @@ mod tests {
 
     #[test]
     fn names_of_descriptors_are_the_callers() {
-        for (path, number) in [
-            ("/dev/stdout", Some(1)),
-            ("/dev/fd/7", Some(7)),
-            ("/proc/self/fd/3", Some(3)),
-            ("/proc/42/fd/3", Some(3)),
+        for (path, expected) in [
+            ("/dev/stdout", Some(("fd/1", ""))),
+            ("/dev/fd/7", Some(("fd/7", ""))),
+            ("/dev/fd/7/a/b", Some(("fd/7", "/a/b"))),
+            ("/proc/self/fd/3", Some(("fd/3", ""))),
+            ("/proc/self/cwd/x", Some(("cwd", "/x"))),
+            ("/proc/thread-self/root", Some(("root", ""))),
+            ("/proc/42/fd/3/", Some(("fd/3", "/"))),
             ("/proc/43/fd/3", None),
-            ("/proc/self/fd/3/x", None),
+            ("/proc/self/exe", None),
+            ("/proc/self/fd", None),
+            ("/proc/self/fd/x", None),
             ("/etc/passwd", None),
         ] {
-            assert_eq!(own_descriptor(path.as_bytes(), 42), number, "{path}");
+            let found =
+                own_link(path.as_bytes(), 42).map(|(link, rest)| (link, String::from_utf8_lossy(rest).into_owned()));
+            assert_eq!(found, expected.map(|(link, rest)| (link.to_string(), rest.to_string())), "{path}");
         }
     }
 }

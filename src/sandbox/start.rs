@@ -65,7 +65,8 @@ fn namespaces(spec: &Spec) -> CloneFlags {
 }
 
 fn send(socket: &UnixStream, order: &Order) -> Result<()> {
-    let bytes = postcard::to_stdvec(order).map_err(|e| Error::failed(format!("sandbox: the plan can't be sent: {e}")))?;
+    let bytes =
+        postcard::to_stdvec(order).map_err(|e| Error::failed(format!("sandbox: the plan can't be sent: {e}")))?;
     write_frame(socket, &bytes).map_err(|_| died())
 }
 

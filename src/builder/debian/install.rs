@@ -286,13 +286,13 @@ if [ -n \"$policy\" ]; then printf '#!/bin/sh\\nexit 101\\n' > $policy; chmod 75
 const NO_POLICY: &str = "if [ -n \"$policy\" ]; then rm -f $policy; fi\n";
 const DPKG: &str = "dpkg --force-unsafe-io --force-confold --force-confdef";
 
-/// Configures an unpacked base system.
+/// Configures an unpacked base system. Names of owners come from base-passwd and folders from
+/// base-files, so these two come first, before what they depend on.
 pub fn configure_steps() -> Vec<Step> {
     let script = format!(
         "set -e\n{POLICY}\
         [ -e /usr/bin/awk ] || [ ! -e /usr/bin/mawk ] || ln -s mawk /usr/bin/awk\n\
-        {DPKG} --configure base-passwd\n\
-        {DPKG} --configure base-files\n\
+        {DPKG} --force-depends --configure base-passwd base-files\n\
         {DPKG} --configure -a\n{NO_POLICY}"
     );
     [vec![Step::Shell(script)], clean_steps()].concat()
@@ -320,7 +320,9 @@ fn stages(packages: &[LockedPackage]) -> Vec<BTreeSet<&str>> {
     let closure = |names: &BTreeSet<&str>| {
         let mut closed = BTreeSet::new();
         let mut todo: Vec<&str> = names.iter().copied().collect();
-        while let Some(package) = todo.pop().and_then(|name| by_name.get(name)) {
+        while let Some(name) = todo.pop() {
+            // What isn't among them is in the builder already.
+            let Some(package) = by_name.get(name) else { continue };
             if closed.insert(package.name.as_str()) {
                 todo.extend(package.depends.iter().map(String::as_str));
             }
@@ -362,7 +364,8 @@ pub fn clean_steps() -> Vec<Step> {
     let script = "\
         set -e\n\
         find /var/log -type f -delete\n\
-        rm -rf /var/cache/ldconfig/aux-cache /var/cache/apt/archives/*.deb /var/cache/apt/*.bin /var/lib/apt/lists/*\n\
+        [ ! -d /var/lib/apt/lists ] || find /var/lib/apt/lists -type f -delete\n\
+        rm -rf /var/cache/ldconfig/aux-cache /var/cache/apt/archives/*.deb /var/cache/apt/*.bin\n\
         rm -f /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- /etc/subuid- /etc/subgid- /etc/.pwd.lock\n\
         rm -f /var/lib/dpkg/*-old /var/lib/dpkg/lock /var/lib/dpkg/lock-frontend /var/lib/dpkg/triggers/Lock /var/cache/debconf/*-old\n\
         rm -f /var/lib/dbus/machine-id /var/lib/systemd/random-seed /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub\n\

@@ -163,3 +163,130 @@ fn expired(key: &(impl KeyDetails + VerifyingKey), signature: &Signature, now: i
     let valid = signature.key_expiration_time().map_or(0, |d| i64::from(d.as_secs()));
     valid > 0 && i64::from(key.created_at().as_secs()) + valid < now
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use pgp::composed::{EncryptionCaps, KeyType, SecretKeyParamsBuilder, SignedSecretKey, SubkeyParamsBuilder};
+    use pgp::packet::{SignatureConfig, Subpacket, SubpacketData};
+    use pgp::ser::Serialize as _;
+    use pgp::types::{Duration, Password, Timestamp};
+
+    /// Keys are made now, so the tests' clock stands a little later.
+    pub(crate) fn now() -> i64 {
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64 + 60
+    }
+
+    /// A key for tests, with a subkey that may sign if `subkey` says so.
+    pub(crate) fn key(subkey_signs: bool) -> SignedSecretKey {
+        let subkey = SubkeyParamsBuilder::default().key_type(KeyType::Ed25519Legacy).can_sign(subkey_signs).can_authenticate(!subkey_signs).build().unwrap();
+        let params = SecretKeyParamsBuilder::default()
+            .key_type(KeyType::Ed25519Legacy)
+            .can_certify(true)
+            .can_sign(true)
+            .can_encrypt(EncryptionCaps::None)
+            .primary_user_id("Test <test@example.org>".into())
+            .subkeys(vec![subkey])
+            .build()
+            .unwrap();
+        params.generate(rand::thread_rng()).unwrap()
+    }
+
+    /// A keyring that trusts these keys.
+    pub(crate) fn keyring(keys: &[&SignedSecretKey]) -> Keyring {
+        let bytes: Vec<u8> = keys.iter().flat_map(|key| SignedPublicKey::from((*key).clone()).to_bytes().unwrap()).collect();
+        Keyring::parse("the test keyring", &bytes).unwrap()
+    }
+
+    /// A signed message.
+    pub(crate) fn sign(key: &SignedSecretKey, text: &str) -> Vec<u8> {
+        let message = CleartextSignedMessage::sign(rand::thread_rng(), text, &key.primary_key, &Password::empty()).unwrap();
+        message.to_armored_bytes(Default::default()).unwrap()
+    }
+
+    fn sign_with_subkey(key: &SignedSecretKey, text: &str) -> Vec<u8> {
+        let subkey = &key.secret_subkeys[0].key;
+        let message = CleartextSignedMessage::sign(rand::thread_rng(), text, subkey, &Password::empty()).unwrap();
+        message.to_armored_bytes(Default::default()).unwrap()
+    }
+
+    const TEXT: &str = "Suite: test\n- dashed\nDate: today\n";
+
+    fn open(file: &[u8], keyring: &Keyring, now: i64) -> Result<String> {
+        signed_text(file, keyring, now, "mirror/InRelease")
+    }
+
+    #[test]
+    fn the_signed_text_comes_out_as_it_was() {
+        let key = key(true);
+        assert_eq!(open(&sign(&key, TEXT), &keyring(&[&key]), now()).unwrap().trim_end(), TEXT.trim_end());
+        assert_eq!(open(&sign_with_subkey(&key, TEXT), &keyring(&[&key]), now()).unwrap().trim_end(), TEXT.trim_end());
+    }
+
+    #[test]
+    fn one_flipped_byte_anywhere_is_found() {
+        let key = key(true);
+        let (file, ring) = (sign(&key, TEXT), keyring(&[&key]));
+        let text = String::from_utf8(file.clone()).unwrap();
+        let (start, end) = (text.find("Suite").unwrap(), text.find("-----BEGIN PGP SIGNATURE").unwrap());
+        for at in (0..file.len()).filter(|at| file[*at] != b'\n') {
+            let mut changed = file.clone();
+            changed[at] ^= 1;
+            match open(&changed, &ring, now()) {
+                Err(error) => assert!(error.what().contains("mirror/InRelease"), "{error}"),
+                // Outside of what is signed a change may mean nothing (unused bits, the Hash header): the text is the signed one all the same.
+                Ok(found) => assert!(!(start..end).contains(&at) && found.trim_end() == TEXT.trim_end(), "byte {at}"),
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_may_stand_before_or_after_what_is_signed() {
+        let key = key(true);
+        let (file, ring) = (sign(&key, TEXT), keyring(&[&key]));
+        let text = String::from_utf8(file.clone()).unwrap();
+        for bad in [
+            format!("Suite: evil\n{text}"),
+            format!("{text}\nSuite: evil\n"),
+            format!("{text}{text}"),
+            text.replacen("\n\n", "\nSuite: evil\n\n", 1),
+            text.replacen("-----BEGIN PGP SIGNATURE", "Suite: evil\n-----BEGIN PGP SIGNATURE", 1),
+            TEXT.to_string(),
+            String::new(),
+        ] {
+            assert!(open(bad.as_bytes(), &ring, now()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn another_key_or_one_that_may_not_sign_does_not_count() {
+        let (ours, other, closed) = (key(true), key(true), key(false));
+        let error = open(&sign(&other, TEXT), &keyring(&[&ours]), now()).unwrap_err();
+        assert!(error.to_string().contains("no key of the keyring"), "{error}");
+        assert!(open(&sign_with_subkey(&closed, TEXT), &keyring(&[&closed]), now()).is_err());
+        assert!(open(&sign(&other, TEXT), &keyring(&[&ours, &other]), now()).is_ok());
+    }
+
+    #[test]
+    fn a_signature_that_expired_does_not_count() {
+        let key = key(true);
+        let mut config = SignatureConfig::from_key(rand::thread_rng(), &key.primary_key, SignatureType::Text).unwrap();
+        config.hashed_subpackets = vec![
+            Subpacket::regular(SubpacketData::SignatureCreationTime(Timestamp::now())).unwrap(),
+            Subpacket::regular(SubpacketData::IssuerFingerprint(key.fingerprint())).unwrap(),
+            Subpacket::regular(SubpacketData::SignatureExpirationTime(Duration::from_secs(1000))).unwrap(),
+        ];
+        let message = CleartextSignedMessage::new(TEXT, config, &key.primary_key, &Password::empty()).unwrap();
+        let file = message.to_armored_bytes(Default::default()).unwrap();
+        assert!(open(&file, &keyring(&[&key]), now()).is_ok());
+        assert!(open(&file, &keyring(&[&key]), now() + 2000).is_err());
+    }
+
+    #[test]
+    fn the_built_in_keyring_is_readable_and_other_files_are_not_keyrings() {
+        assert!(Keyring::debian().unwrap().keys.len() >= 5);
+        for bad in [&b""[..], b"not a keyring", b"-----BEGIN PGP PUBLIC KEY BLOCK-----\n"] {
+            assert!(Keyring::parse("x", bad).is_err());
+        }
+    }
+}

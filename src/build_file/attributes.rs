@@ -1,0 +1,623 @@
+//! From the arguments of a call to what the rest of the crate knows: types, names and paths checked.
+//!
+//! Everything wrong with a call is found in one pass. A function that hasn't been called yet counts
+//! as absent, so a definition can be checked before any parameter has a value.
+
+mod files;
+mod pods;
+
+use std::collections::BTreeMap;
+
+use super::data::{Data, Record};
+use super::reference;
+use super::spec::{
+    Archive, Compression, Export, Ids, Image, Layers, Libraries, Limits, Owners, Rule, Source, Spec, Step, Tapeout,
+};
+use crate::error::Result;
+use crate::label::{Label, Package};
+
+/// Something wrong with an attribute.
+#[derive(Debug, Clone)]
+pub struct Fault {
+    /// The attribute.
+    pub attribute: String,
+    /// The string in it that is meant, when there is one.
+    pub literal: Option<String>,
+    /// What is wrong.
+    pub what: String,
+    /// What to do.
+    pub next: Option<String>,
+}
+
+/// An edge of the graph as written.
+#[derive(Debug, Clone)]
+pub struct Edge {
+    /// The attribute that it stands in.
+    pub attribute: &'static str,
+    /// To what.
+    pub label: Label,
+    /// As it is written.
+    pub written: String,
+    /// `None`: always.
+    pub when: Option<Data>,
+    /// A dict, or a function that gives one.
+    pub parameters: Data,
+}
+
+/// A definition, its functions called.
+#[derive(Debug)]
+pub struct Definition {
+    /// What it is. An image's `base` and a pod's containers hold indices into `images`.
+    pub spec: Spec,
+    /// Ordinary dependencies.
+    pub deps: Vec<Edge>,
+    /// Reverse dependencies.
+    pub reverse_deps: Vec<Edge>,
+    /// The images that an image or a pod stands on.
+    pub images: Vec<Edge>,
+    /// Its own packages.
+    pub packages: Vec<String>,
+    /// Its doc.
+    pub doc: String,
+    /// Its annotations.
+    pub annotations: BTreeMap<String, String>,
+    /// Paths of the package's folder that must exist, by attribute.
+    pub needs: Vec<(&'static str, String)>,
+}
+
+/// The joint point of every image.
+pub const JOINT: &str = "//base:tapeout";
+
+/// Reads the arguments of a call (all but a parameter's).
+pub fn read(kind: &str, label: &Label, values: &BTreeMap<String, Data>) -> (Definition, Vec<Fault>) {
+    let mut attributes = Attributes { values, package: label.package(), faults: vec![], needs: vec![] };
+    attributes.check_names(kind);
+    let spec = match kind {
+        "archive" => Spec::Archive(attributes.archive(label.name())),
+        "tapeout" => Spec::Tapeout(attributes.tapeout()),
+        "image" => Spec::Image(attributes.image()),
+        "pod" => Spec::Pod(Default::default()),
+        _ => Spec::Rule(attributes.rule()),
+    };
+    let mut definition = Definition {
+        spec,
+        deps: attributes.edges("deps"),
+        reverse_deps: attributes.edges("reverse_deps"),
+        images: vec![],
+        packages: attributes.package_names(),
+        doc: attributes.text("doc").unwrap_or_default(),
+        annotations: attributes.dict("annotations"),
+        needs: vec![],
+    };
+    match &mut definition.spec {
+        Spec::Tapeout(_) if !values.contains_key("reverse_deps") => {
+            definition.reverse_deps.extend(joint("reverse_deps"))
+        }
+        Spec::Image(image) => {
+            if !definition.deps.iter().any(|edge| edge.label.to_string() == JOINT) {
+                definition.deps.extend(joint("deps"));
+            }
+            if let Some(base) = attributes.base() {
+                image.base = Some(0);
+                definition.images.push(base);
+            }
+        }
+        Spec::Pod(pod) => *pod = attributes.pod(&mut definition.images),
+        _ => {}
+    }
+    definition.needs = attributes.needs;
+    (definition, attributes.faults)
+}
+
+/// Every image stands on its joint point, and every tapeout rule joins it.
+fn joint(attribute: &'static str) -> Option<Edge> {
+    let label = JOINT.parse().ok()?;
+    Some(Edge { attribute, label, written: JOINT.to_string(), when: None, parameters: Data::None })
+}
+
+/// `:web` as an image's name means `:web/build_image`.
+pub fn image_label(label: Label) -> Result<Label> {
+    if label.last() == "build_image" { Ok(label) } else { label.sibling(&format!("{}/build_image", label.name())) }
+}
+
+struct Attributes<'a> {
+    values: &'a BTreeMap<String, Data>,
+    package: &'a Package,
+    faults: Vec<Fault>,
+    needs: Vec<(&'static str, String)>,
+}
+
+impl<'a> Attributes<'a> {
+    fn fault(&mut self, attribute: &str, literal: Option<&str>, what: impl Into<String>, next: Option<&str>) {
+        self.faults.push(Fault {
+            attribute: attribute.to_string(),
+            literal: literal.map(str::to_string),
+            what: what.into(),
+            next: next.map(str::to_string),
+        });
+    }
+
+    fn wrong_type(&mut self, attribute: &str, expected: &str, found: &Data) {
+        let kind = found.kind();
+        self.fault(attribute, None, format!("{attribute} takes {expected}, and this is {kind}"), None);
+    }
+
+    fn check_names(&mut self, kind: &str) {
+        let Some(function) = reference::function(kind) else { return };
+        for name in self.values.keys() {
+            if !function.attributes.iter().any(|attribute| attribute.name == name) {
+                let error = reference::unknown_attribute(function, name);
+                self.fault(name, None, error.what(), error.next_step());
+            }
+        }
+        for attribute in function.attributes {
+            let given = attribute.name == "name" || self.values.contains_key(attribute.name);
+            if attribute.default == reference::REQUIRED && !given {
+                self.fault(attribute.name, None, format!("{kind}() needs {}", attribute.name), Some(attribute.doc));
+            }
+        }
+    }
+
+    /// What stands there, unless it is None or a function that is still to be called.
+    fn get(&self, name: &str) -> Option<&'a Data> {
+        self.values.get(name).filter(|data| !matches!(data, Data::None | Data::Function(_)))
+    }
+
+    fn string(&mut self, attribute: &str, data: &Data) -> Option<String> {
+        match data {
+            Data::Text(text) if text.contains('\0') => {
+                self.fault(attribute, None, format!("{attribute} holds a NUL byte"), None);
+                None
+            }
+            Data::Text(text) => Some(text.clone()),
+            other => {
+                self.wrong_type(attribute, "strings", other);
+                None
+            }
+        }
+    }
+
+    fn text(&mut self, name: &str) -> Option<String> {
+        match self.get(name)? {
+            Data::Text(text) if text.contains('\0') => {
+                self.fault(name, None, format!("{name} holds a NUL byte"), None);
+                None
+            }
+            Data::Text(text) => Some(text.clone()),
+            other => {
+                self.wrong_type(name, "a string", other);
+                None
+            }
+        }
+    }
+
+    fn flag(&mut self, name: &str, default: bool) -> bool {
+        match self.get(name) {
+            None => default,
+            Some(Data::Bool(flag)) => *flag,
+            Some(other) => {
+                self.wrong_type(name, "True or False", other);
+                default
+            }
+        }
+    }
+
+    fn items(&mut self, name: &str) -> &'a [Data] {
+        match self.get(name) {
+            None => &[],
+            Some(Data::List(items)) => items,
+            Some(other) => {
+                self.wrong_type(name, "a list", other);
+                &[]
+            }
+        }
+    }
+
+    fn texts(&mut self, name: &str) -> Vec<String> {
+        self.items(name).iter().filter_map(|item| self.string(name, item)).collect()
+    }
+
+    fn entries(&mut self, name: &str) -> &'a [(String, Data)] {
+        match self.get(name) {
+            None => &[],
+            Some(Data::Dict(entries)) => entries,
+            Some(other) => {
+                self.wrong_type(name, "a dict", other);
+                &[]
+            }
+        }
+    }
+
+    fn dict(&mut self, name: &str) -> BTreeMap<String, String> {
+        let mut made = BTreeMap::new();
+        for (key, value) in self.entries(name) {
+            if let Some(value) = self.string(name, value) {
+                made.insert(key.clone(), value);
+            }
+        }
+        made
+    }
+
+    fn environment(&mut self, name: &str) -> BTreeMap<String, String> {
+        let made = self.dict(name);
+        made.keys().for_each(|key| self.variable(name, key));
+        made
+    }
+
+    fn variable(&mut self, attribute: &str, name: &str) {
+        if name.is_empty() || name.contains(['=', '\0', '\n']) {
+            self.fault(attribute, Some(name), format!("not a name of an environment variable: {name:?}"), None);
+        }
+    }
+
+    fn choice<T: Default + Copy>(&mut self, name: &str, choices: &[(&str, T)]) -> T {
+        let Some(text) = self.text(name) else { return T::default() };
+        match choices.iter().find(|(choice, _)| *choice == text) {
+            Some((_, value)) => *value,
+            None => {
+                let names: Vec<&str> = choices.iter().map(|(choice, _)| *choice).collect();
+                self.fault(
+                    name,
+                    Some(&text),
+                    format!("{name} can't be {text:?}"),
+                    Some(&format!("it is one of {}", names.join(", "))),
+                );
+                T::default()
+            }
+        }
+    }
+
+    fn steps(&mut self, name: &str) -> Vec<Step> {
+        match self.get(name) {
+            None => vec![],
+            Some(script @ Data::Text(_)) => self.string(name, script).map(Step::Shell).into_iter().collect(),
+            Some(Data::List(items)) if items.iter().any(|item| matches!(item, Data::List(_))) => {
+                items.iter().filter_map(|item| self.step(name, item)).collect()
+            }
+            Some(Data::List(items)) if items.is_empty() => vec![],
+            Some(argv) => self.step(name, argv).into_iter().collect(),
+        }
+    }
+
+    fn step(&mut self, name: &str, data: &Data) -> Option<Step> {
+        match data {
+            Data::Text(_) => self.string(name, data).map(Step::Shell),
+            Data::List(items) if !items.is_empty() => {
+                let words: Vec<String> = items.iter().filter_map(|item| self.string(name, item)).collect();
+                Some(Step::Argv(words))
+            }
+            other => {
+                self.wrong_type(name, "a script, a list of words, or a list of these", other);
+                None
+            }
+        }
+    }
+
+    fn edges(&mut self, name: &'static str) -> Vec<Edge> {
+        self.items(name).iter().filter_map(|item| self.edge(name, item)).collect()
+    }
+
+    fn edge(&mut self, name: &'static str, data: &Data) -> Option<Edge> {
+        let none = BTreeMap::new();
+        let (written, fields) = match data {
+            Data::Text(text) => (text.clone(), &none),
+            Data::Record(Record { kind, fields }) if kind == "dep" => match fields.get("label") {
+                Some(Data::Text(text)) => (text.clone(), fields),
+                other => {
+                    self.wrong_type(name, "dep(LABEL)", other.unwrap_or(&Data::None));
+                    return None;
+                }
+            },
+            other => {
+                self.wrong_type(name, "labels and dep(…)", other);
+                return None;
+            }
+        };
+        let label = match Label::parse_in(&written, self.package) {
+            Ok(label) => label,
+            Err(error) => {
+                let why = error.reasons().first().map(|why| format!(": {why}")).unwrap_or_default();
+                self.fault(name, Some(&written), format!("{}{why}", error.what()), error.next_step());
+                return None;
+            }
+        };
+        let when = match fields.get("when") {
+            None | Some(Data::Bool(true)) => None,
+            Some(condition @ (Data::Bool(false) | Data::Function(_))) => Some(condition.clone()),
+            Some(other) => {
+                self.wrong_type(name, "when = a function or a bool", other);
+                None
+            }
+        };
+        let parameters = match fields.get("parameters") {
+            None => Data::None,
+            Some(given @ (Data::Dict(_) | Data::Function(_) | Data::None)) => given.clone(),
+            Some(other) => {
+                self.wrong_type(name, "parameters = a dict or a function", other);
+                Data::None
+            }
+        };
+        Some(Edge { attribute: name, label, written, when, parameters })
+    }
+
+    fn base(&mut self) -> Option<Edge> {
+        let data = self.get("base")?;
+        let edge = self.edge("base", data)?;
+        Some(Edge { label: image_label(edge.label).ok()?, ..edge })
+    }
+
+    fn package_names(&mut self) -> Vec<String> {
+        let names = self.texts("packages");
+        for name in &names {
+            let good = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.:".contains(&b));
+            if name.is_empty() || name.starts_with('-') || !good {
+                self.fault("packages", Some(name), format!("not the name of a package: {name:?}"), None);
+            }
+        }
+        names
+    }
+
+    fn rule(&mut self) -> Rule {
+        Rule {
+            run: self.steps("run"),
+            sources: self.sources(),
+            env: self.environment("env"),
+            exports: self.exports(),
+            user: self.user("user"),
+            ids: self.choice("ids", &[("one", Ids::One), ("range", Ids::Range)]),
+            owners: self.choice("owners", &[("recorded", Owners::Recorded), ("seen", Owners::Seen)]),
+            network: self.flag("network", false),
+            secrets: self.plain_names("secrets"),
+            caches: self.absolute_paths("caches"),
+            limits: self.limits(),
+        }
+    }
+
+    fn sources(&mut self) -> Vec<Source> {
+        let mut made = vec![];
+        for item in self.items("sources") {
+            match item {
+                Data::Text(path) => {
+                    if self.relative("sources", path) {
+                        self.needs.push(("sources", path.clone()));
+                        made.push(Source::Path(path.clone()));
+                    }
+                }
+                Data::Record(Record { kind, fields }) if kind == "input" => match fields.get("name") {
+                    Some(Data::Text(name)) if self.is_plain("sources", name) => made.push(Source::Input(name.clone())),
+                    Some(Data::Text(_)) => {}
+                    other => self.wrong_type("sources", "input(NAME)", other.unwrap_or(&Data::None)),
+                },
+                other => self.wrong_type("sources", "paths and input(…)", other),
+            }
+        }
+        made
+    }
+
+    fn exports(&mut self) -> BTreeMap<String, Export> {
+        let mut made = BTreeMap::new();
+        for (name, value) in self.entries("exports") {
+            self.variable("exports", name);
+            let export = match value {
+                Data::List(items) => {
+                    Export::Prepend(items.iter().filter_map(|item| self.string("exports", item)).collect())
+                }
+                other => match self.string("exports", other) {
+                    Some(text) => Export::Set(text),
+                    None => continue,
+                },
+            };
+            made.insert(name.clone(), export);
+        }
+        made
+    }
+
+    fn limits(&mut self) -> Limits {
+        let mut limits = Limits::default();
+        for (name, value) in self.entries("limits") {
+            let number = match value {
+                Data::Int(number) if *number > 0 => Some(*number as u64),
+                Data::Text(text) => bytes(text),
+                _ => None,
+            };
+            let field = match name.as_str() {
+                "processes" => &mut limits.processes,
+                "memory" => &mut limits.memory,
+                "file_size" => &mut limits.file_size,
+                "time" => &mut limits.time,
+                other => {
+                    self.fault(
+                        "limits",
+                        Some(other),
+                        format!("there is no limit {other:?}"),
+                        Some("there are processes, memory, file_size, time"),
+                    );
+                    continue;
+                }
+            };
+            *field = number;
+            if number.is_none() {
+                self.fault("limits", Some(name), format!("the limit {name} takes a number above 0, or \"512M\""), None);
+            }
+        }
+        limits
+    }
+
+    fn archive(&mut self, name: &str) -> Archive {
+        let urls = self.texts("urls");
+        let known = ["https:", "http:", "debian:", "input:", "file:"];
+        for url in &urls {
+            if !known.iter().any(|scheme| url.starts_with(scheme)) || url.contains(['\n', ' ']) {
+                self.fault(
+                    "urls",
+                    Some(url),
+                    format!("not a URL that can be fetched: {url:?}"),
+                    Some(&format!("it begins with one of {}", known.join(" "))),
+                );
+            }
+            if let Some(path) = url.strip_prefix("debian:").or(url.strip_prefix("file:")) {
+                self.relative("urls", path);
+            }
+        }
+        if self.get("urls").is_some() && urls.is_empty() {
+            self.fault("urls", None, "urls is empty", None);
+        }
+        let sha256 = self.text("sha256").unwrap_or_default();
+        let hex = sha256.len() == 64 && sha256.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        if self.get("sha256").is_some() && !hex {
+            self.fault(
+                "sha256",
+                Some(&sha256),
+                "sha256 takes 64 hex digits in lower case",
+                Some("sha256sum FILE prints them"),
+            );
+        }
+        let strip_prefix = self.text("strip_prefix").unwrap_or_default();
+        if !strip_prefix.is_empty() {
+            self.relative("strip_prefix", &strip_prefix);
+        }
+        let into = self.text("into").unwrap_or_else(|| name.to_string());
+        self.relative("into", &into);
+        Archive { urls, sha256, strip_prefix, into }
+    }
+
+    fn tapeout(&mut self) -> Tapeout {
+        Tapeout {
+            include: self.patterns("include"),
+            exclude: self.patterns("exclude"),
+            paths: self.patterns("paths"),
+            from_packages: self.texts("packages"),
+            libraries: self.libraries(),
+            files: self.files("files", true),
+            run: self.steps("run"),
+            strip_prefix: self.absolute_path("strip_prefix"),
+            prefix: self.absolute_path("prefix"),
+            rename: self.rename(),
+            owner: self.user("owner"),
+            modes: self.modes(),
+            joint: false,
+        }
+    }
+
+    fn libraries(&mut self) -> Libraries {
+        match self.get("libraries") {
+            None => Libraries::Search(true),
+            Some(Data::Bool(search)) => Libraries::Search(*search),
+            Some(Data::List(_)) => Libraries::Also(self.texts("libraries")),
+            Some(other) => {
+                self.wrong_type("libraries", "True, False or a list", other);
+                Libraries::Search(true)
+            }
+        }
+    }
+
+    fn rename(&mut self) -> BTreeMap<String, String> {
+        let made = self.dict("rename");
+        for (from, to) in &made {
+            self.is_absolute("rename", from);
+            self.is_absolute("rename", to);
+        }
+        made
+    }
+
+    fn modes(&mut self) -> BTreeMap<String, u32> {
+        let mut made = BTreeMap::new();
+        for (pattern, value) in self.entries("modes") {
+            self.is_pattern("modes", pattern);
+            if let Some(mode) = self.mode("modes", value) {
+                made.insert(pattern.clone(), mode);
+            }
+        }
+        made
+    }
+
+    fn image(&mut self) -> Image {
+        let whole_builder = match self.get("tapeouts") {
+            None => false,
+            Some(Data::Record(record)) if record.kind == "ALL" => true,
+            Some(other) => {
+                self.wrong_type("tapeouts", "ALL", other);
+                false
+            }
+        };
+        let image = Image {
+            base: None,
+            whole_builder,
+            entrypoint: self.texts("entrypoint"),
+            cmd: self.texts("cmd"),
+            env: self.environment("env"),
+            user: self.user("user").unwrap_or_default(),
+            working_dir: self.absolute_path("working_dir").unwrap_or_default(),
+            ports: self.image_ports(),
+            volumes: self.absolute_paths("volumes"),
+            labels: self.dict("labels"),
+            annotations: self.dict("annotations"),
+            layers: self.choice("layers", &[("rule", Layers::Rule), ("single", Layers::Single)]),
+            compression: self.choice(
+                "compression",
+                &[("zstd", Compression::Zstd), ("gzip", Compression::Gzip), ("none", Compression::None)],
+            ),
+            exclude: self.patterns("exclude"),
+            check: self.steps("check"),
+            version: self.version(),
+        };
+        if image.working_dir == "/proc" || image.working_dir.starts_with("/proc/") {
+            self.fault("working_dir", Some(&image.working_dir), "working_dir can't be below /proc", None);
+        }
+        image
+    }
+
+    fn image_ports(&mut self) -> Vec<String> {
+        let mut made = vec![];
+        for item in self.items("ports") {
+            let (number, protocol) = match item {
+                Data::Int(number) => (*number, "tcp"),
+                Data::Text(text) => {
+                    let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+                    (number.parse().unwrap_or(0), protocol)
+                }
+                other => {
+                    self.wrong_type("ports", "numbers and \"53/udp\"", other);
+                    continue;
+                }
+            };
+            if (1..=65535).contains(&number) && ["tcp", "udp"].contains(&protocol) {
+                made.push(format!("{number}/{protocol}"));
+            } else {
+                let literal = if let Data::Text(text) = item { Some(text.as_str()) } else { None };
+                self.fault(
+                    "ports",
+                    literal,
+                    format!("not a port: {number}/{protocol}"),
+                    Some("write 6379 or \"53/udp\""),
+                );
+            }
+        }
+        made
+    }
+
+    fn version(&mut self) -> Option<String> {
+        let version = self.text("version")?;
+        let good = version.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+-~".contains(&b));
+        if version.is_empty() || version.starts_with('-') || !good || version.len() > 128 {
+            self.fault(
+                "version",
+                Some(&version),
+                format!("not a version: {version:?}"),
+                Some("letters, digits and . _ + - ~ may stand in it"),
+            );
+        }
+        Some(version)
+    }
+}
+
+/// `512M`: powers of 1024.
+fn bytes(text: &str) -> Option<u64> {
+    let units = [("K", 10), ("M", 20), ("G", 30), ("T", 40)];
+    for (unit, shift) in units {
+        if let Some(number) = text.strip_suffix(unit) {
+            return number.parse::<u64>().ok().filter(|n| *n > 0)?.checked_mul(1 << shift);
+        }
+    }
+    text.parse().ok().filter(|n| *n > 0)
+}

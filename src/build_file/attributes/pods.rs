@@ -1,0 +1,292 @@
+//! Pods: containers, volumes, mounts, ports, probes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Attributes, Edge, image_label};
+use crate::build_file::data::{Data, Record};
+use crate::build_file::spec::{Container, ImageRef, Mount, Pod, Port, Probe, Volume, VolumeKind};
+
+/// A record's fields, read like a call's arguments; what is wrong is said at the attribute it stands in.
+impl Attributes<'_> {
+    pub(super) fn pod(&mut self, images: &mut Vec<Edge>) -> Pod {
+        let volumes: Vec<Volume> =
+            self.records("volumes", "volume").into_iter().filter_map(|fields| self.volume(fields)).collect();
+        let files = self.files("files", false);
+        let containers: Vec<Container> = self
+            .records("containers", "container")
+            .into_iter()
+            .filter_map(|fields| self.container(fields, images))
+            .collect();
+        self.unique("containers", containers.iter().map(|container| container.name.as_str()));
+        self.unique("volumes", volumes.iter().map(|volume| volume.name.as_str()));
+        self.unique("files", files.iter().map(|file| file.path.as_str()));
+        let mountable: BTreeSet<&str> = volumes
+            .iter()
+            .map(|volume| volume.name.as_str())
+            .chain(files.iter().map(|file| file.path.as_str()))
+            .collect();
+        for mount in containers.iter().flat_map(|container| &container.mounts) {
+            if !mountable.contains(mount.volume.as_str()) {
+                let near = super::reference::nearest(&mount.volume, mountable.iter().copied());
+                let next =
+                    near.map_or("add it to volumes or files".to_string(), |near| format!("did you mean {near}?"));
+                self.fault(
+                    "containers",
+                    Some(&mount.volume),
+                    format!("there is no volume or file {:?} to mount", mount.volume),
+                    Some(&next),
+                );
+            }
+        }
+        if self.get("containers").is_some() && containers.is_empty() {
+            self.fault("containers", None, "a pod needs a container", None);
+        }
+        let ports = self.items("ports").iter().filter_map(|item| self.port("ports", item)).collect();
+        Pod { containers, volumes, files, ports, systemd_units: self.units(), version: self.version() }
+    }
+
+    fn records<'b>(&mut self, name: &str, kind: &str) -> Vec<&'b BTreeMap<String, Data>>
+    where
+        Self: 'b,
+    {
+        // The list lives as long as the arguments do, not as the borrow of self.
+        let items: &[Data] = self.items(name);
+        let mut made = vec![];
+        for item in items {
+            match item {
+                Data::Record(record) if record.kind == kind => made.push(&record.fields),
+                other => self.wrong_type(name, &format!("{kind}(…)"), other),
+            }
+        }
+        made
+    }
+
+    fn unique<'b>(&mut self, attribute: &str, names: impl Iterator<Item = &'b str>) {
+        let mut seen = BTreeSet::new();
+        for name in names {
+            if !seen.insert(name) {
+                self.fault(attribute, Some(name), format!("{attribute}: {name:?} stands there twice"), None);
+            }
+        }
+    }
+
+    fn units(&mut self) -> BTreeMap<String, String> {
+        let units = self.dict("systemd_units");
+        for name in units.keys() {
+            let good = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-@".contains(&b));
+            if !good || name.starts_with(['-', '.']) || !name.contains('.') {
+                self.fault(
+                    "systemd_units",
+                    Some(name),
+                    format!("not the name of a unit: {name:?}"),
+                    Some("write name.service"),
+                );
+            }
+        }
+        units
+    }
+
+    fn container(&mut self, fields: &BTreeMap<String, Data>, images: &mut Vec<Edge>) -> Option<Container> {
+        let name = self.kubernetes_name("containers", fields)?;
+        let image = self.container_image(fields.get("image")?, images)?;
+        let mut inner = self.inside(fields);
+        let restart = inner.text("restart").unwrap_or_else(|| "always".to_string());
+        if !["always", "on-failure", "never"].contains(&restart.as_str()) {
+            inner.fault(
+                "restart",
+                Some(&restart),
+                format!("restart can't be {restart:?}"),
+                Some("it is one of always, on-failure, never"),
+            );
+        }
+        let container = Container {
+            name,
+            image,
+            command: inner.texts("command"),
+            env: inner.environment("env"),
+            user: inner.user("user").unwrap_or_default(),
+            group: inner.user("group").unwrap_or_default(),
+            working_dir: inner.absolute_path("working_dir").unwrap_or_default(),
+            read_only: inner.flag("read_only", true),
+            writable: inner.absolute_paths("writable"),
+            mounts: inner.records("mounts", "mount").into_iter().filter_map(|fields| inner.mount(fields)).collect(),
+            ports: inner.items("ports").iter().filter_map(|item| inner.port("ports", item)).collect(),
+            probes: inner.probes(),
+            restart,
+        };
+        let faults = inner.faults;
+        self.take("containers", &container.name, faults);
+        Some(container)
+    }
+
+    fn container_image(&mut self, data: &Data, images: &mut Vec<Edge>) -> Option<ImageRef> {
+        if let Data::Text(text) = data
+            && !text.starts_with("//")
+            && !text.starts_with(':')
+            && (text.contains(['@', ':']) || (text.contains('/') && text.contains('.')))
+        {
+            let pinned = text.split_once("@sha256:").is_some_and(|(name, hex)| {
+                let named = !name.is_empty()
+                    && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/:".contains(&b))
+                    && !name.starts_with('-');
+                named && hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+            });
+            if !pinned {
+                let next = "pin it by digest: registry/name@sha256:…, or name an image of this workspace by label";
+                self.fault(
+                    "containers",
+                    Some(text),
+                    format!("an image of a registry without its digest: {text:?}"),
+                    Some(next),
+                );
+                return None;
+            }
+            return Some(ImageRef::Registry(text.clone()));
+        }
+        let edge = self.edge("containers", data)?;
+        let edge = Edge { label: image_label(edge.label).ok()?, ..edge };
+        images.push(edge);
+        Some(ImageRef::Built(images.len() - 1))
+    }
+
+    fn volume(&mut self, fields: &BTreeMap<String, Data>) -> Option<Volume> {
+        let name = self.kubernetes_name("volumes", fields)?;
+        let mut inner = self.inside(fields);
+        let files = inner.get("files").is_some().then(|| VolumeKind::Files(inner.files("files", true)));
+        let host = inner.absolute_path("host_path").map(VolumeKind::HostPath);
+        let empty = inner.flag("empty", false).then_some(VolumeKind::Empty);
+        let mut holds: Vec<VolumeKind> = files.into_iter().chain(host).chain(empty).collect();
+        if holds.len() != 1 {
+            inner.fault("", Some(&name), "a volume has exactly one of files, host_path and empty", None);
+        }
+        let volume = Volume {
+            holds: holds.pop().unwrap_or(VolumeKind::Empty),
+            user: inner.user("user").unwrap_or_default(),
+            group: inner.user("group").unwrap_or_default(),
+            read_only: inner.flag("read_only", false),
+            name,
+        };
+        let (faults, needs) = (inner.faults, inner.needs);
+        self.needs.extend(needs.into_iter().map(|(_, path)| ("volumes", path)));
+        self.take("volumes", &volume.name, faults);
+        Some(volume)
+    }
+
+    fn mount(&mut self, fields: &BTreeMap<String, Data>) -> Option<Mount> {
+        let volume = self.string("mounts", fields.get("volume")?)?;
+        let path = self.string("mounts", fields.get("path")?)?;
+        self.is_absolute("mounts", &path);
+        let read_only = matches!(fields.get("read_only"), Some(Data::Bool(true)));
+        Some(Mount { volume, path, read_only })
+    }
+
+    pub(super) fn port(&mut self, attribute: &str, data: &Data) -> Option<Port> {
+        let number = |data: Option<&Data>| match data {
+            Some(Data::Int(number)) => u16::try_from(*number).ok().filter(|port| *port > 0),
+            _ => None,
+        };
+        let port = match data {
+            Data::Int(_) => number(Some(data)).map(|port| Port { port, host: None, protocol: "tcp".to_string() }),
+            Data::Record(Record { kind, fields }) if kind == "port" => {
+                let protocol = match fields.get("protocol") {
+                    None | Some(Data::None) => Some("tcp".to_string()),
+                    Some(Data::Text(text)) if text == "tcp" || text == "udp" => Some(text.clone()),
+                    Some(_) => None,
+                };
+                let host = match fields.get("host") {
+                    None | Some(Data::None) => Some(None),
+                    some => number(some).map(Some),
+                };
+                match (number(fields.get("port")), host, protocol) {
+                    (Some(port), Some(host), Some(protocol)) => Some(Port { port, host, protocol }),
+                    _ => None,
+                }
+            }
+            _ => None,
+        };
+        if port.is_none() {
+            self.fault(
+                attribute,
+                None,
+                format!("{attribute}: not a port"),
+                Some("write 8080 or port(8080, host = 80, protocol = \"tcp\")"),
+            );
+        }
+        port
+    }
+
+    fn probes(&mut self) -> BTreeMap<String, Probe> {
+        let mut made = BTreeMap::new();
+        for (name, data) in self.entries("probes") {
+            if !["liveness", "readiness", "startup"].contains(&name.as_str()) {
+                self.fault(
+                    "probes",
+                    Some(name),
+                    format!("there is no probe {name:?}"),
+                    Some("there are liveness, readiness, startup"),
+                );
+                continue;
+            }
+            match data {
+                Data::Record(record) if record.kind == "probe" => {
+                    let probe = self.probe(&record.fields);
+                    made.insert(name.clone(), probe);
+                }
+                other => self.wrong_type("probes", "probe(…)", other),
+            }
+        }
+        made
+    }
+
+    fn probe(&mut self, fields: &BTreeMap<String, Data>) -> Probe {
+        let mut inner = self.inside(fields);
+        let exec = inner.texts("exec");
+        let http = inner.text("http");
+        if let Some(http) = &http
+            && (!http.starts_with('/') || http.contains(['\n', ' ']))
+        {
+            inner.fault("http", Some(http), "http takes a path that begins with /", None);
+        }
+        let port = inner.get("port").and_then(|data| inner.port("port", data)).map(|port| port.port);
+        let period = match inner.get("period") {
+            None => 10,
+            Some(Data::Int(number)) if *number > 0 => *number as u64,
+            Some(other) => {
+                inner.wrong_type("period", "seconds", other);
+                10
+            }
+        };
+        if exec.is_empty() == port.is_none() || (http.is_some() && port.is_none()) {
+            inner.fault("", None, "a probe has either exec, or port and perhaps http", None);
+        }
+        let faults = inner.faults;
+        self.take("probes", "", faults);
+        Probe { exec, http, port, period }
+    }
+
+    /// A name that Kubernetes takes.
+    fn kubernetes_name(&mut self, attribute: &str, fields: &BTreeMap<String, Data>) -> Option<String> {
+        let name = self.string(attribute, fields.get("name")?)?;
+        let good = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        if !good || name.is_empty() || name.len() > 63 || name.starts_with('-') || name.ends_with('-') {
+            let next = "lower-case letters, digits and - may stand in it, at most 63";
+            self.fault(attribute, Some(&name), format!("{attribute}: not a name: {name:?}"), Some(next));
+        }
+        Some(name)
+    }
+
+    fn inside<'b>(&self, fields: &'b BTreeMap<String, Data>) -> Attributes<'b>
+    where
+        Self: 'b,
+    {
+        Attributes { values: fields, package: self.package, faults: vec![], needs: vec![] }
+    }
+
+    /// Faults of a record, said at the attribute that the record stands in.
+    fn take(&mut self, attribute: &str, name: &str, faults: Vec<super::Fault>) {
+        for fault in faults {
+            let what = if name.is_empty() { fault.what } else { format!("{name}: {}", fault.what) };
+            self.fault(attribute, fault.literal.as_deref(), what, fault.next.as_deref());
+        }
+    }
+}

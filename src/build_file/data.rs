@@ -1,0 +1,70 @@
+//! What a build file's calls hold, as data that knows no Starlark lifetime.
+
+use std::collections::BTreeMap;
+
+use super::spec::Value;
+use super::starlark::Function;
+
+/// One value that stands in a build file.
+#[derive(Debug, Clone)]
+pub enum Data {
+    /// `None`
+    None,
+    /// `True`, `False`
+    Bool(bool),
+    /// A number that fits in 64 bits.
+    Int(i64),
+    /// A string.
+    Text(String),
+    /// A list or tuple.
+    List(Vec<Data>),
+    /// A dict with strings as keys, as written.
+    Dict(Vec<(String, Data)>),
+    /// What `dep(…)`, `file(…)` and their like give.
+    Record(Record),
+    /// A function of the parameters.
+    Function(Function),
+}
+
+/// What `dep(…)`, `file(…)` and their like give.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// The function that made it.
+    pub kind: String,
+    /// Its arguments.
+    pub fields: BTreeMap<String, Data>,
+}
+
+impl Data {
+    /// For messages: `a list`.
+    pub fn kind(&self) -> String {
+        match self {
+            Self::None => "None".to_string(),
+            Self::Bool(_) => "a bool".to_string(),
+            Self::Int(_) => "an int".to_string(),
+            Self::Text(_) => "a string".to_string(),
+            Self::List(_) => "a list".to_string(),
+            Self::Dict(_) => "a dict".to_string(),
+            Self::Record(record) => format!("{}(…)", record.kind),
+            Self::Function(_) => "a function".to_string(),
+        }
+    }
+
+    /// As the value of a parameter, whatever its type; `None` when no parameter can have it.
+    pub fn value(&self) -> Option<Value> {
+        Some(match self {
+            Self::None => Value::None,
+            Self::Bool(b) => Value::Bool(*b),
+            Self::Int(i) => Value::Int(*i),
+            Self::Text(text) => Value::Text(text.clone()),
+            Self::List(items) => {
+                let text = |item: &Data| match item {
+                    Data::Text(text) => Some(text.clone()),
+                    _ => None,
+                };
+                Value::List(items.iter().map(text).collect::<Option<_>>()?)
+            }
+            _ => return None,
+        })
+    }
+}

@@ -1,0 +1,185 @@
+//! `tapeout build`
+
+use std::num::NonZeroUsize;
+
+use serde::Serialize;
+
+use crate::build_file::spec::{Graph, Spec, Value};
+use crate::cli::args::{Build as Args, Global};
+use crate::cli::{context, ui};
+use crate::error::{Error, Result};
+use crate::build_file::workspace::Workspace;
+use crate::execute::base::{Base, Settings, Wanted};
+use crate::execute::build::{self, Build, Forecast, Options, Output};
+use crate::graph;
+use crate::label::Label;
+use crate::report::Report;
+use crate::store::Store;
+
+/// Builds what the labels name, or says what would be built.
+pub fn run(global: &Global, args: &Args) -> Result<()> {
+    let request = context::request(global, &args.ask, &args.labels)?;
+    let graph = graph::analyse(&request)?;
+    let store = context::store(global)?;
+    let directory = context::directory(global)?;
+    let progress = ui::Progress::new();
+    let allow_network = args.allow_network.iter().map(|text| Label::parse_in(text, &request.here)).collect::<Result<_>>()?;
+    let settings = Settings {
+        mirror: args.mirror.clone(),
+        keyring: args.keyring.as_ref().map(|path| directory.join(path)),
+        locked: args.locked,
+        offline: global.offline,
+        dry: args.dry_run,
+    };
+    let base = Base::ready(&store, wanted(&request.workspace), &settings, &progress)?;
+    let options = Options {
+        jobs: args.jobs.unwrap_or_else(processors),
+        epoch: base.epoch,
+        output: directory.join(&args.output),
+        allow_network,
+        inputs: request.workspace.inputs.clone(),
+        offline: global.offline,
+    };
+    if args.dry_run {
+        return dry_run(global, &store, &graph, &base, &options);
+    }
+    let built = build(&store, &graph, &base, &options, &progress);
+    base.save_lock()?;
+    let outcomes = built?;
+    if global.json {
+        ui::print_json(&outcomes)?;
+    }
+    Ok(())
+}
+
+/// What one requested label came to.
+#[derive(Serialize)]
+struct Outcome {
+    label: Label,
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    digest: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<std::path::PathBuf>,
+}
+
+fn build(store: &Store, graph: &Graph, base: &Base, options: &Options, report: &dyn Report) -> Result<Vec<Outcome>> {
+    let build = Build::new(store, graph, base, options, report);
+    build.run()?;
+    graph
+        .requested
+        .iter()
+        .map(|&id| {
+            let instance = &graph.instances[id];
+            let (digest, path) = match build.output(id)? {
+                Output::Changeset(digest) => (digest.map(|d| d.to_string()), None),
+                Output::Selection { selection, .. } => (Some(selection.to_string()), None),
+                Output::Image(image) => (Some(image.manifest.digest.to_string()), image.path.clone()),
+                Output::Pod(path) => (None, Some(path.clone())),
+            };
+            Ok(Outcome { label: instance.label.clone(), kind: build::kind(&instance.spec), digest, path })
+        })
+        .collect()
+}
+
+#[derive(Serialize)]
+struct Planned<'a> {
+    label: &'a Label,
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image: Option<&'a Label>,
+    state: Forecast,
+    packages: &'a [String],
+    parameters: &'a std::collections::BTreeMap<Label, Value>,
+    hermetic: bool,
+}
+
+fn dry_run(global: &Global, store: &Store, graph: &Graph, base: &Base, options: &Options) -> Result<()> {
+    let forecasts = Build::new(store, graph, base, options, &crate::report::Silent).forecast()?;
+    let plan: Vec<_> = graph
+        .instances
+        .iter()
+        .zip(forecasts)
+        .map(|(instance, state)| Planned {
+            label: &instance.label,
+            kind: build::kind(&instance.spec),
+            image: instance.image.as_ref(),
+            state,
+            packages: &instance.packages,
+            parameters: &instance.parameters,
+            hermetic: !matches!(&instance.spec, Spec::Rule(rule) if rule.network),
+        })
+        .collect();
+    if global.json {
+        return ui::print_json(&plan);
+    }
+    let mut text = String::new();
+    for step in &plan {
+        let state = match step.state {
+            Forecast::Cached => "cached",
+            Forecast::Run => "run",
+            Forecast::Unknown => "maybe",
+            Forecast::Group => "group",
+        };
+        text.push_str(&format!("{state:>8}  {}", step.label));
+        if let Some(image) = step.image {
+            text.push_str(&format!(" for {image}"));
+        }
+        for (label, value) in step.parameters {
+            text.push_str(&format!("  {label}={}", serde_json::to_string(value).unwrap_or_default()));
+        }
+        if !step.hermetic {
+            text.push_str("  (not hermetic: it has the host's network)");
+        }
+        text.push('\n');
+    }
+    ui::print(&text);
+    Ok(())
+}
+
+/// As many jobs as processors that we may use.
+pub fn processors() -> NonZeroUsize {
+    std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+}
+
+/// The builder that a workspace wants.
+pub fn wanted(workspace: &Workspace) -> Wanted<'_> {
+    let config = workspace.builder.clone().unwrap_or_else(Base::default_config);
+    Wanted { config, epoch: workspace.epoch, folder: &workspace.root, lock_path: workspace.root.join("tapeout.lock") }
+}
+
+/// The builder as the store has it: nothing is made or fetched.
+pub fn base_as_is(store: &Store, workspace: &Workspace) -> Result<Base> {
+    let settings = Settings { locked: true, offline: true, dry: true, ..Settings::default() };
+    Base::ready(store, wanted(workspace), &settings, &crate::report::Silent)
+}
+
+/// The log of a rule, whether it went well or not.
+pub fn log(global: &Global, args: &crate::cli::args::Log) -> Result<()> {
+    let request = context::request(global, &args.ask, std::slice::from_ref(&args.label))?;
+    let graph = graph::analyse(&request)?;
+    let store = context::store(global)?;
+    let base = base_as_is(&store, &request.workspace)?;
+    let options = Options {
+        jobs: NonZeroUsize::MIN,
+        epoch: base.epoch,
+        output: std::path::PathBuf::new(),
+        allow_network: vec![],
+        inputs: request.workspace.inputs.clone(),
+        offline: true,
+    };
+    let build = Build::new(&store, &graph, &base, &options, &crate::report::Silent);
+    build.forecast()?;
+    for &id in &graph.requested {
+        let label = &graph.instances[id].label;
+        let key = build.key(id)?.ok_or_else(|| {
+            Error::request(format!("{label} runs nothing")).why("it only groups, or picks from what others made").next("name a rule that has a run")
+        })?;
+        let path = store.log_path(&key);
+        let mut log = std::fs::File::open(&path).map_err(|_| {
+            Error::request(format!("{label} has not run as it is now")).next(format!("tapeout build {label}"))
+        })?;
+        std::io::copy(&mut log, &mut std::io::stdout().lock()).map_err(|e| Error::io("read", &path, e))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,65 @@
+//! `tapeout image …`
+
+use std::num::NonZeroUsize;
+
+use crate::cli::args::{Ask, Global};
+use crate::cli::{context, ui};
+use crate::error::{Error, Result};
+use crate::execute::build::{Build, Options};
+use crate::graph;
+use crate::tapeout::why;
+use crate::tree::RootPath;
+
+/// Says why a file is in an image: the rule, and the chain of what needed what.
+pub fn why(global: &Global, ask: &Ask, image: &str, path: Option<&str>) -> Result<()> {
+    let name = if image.ends_with("/build_image") { image.to_string() } else { format!("{image}/build_image") };
+    let request = context::request(global, ask, &[name])?;
+    let graph = graph::analyse(&request)?;
+    let store = context::store(global)?;
+    let base = super::build::base_as_is(&store, &request.workspace)?;
+    let options = Options {
+        jobs: NonZeroUsize::MIN,
+        epoch: base.epoch,
+        output: std::path::PathBuf::new(),
+        allow_network: vec![],
+        inputs: request.workspace.inputs.clone(),
+        offline: true,
+    };
+    let build = Build::new(&store, &graph, &base, &options, &crate::report::Silent);
+    build.forecast()?;
+    let id = *graph.requested.first().ok_or_else(|| Error::request("no image was named"))?;
+    let label = &graph.instances[id].label;
+    let picked = build.picked(id).map_err(|e| e.next(format!("tapeout build {label}")))?;
+    let layers: Vec<_> = picked.iter().map(|(label, selection)| (label, selection)).collect();
+    match path {
+        Some(path) => chain(global, &why::chain(&layers, &RootPath::new(path)?), label, path),
+        None => all(global, &layers),
+    }
+}
+
+fn chain(global: &Global, reasons: &[why::Reason], label: &crate::label::Label, path: &str) -> Result<()> {
+    if reasons.is_empty() {
+        return Err(Error::request(format!("{path} is not in {label}")).next(format!("see all that is: tapeout image why {label}")));
+    }
+    if global.json {
+        return ui::print_json(&reasons);
+    }
+    let lines: Vec<_> = reasons.iter().enumerate().map(|(i, r)| format!("{}{}  {}  ({})", "  ".repeat(i), r.path, ui::clean(&r.why), r.rule)).collect();
+    ui::print(&lines.join("\n"));
+    Ok(())
+}
+
+fn all(global: &Global, layers: &[(&crate::label::Label, &crate::tree::Selection)]) -> Result<()> {
+    let mut rows = vec![];
+    for (label, selection) in layers {
+        for (path, picked) in selection.iter().filter(|(_, p)| p.entry.as_ref().is_some_and(|e| !e.is_folder())) {
+            rows.push((path.to_string(), label.to_string(), picked.why.clone()));
+        }
+    }
+    if global.json {
+        return ui::print_json(&rows);
+    }
+    let lines: Vec<_> = rows.iter().map(|(path, label, why)| format!("{}  {}  ({label})", ui::clean(path), ui::clean(why))).collect();
+    ui::print(&lines.join("\n"));
+    Ok(())
+}

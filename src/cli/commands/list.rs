@@ -1,0 +1,72 @@
+//! `tapeout list`
+
+use crate::build_file::spec::{DefinedDependency, Definition, Value};
+use crate::cli::args::{Global, List};
+use crate::cli::{context, ui};
+use crate::error::{Error, Result};
+use crate::graph;
+
+/// Prints rules and parameters as a table or as JSON, or what depends on what.
+pub fn run(global: &Global, args: &List) -> Result<()> {
+    let labels = if args.labels.is_empty() { vec!["//...".to_string()] } else { args.labels.clone() };
+    let request = context::request(global, &args.ask, &labels)?;
+    let definitions = graph::definitions(&request)?;
+    let label = |text: &str| crate::label::Label::parse_in(text, &request.here);
+    let edges = graph::show::Edges::of_definitions(&definitions);
+    let labels = if let Some(pair) = &args.why {
+        let (from, to) = (label(&pair[0])?, label(&pair[1])?);
+        let path = edges.why(&from, &to)?;
+        if path.is_empty() {
+            return Err(Error::request(format!("{from} does not depend on {to}")));
+        }
+        Some(path)
+    } else if let Some(of) = &args.deps {
+        Some(edges.deps(&label(of)?)?)
+    } else if let Some(of) = &args.rdeps {
+        Some(edges.rdeps(&label(of)?)?)
+    } else {
+        None
+    };
+    if let Some(labels) = labels {
+        return if global.json { ui::print_json(&labels.lines().collect::<Vec<_>>()) } else { ui::print(&labels); Ok(()) };
+    }
+    if global.json {
+        return ui::print_json(&definitions);
+    }
+    ui::print(&table(&definitions));
+    Ok(())
+}
+
+fn table(definitions: &[Definition]) -> String {
+    let width = definitions.iter().map(|d| d.label.to_string().len()).max().unwrap_or(0).min(60);
+    let mut text = String::new();
+    for definition in definitions {
+        text.push_str(&format!("{:<width$}  {:<9}  {}\n", definition.label.to_string(), definition.kind, ui::clean(&summary(definition))));
+    }
+    text
+}
+
+fn summary(definition: &Definition) -> String {
+    let doc = definition.doc.lines().next().unwrap_or("").to_string();
+    if let Some(type_name) = &definition.type_name {
+        let value = match (&definition.default, definition.derived) {
+            (_, true) => ", derived".to_string(),
+            (Some(value), _) => format!(" = {}", shown(value)),
+            (None, _) => ", unset".to_string(),
+        };
+        return [format!("{type_name}{value}"), doc].iter().filter(|s| !s.is_empty()).cloned().collect::<Vec<_>>().join("  ");
+    }
+    let deps = definition.deps.iter().map(edge).collect::<Vec<_>>().join(", ");
+    [doc, if deps.is_empty() { String::new() } else { format!("<- {deps}") }].iter().filter(|s| !s.is_empty()).cloned().collect::<Vec<_>>().join("  ")
+}
+
+fn edge(dep: &DefinedDependency) -> String {
+    format!("{}{}", dep.label, if dep.conditional { "?" } else { "" })
+}
+
+fn shown(value: &Value) -> String {
+    match value {
+        Value::None => "None".to_string(),
+        other => serde_json::to_string(other).unwrap_or_default(),
+    }
+}

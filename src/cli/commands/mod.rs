@@ -1,0 +1,9 @@
+//! One file a command: turn arguments into a request, call below, print.
+
+pub mod bootstrap;
+pub mod build;
+pub mod completions;
+pub mod doctor;
+pub mod graph;
+pub mod image;
+pub mod list;

@@ -1,0 +1,80 @@
+//! What was typed, turned into what is meant: the folder, the workspace, the store, the request.
+
+use std::path::{Path, PathBuf};
+
+use crate::build_file::workspace::Workspace;
+use crate::cli::args::{Ask, Global};
+use crate::error::{Error, Result};
+use crate::graph::Request;
+use crate::label::Package;
+use crate::store::Store;
+
+/// The folder to stand in.
+pub fn directory(global: &Global) -> Result<PathBuf> {
+    let current = std::env::current_dir().map_err(|e| Error::io("getcwd", ".", e).next("stand in a folder that exists"))?;
+    let folder = match &global.directory {
+        Some(folder) => current.join(folder),
+        None => current,
+    };
+    folder.canonicalize().map_err(|e| Error::io("open", &folder, e).with_kind(crate::error::Kind::Request))
+}
+
+/// The store: `--store`, `TAPEOUT_STORE`, `$XDG_DATA_HOME/tapeout`, `~/.local/share/tapeout`.
+pub fn store(global: &Global) -> Result<Store> {
+    Store::open(&store_path(global)?)
+}
+
+/// Where the store is, or would be.
+pub fn store_path(global: &Global) -> Result<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let path = match &global.store {
+        Some(path) => path.clone(),
+        None => match (set("XDG_DATA_HOME").filter(|p| p.is_absolute()), set("HOME")) {
+            (Some(data), _) => data.join("tapeout"),
+            (None, Some(home)) => home.join(".local/share/tapeout"),
+            (None, None) => {
+                return Err(Error::request("there is no place for the store").why("HOME is not set").next("set TAPEOUT_STORE, or --store DIR"));
+            }
+        },
+    };
+    std::path::absolute(&path).map_err(|e| Error::io("open", &path, e))
+}
+
+/// The workspace that one stands in, with what the command line adds, and the package there.
+pub fn workspace(global: &Global, ask: &Ask) -> Result<(Workspace, Package)> {
+    let here = directory(global)?;
+    let mut workspace = Workspace::find(&here)?;
+    for path in &ask.paths {
+        let path = here.join(path);
+        if !path.is_dir() {
+            return Err(Error::request(format!("--path {}: not a folder", path.display())).next("name a folder that holds packages"));
+        }
+        workspace.search_path.insert(0, path);
+    }
+    for input in &ask.inputs {
+        let Some((name, path)) = input.split_once('=') else {
+            return Err(Error::request(format!("--input {input}: no =")).next("write --input NAME=PATH"));
+        };
+        workspace.inputs.insert(name.to_string(), here.join(path));
+    }
+    let package = package_of(&workspace.root, &here)?;
+    Ok((workspace, package))
+}
+
+fn package_of(root: &Path, here: &Path) -> Result<Package> {
+    let below = here.strip_prefix(root).unwrap_or(Path::new(""));
+    let text = below.to_str().ok_or_else(|| Error::request(format!("a folder that can't be a package: {}", below.display())))?;
+    // Standing in a folder whose name no package can have is fine as long as full labels are used.
+    Package::new(text).or_else(|_| Package::new(""))
+}
+
+/// A request for labels and patterns as typed.
+pub fn request(global: &Global, ask: &Ask, patterns: &[String]) -> Result<Request> {
+    let (workspace, here) = workspace(global, ask)?;
+    let directory = directory(global)?;
+    let parameters = ask.parameters.iter().map(|text| match text.strip_prefix('@') {
+        Some(file) => format!("@{}", directory.join(file).display()),
+        None => text.clone(),
+    });
+    Ok(Request { workspace, patterns: patterns.to_vec(), here, parameters: parameters.collect() })
+}

@@ -1,0 +1,317 @@
+//! One build: every instance of the graph, in order, from what its dependencies came to.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::time::Instant;
+
+use crate::build_file::spec::{Graph, Id, Instance, Rule, Source, Spec};
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::execute::base::Base;
+use crate::execute::request::{FORMAT, Request};
+use crate::execute::schedule::{self, Order};
+use crate::execute::snapshot::{self, Snapshot};
+use crate::execute::{environment, identity, rule, sources};
+use crate::report::{Event, Report};
+use crate::store::Store;
+use crate::tree::Layer;
+
+/// How to build.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Rules at once.
+    pub jobs: NonZeroUsize,
+    /// `SOURCE_DATE_EPOCH`.
+    pub epoch: i64,
+    /// Where images and pods go.
+    pub output: PathBuf,
+    /// Labels that may have the host's network.
+    pub allow_network: Vec<crate::label::Label>,
+    /// Inputs by name.
+    pub inputs: BTreeMap<String, PathBuf>,
+    /// No network at all.
+    pub offline: bool,
+}
+
+/// What an instance came to.
+#[derive(Debug, Clone)]
+pub enum Output {
+    /// A changeset, or nothing where a rule only groups.
+    Changeset(Option<Digest>),
+    /// What a tapeout rule picked, and what its `run` changed.
+    Selection {
+        /// The blob with it.
+        selection: Digest,
+        /// The changeset of `run`.
+        own: Option<Digest>,
+    },
+    /// A finished image.
+    Image(crate::execute::image::Built),
+    /// A bundle on disk.
+    Pod(PathBuf),
+}
+
+impl Output {
+    /// What dependents find in their snapshot.
+    pub fn changeset(&self) -> Option<Digest> {
+        match self {
+            Self::Changeset(changeset) => *changeset,
+            Self::Selection { own, .. } => *own,
+            _ => None,
+        }
+    }
+}
+
+/// A build in progress.
+pub struct Build<'a> {
+    pub(super) store: &'a Store,
+    pub(super) graph: &'a Graph,
+    pub(super) order: Order,
+    pub(super) base: &'a Base,
+    pub(super) options: &'a Options,
+    pub(super) report: &'a dyn Report,
+    outputs: Vec<OnceLock<Output>>,
+}
+
+/// What a dry run says of one instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Forecast {
+    /// Its result is in the store.
+    Cached,
+    /// It would run.
+    Run,
+    /// Something below it would run first; then this one may or may not.
+    Unknown,
+    /// It has nothing to run.
+    Group,
+}
+
+impl<'a> Build<'a> {
+    /// Nothing runs yet.
+    pub fn new(store: &'a Store, graph: &'a Graph, base: &'a Base, options: &'a Options, report: &'a dyn Report) -> Self {
+        let outputs = graph.instances.iter().map(|_| OnceLock::new()).collect();
+        Self { store, graph, order: Order::of(graph), base, options, report, outputs }
+    }
+
+    /// Runs all of it. Results are on the disk when it returns, after an error too.
+    pub fn run(&self) -> Result<()> {
+        let deps: Vec<_> = self.graph.instances.iter().map(|i| i.deps.clone()).collect();
+        let result = schedule::run(&deps, self.options.jobs, |id| {
+            let instance = &self.graph.instances[id];
+            let output = self.instance(id).map_err(|e| e.context(format!("{} {}", kind(&instance.spec), instance.label)))?;
+            let _ = self.outputs[id].set(output);
+            Ok(())
+        });
+        result.and(self.store.sync())
+    }
+
+    /// What an instance came to; it must have run.
+    pub fn output(&self, id: Id) -> Result<&Output> {
+        self.outputs[id].get().ok_or_else(|| Error::failed(format!("{} has not run", self.graph.instances[id].label)))
+    }
+
+    fn instance(&self, id: Id) -> Result<Output> {
+        match &self.graph.instances[id].spec {
+            Spec::Rule(_) | Spec::Archive(_) => self.changeset(id).map(Output::Changeset),
+            Spec::Tapeout(_) => self.tapeout(id),
+            Spec::Image(image) => self.image(id, image).map(Output::Image),
+            Spec::Pod(pod) => self.pod(id, pod).map(Output::Pod),
+        }
+    }
+
+    /// The changeset of a rule or archive: cached, or made now.
+    fn changeset(&self, id: Id) -> Result<Option<Digest>> {
+        let instance = &self.graph.instances[id];
+        if let Spec::Archive(archive) = &instance.spec {
+            return super::fetch::archive(self, instance, archive, self.time(id)).map(Some);
+        }
+        let Some((request, snapshot)) = self.request(id)? else { return Ok(None) };
+        if let Some(digest) = rule::cached(self.store, &request) {
+            self.done("cached", id, "");
+            return Ok(Some(digest));
+        }
+        self.permit_network(instance, &request)?;
+        self.run_request(id, &request, &snapshot).map(Some)
+    }
+
+    pub(super) fn run_request(&self, id: Id, request: &Request, snapshot: &Snapshot) -> Result<Digest> {
+        let instance = &self.graph.instances[id];
+        let name = self.name(id);
+        let began = Instant::now();
+        self.report.event(Event::Started { what: &name, total: None });
+        let made = snapshot.stack(self.store, self.graph, &self.order).and_then(|stack| {
+            let renumber = identity::Renumber { base: self.base, below: &stack, store: self.store };
+            rule::run(self.store, request, &stack, (!request.packages.is_empty()).then_some(&renumber))
+        });
+        self.report.event(Event::Ended { what: &name });
+        let (layer, weakened) = made.map_err(|e| e.next(format!("see all that it printed: tapeout log {}", instance.label)).at(instance.place.clone(), ""))?;
+        for text in weakened {
+            self.report.event(Event::Note { text: &format!("{name}: {text}") });
+        }
+        self.done("built", id, &format!("{:.1} s", began.elapsed().as_secs_f64()));
+        Ok(layer.digest)
+    }
+
+    /// The request of a rule, and its snapshot; `None`: there is nothing to run.
+    pub(super) fn request(&self, id: Id) -> Result<Option<(Request, Snapshot)>> {
+        let instance = &self.graph.instances[id];
+        let (rule, packages) = match &instance.spec {
+            Spec::Rule(rule) if snapshot::is_base_build(self.graph, id) => {
+                let wanted = |e: Error| match self.graph.instances.iter().find(|other| other.base_build == Some(id)) {
+                    Some(rule) => e.why(format!("{} wants it", rule.label)).at(rule.place.clone(), ""),
+                    None => e,
+                };
+                let install = self.base.install(&instance.packages, self.report).map_err(wanted)?;
+                let mut rule = rule.clone();
+                rule.run.splice(0..0, install.before);
+                rule.env.extend(install.env);
+                (rule, install.packages)
+            }
+            Spec::Rule(rule) => {
+                self.base.check(&instance.packages).map_err(|e| e.at(instance.place.clone(), ""))?;
+                (rule.clone(), BTreeMap::new())
+            }
+            Spec::Tapeout(tapeout) => (Rule { run: tapeout.run.clone(), ..Rule::default() }, BTreeMap::new()),
+            _ => return Ok(None),
+        };
+        if rule.run.is_empty() {
+            return Ok(None);
+        }
+        let sources = self.sources(instance, &rule.sources)?;
+        let snapshot = self.snapshot(id, Some(&sources))?;
+        let user = match &rule.user {
+            None => (0, 0),
+            Some(name) => identity::user(self.store, &snapshot.stack(self.store, self.graph, &self.order)?, name)?,
+        };
+        let below = self.order.below[id].iter().filter_map(|&below| match &self.graph.instances[below].spec {
+            Spec::Rule(rule) => Some(&rule.exports),
+            _ => None,
+        });
+        let request = Request {
+            format: FORMAT,
+            env: environment::of(self.options.epoch, below, &rule.env),
+            steps: rule.run,
+            working_dir: sources::folder(instance.label.package()),
+            snapshot: snapshot.digests(),
+            time: self.time(id),
+            user,
+            ids: rule.ids,
+            owners: rule.owners,
+            network: rule.network,
+            limits: rule.limits,
+            packages,
+        };
+        Ok(Some((request, snapshot)))
+    }
+
+    pub(super) fn sources(&self, instance: &Instance, sources: &[Source]) -> Result<Layer> {
+        sources::gather(self.store, instance.label.package(), instance.folder.as_deref(), sources, &self.options.inputs, self.options.epoch)
+            .map_err(|e| e.at(instance.place.clone(), ""))
+    }
+
+    pub(super) fn snapshot(&self, id: Id, sources: Option<&Layer>) -> Result<Snapshot> {
+        let mut rules = vec![];
+        for member in snapshot::members(self.graph, &self.order, id) {
+            rules.extend(self.output(member)?.changeset().map(|digest| (member, digest)));
+        }
+        Ok(Snapshot { builder: self.base.changesets.clone(), sources: sources.map(|s| s.digest), rules, of: id })
+    }
+
+    /// Newer than all that it stands on.
+    pub(super) fn time(&self, id: Id) -> i64 {
+        self.options.epoch + self.order.rank[id] + 1
+    }
+
+    fn permit_network(&self, instance: &Instance, request: &Request) -> Result<()> {
+        if !request.network {
+            return Ok(());
+        }
+        let label = &instance.label;
+        if self.options.offline {
+            return Err(Error::request("it wants the network, and --offline forbids it").at(instance.place.clone(), ""));
+        }
+        if !self.options.allow_network.contains(label) {
+            return Err(Error::request("it wants the host's network").at(instance.place.clone(), "").next(format!("allow it by name: --allow-network {label}")));
+        }
+        Ok(())
+    }
+
+    pub(super) fn done(&self, verb: &str, id: Id, detail: &str) {
+        self.report.event(Event::Done { verb, what: &self.name(id), detail });
+    }
+
+    /// An instance for people: its label, and what tells it from others of that label.
+    fn name(&self, id: Id) -> String {
+        let instance = &self.graph.instances[id];
+        let label = &instance.label;
+        match &instance.image {
+            Some(image) => format!("{label} for {image}"),
+            None if snapshot::is_base_build(self.graph, id) && !instance.packages.is_empty() => {
+                let shown = instance.packages.iter().take(3).map(String::as_str).collect::<Vec<_>>().join(", ");
+                let more = instance.packages.len().saturating_sub(3);
+                if more > 0 { format!("{label} with {shown} and {more} more") } else { format!("{label} with {shown}") }
+            }
+            None => label.to_string(),
+        }
+    }
+
+    /// The key of what an instance runs; `None`: it runs nothing.
+    pub fn key(&self, id: Id) -> Result<Option<Digest>> {
+        Ok(self.request(id)?.map(|(request, _)| request.key()))
+    }
+
+    /// What the tapeout rules of an image picked, in the order of its layers.
+    pub fn picked(&self, id: Id) -> Result<Vec<(crate::label::Label, crate::tree::Selection)>> {
+        self.selections_of(id)?.into_iter().map(|(label, digest)| Ok((label, self.read_selection(&digest)?))).collect()
+    }
+
+    /// What would happen, in execution order; nothing runs.
+    pub fn forecast(&self) -> Result<Vec<Forecast>> {
+        let mut forecasts = vec![];
+        for (id, instance) in self.graph.instances.iter().enumerate() {
+            let known = |id: &Id| matches!(forecasts[*id], Forecast::Cached | Forecast::Group);
+            let forecast = if !self.order.below[id].iter().all(known) {
+                Forecast::Unknown
+            } else {
+                self.forecast_one(id, instance)?
+            };
+            forecasts.push(forecast);
+        }
+        Ok(forecasts)
+    }
+
+    fn forecast_one(&self, id: Id, instance: &Instance) -> Result<Forecast> {
+        let output = match &instance.spec {
+            Spec::Rule(_) => match self.request(id)? {
+                None => Some(Output::Changeset(None)),
+                Some((request, _)) => rule::cached(self.store, &request).map(|digest| Output::Changeset(Some(digest))),
+            },
+            Spec::Archive(archive) => super::fetch::cached(self.store, instance, archive, self.time(id)).map(|digest| Output::Changeset(Some(digest))),
+            Spec::Tapeout(_) => self.cached_tapeout(id)?,
+            Spec::Image(image) => self.cached_image(id, image)?.map(Output::Image),
+            Spec::Pod(_) => None,
+        };
+        let group = matches!(output, Some(Output::Changeset(None)));
+        Ok(match output {
+            None => Forecast::Run,
+            Some(output) => {
+                let _ = self.outputs[id].set(output);
+                if group { Forecast::Group } else { Forecast::Cached }
+            }
+        })
+    }
+}
+
+/// `rule`, `archive`, `tapeout`, `image`, `pod`.
+pub fn kind(spec: &Spec) -> &'static str {
+    match spec {
+        Spec::Rule(_) => "rule",
+        Spec::Archive(_) => "archive",
+        Spec::Tapeout(_) => "tapeout",
+        Spec::Image(_) => "image",
+        Spec::Pod(_) => "pod",
+    }
+}

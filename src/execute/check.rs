@@ -1,0 +1,133 @@
+//! The check of an image: a command in the finished file system, as the image's user, with no
+//! network and no capability, before the image is written.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use crate::build_file::spec::Image;
+use crate::error::{Error, Result};
+use crate::sandbox::{self, Spec, Status};
+use crate::store::Store;
+use crate::sys::file;
+use crate::sys::root::Root;
+use crate::tree::{Content, Entry, Node, RootPath, Selection};
+
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Runs the check of an image whose files, all layers together, are `files`.
+pub fn run(store: &Store, image: &Image, user: (u32, u32), files: &Selection, epoch: i64) -> Result<()> {
+    let scratch = store.scratch()?;
+    let root = scratch.folder("image")?;
+    unpack(store, files, user, &root, epoch)?;
+    let log_path = scratch.path().join("log");
+    let mut log = File::options().read(true).write(true).create_new(true).open(&log_path).map_err(|e| Error::io("create", &log_path, e))?;
+    let mut env = BTreeMap::from([("PATH".to_string(), PATH.to_string())]);
+    env.extend(image.env.clone());
+    let spec = Spec {
+        lower: vec![root],
+        upper: scratch.folder("upper")?,
+        work: scratch.folder("work")?,
+        root: scratch.folder("root")?,
+        tmp: scratch.folder("tmp")?,
+        steps: image.check.clone(),
+        env,
+        cwd: if image.working_dir.is_empty() { "/".to_string() } else { image.working_dir.clone() },
+        uid: user.0,
+        gid: user.1,
+        hostname: "tapeout".to_string(),
+        no_capabilities: true,
+        ..Spec::default()
+    };
+    let outcome = sandbox::run(&spec, log.try_clone().map_err(|e| Error::io("dup", &log_path, e))?)?;
+    let how = match outcome.status {
+        Status::Exited(0) => return Ok(()),
+        Status::Exited(code) => format!("ended with exit code {code}"),
+        Status::Signalled(signal) => format!("was ended by signal {signal}"),
+        Status::Limit(_) => "went over a limit".to_string(),
+    };
+    let mut text = String::new();
+    let _ = log.rewind();
+    let mut bytes = vec![];
+    if log.take(16 * 1024).read_to_end(&mut bytes).is_ok() {
+        text = String::from_utf8_lossy(&bytes).into_owned();
+    }
+    let error = Error::failed(format!("the check {how}"));
+    let error = if text.is_empty() { error.why("it printed nothing") } else { error.why(format!("it printed:\n{}", text.trim_end())) };
+    Err(error.next("pick what is missing in a tapeout rule, or correct the check"))
+}
+
+/// Lays the files of an image out. Inside, all belong to the one mapped ID, so the owner's bits
+/// become what this user may do.
+fn unpack(store: &Store, files: &Selection, user: (u32, u32), root: &Path, epoch: i64) -> Result<()> {
+    let into = Root::open(root)?;
+    for (path, picked) in files {
+        let (Some(entry), Some(parent)) = (&picked.entry, path.parent()) else { continue };
+        fs::create_dir_all(parent.below(root)).map_err(|e| Error::io("mkdir", parent.below(root), e))?;
+        let folder = into.folder(&parent)?;
+        let mode = as_user(entry, user);
+        let name = path.name();
+        match &entry.node {
+            Node::Folder => match file::stat_at(folder.as_fd(), name)? {
+                Some(_) => file::chmod_at(folder.as_fd(), name, mode | 0o700)?,
+                None => file::mkdir_at(folder.as_fd(), name, mode | 0o700)?,
+            },
+            Node::Link { target } => std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(target), path.below(root)).map_err(|e| Error::io("symlink", path.below(root), e))?,
+            Node::File { .. } => {
+                let mut new = file::create_file_at(folder.as_fd(), name, mode)?;
+                write(store, path, &picked.content, &mut new)?;
+            }
+            Node::Fifo => file::mkfifo_at(folder.as_fd(), name, mode)?,
+            Node::Device { .. } | Node::Socket => drop(file::create_file_at(folder.as_fd(), name, mode)?),
+        }
+    }
+    // The deepest first: a folder that this user can't enter still had to be filled.
+    for (path, picked) in files.iter().rev() {
+        let (Some(entry), Some(parent)) = (&picked.entry, path.parent()) else { continue };
+        let folder = into.folder(&parent)?;
+        if entry.is_folder() {
+            file::chmod_at(folder.as_fd(), path.name(), as_user(entry, user))?;
+        }
+        file::set_mtime_at(folder.as_fd(), path.name(), epoch)?;
+    }
+    Ok(())
+}
+
+fn write(store: &Store, path: &RootPath, content: &Content, new: &mut File) -> Result<()> {
+    match content {
+        Content::None => Ok(()),
+        Content::Inline(bytes) => io::Write::write_all(new, bytes).map_err(|e| Error::io("write", path.as_path(), e)),
+        Content::Stored { changeset, path } => {
+            let from = store.read(changeset, path)?;
+            file::reflink_or_copy(&from, new).map_err(|e| Error::io("copy", path.as_path(), e))
+        }
+    }
+}
+
+fn as_user(entry: &Entry, user: (u32, u32)) -> u32 {
+    let allowed = if user.0 == 0 || entry.uid == user.0 {
+        entry.mode >> 6
+    } else if entry.gid == user.1 {
+        entry.mode >> 3
+    } else {
+        entry.mode
+    } & 0o7;
+    (entry.mode & 0o077) | allowed << 6
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_owner_may_what_the_user_of_the_image_may() {
+        let entry = |uid, gid, mode| Entry { uid, gid, ..Entry::file(b"", mode) };
+        assert_eq!(as_user(&entry(0, 0, 0o640), (33, 33)) & 0o700, 0);
+        assert_eq!(as_user(&entry(0, 33, 0o640), (33, 33)) & 0o700, 0o400);
+        assert_eq!(as_user(&entry(33, 0, 0o640), (33, 33)) & 0o700, 0o600);
+        assert_eq!(as_user(&entry(33, 0, 0o640), (0, 0)) & 0o700, 0o600);
+    }
+}

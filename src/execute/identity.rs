@@ -1,0 +1,134 @@
+//! Users and groups: who a rule runs as, and one number for a name everywhere.
+//!
+//! Packages allocate IDs in the order in which they are configured. Owners are only records here,
+//! so after an installation each new name gets the number that the lock has for it, in
+//! `/etc/passwd` and its like and in every recorded owner.
+
+use std::fs::File;
+use std::io::Read;
+
+use crate::builder::ids::{Accounts, Renumbering};
+use crate::changeset::Captured;
+use crate::error::{Error, Result};
+use crate::execute::base::Base;
+use crate::store::Store;
+use crate::sys::root::Root;
+use crate::tree::{Entry, Node, RootPath, Stack};
+
+/// `/etc/passwd` of a snapshot is never larger.
+const LARGEST: u64 = 4 << 20;
+
+/// Reads a small regular file of a snapshot; empty where it has none.
+pub fn read(store: &Store, stack: &Stack, path: &str) -> Result<Vec<u8>> {
+    let path = RootPath::new(path)?;
+    let Some((Entry { node: Node::File { size, .. }, .. }, layer)) = stack.get(&path) else { return Ok(vec![]) };
+    if *size > LARGEST {
+        return Err(Error::failed(format!("{path} is larger than such a file can be")));
+    }
+    read_bounded(store.read(&layer.digest, &path)?, &path)
+}
+
+/// The numbers of a user of the snapshot, by name or number.
+pub fn user(store: &Store, stack: &Stack, name: &str) -> Result<(u32, u32)> {
+    let text = |path: &str| read(store, stack, path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    resolve(name, &text("etc/passwd")?, &text("etc/group")?)
+        .map_err(|e| e.next("add the package that creates the user to packages, or a dependency on the rule that does"))
+}
+
+/// `user` or `user:group`, names or numbers, as numbers; empty is root. A user without a group
+/// gets the one that `/etc/passwd` says.
+pub fn resolve(text: &str, passwd: &str, group: &str) -> Result<(u32, u32)> {
+    if text.is_empty() {
+        return Ok((0, 0));
+    }
+    let (user, named_group) = match text.split_once(':') {
+        Some((user, group)) => (user, Some(group)),
+        None => (text, None),
+    };
+    let (uid, primary) = match find(passwd, user) {
+        Some(fields) => (number(&fields, 2)?, number(&fields, 3)?),
+        None => {
+            let uid = user.parse().map_err(|_| Error::request(format!("no user is named {user:?} in /etc/passwd")))?;
+            (uid, uid)
+        }
+    };
+    let gid = match named_group {
+        None => primary,
+        Some(name) => match find(group, name) {
+            Some(fields) => number(&fields, 2)?,
+            None => name.parse().map_err(|_| Error::request(format!("no group is named {name:?} in /etc/group")))?,
+        },
+    };
+    Ok((uid, gid))
+}
+
+/// The line of a name, or of its number.
+fn find<'a>(table: &'a str, name: &str) -> Option<Vec<&'a str>> {
+    let lines = || table.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    lines().find(|f| f[0] == name).or_else(|| lines().find(|f| f.get(2) == Some(&name)))
+}
+
+fn number(fields: &[&str], at: usize) -> Result<u32> {
+    fields.get(at).and_then(|n| n.parse().ok()).ok_or_else(|| Error::failed(format!("the line of {} in /etc/passwd or group has no number", fields[0])))
+}
+
+/// Gives the names that an installation added the numbers that the lock has for them.
+pub struct Renumber<'a> {
+    /// The builder, and the lock.
+    pub base: &'a Base,
+    /// What the installation saw.
+    pub below: &'a Stack,
+    /// The store.
+    pub store: &'a Store,
+}
+
+impl Renumber<'_> {
+    /// Which numbers change, after an installation that wrote `upper`.
+    pub fn map(&self, upper: &Root) -> Result<Renumbering> {
+        let before = |name: &str| read(self.store, self.below, &format!("etc/{name}"));
+        let after = |name: &str| -> Result<Vec<u8>> {
+            let path = RootPath::new(format!("etc/{name}"))?;
+            match upper.stat(&path)? {
+                Some(_) => read_bounded(upper.open_file(&path)?, &path),
+                None => before(name),
+            }
+        };
+        let (old, new) = ((before("passwd")?, before("group")?), (after("passwd")?, after("group")?));
+        self.base.number(Accounts { passwd: &old.0, group: &old.1 }, Accounts { passwd: &new.0, group: &new.1 })
+    }
+}
+
+/// Rewrites the tables of users and groups in a captured changeset.
+pub fn rewrite(captured: &mut Captured, map: &Renumbering) -> Result<()> {
+    let tables: [(&str, &dyn Fn(&[u8]) -> Vec<u8>); 2] = [("etc/passwd", &|text| map.passwd(text)), ("etc/group", &|text| map.group_file(text))];
+    for (path, renumbered) in tables {
+        let path = RootPath::new(path)?;
+        if let Some(file) = captured.open(&path)? {
+            captured.replace_file(&path, &renumbered(&read_bounded(file, &path)?))?;
+        }
+    }
+    Ok(())
+}
+
+fn read_bounded(file: File, path: &RootPath) -> Result<Vec<u8>> {
+    let mut bytes = vec![];
+    file.take(LARGEST).read_to_end(&mut bytes).map_err(|e| Error::io("read", path.as_path(), e))?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_a_name_or_a_number_with_or_without_a_group() {
+        let passwd = "root:x:0:0:::\nweb:x:33:34:::\n";
+        let group = "root:x:0:\nwww:x:34:\nssl:x:50:web\n";
+        for (text, expected) in [("", (0, 0)), ("web", (33, 34)), ("33", (33, 34)), ("web:ssl", (33, 50)), ("7", (7, 7)), ("7:8", (7, 8))] {
+            assert_eq!(resolve(text, passwd, group).unwrap(), expected, "{text}");
+        }
+        for bad in ["nobody", "web:nobody", "-1", ":"] {
+            assert!(resolve(bad, passwd, group).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! An image: the selections of its tapeout rules as layers, then config and manifest, and before
+//! it is written the check inside of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::build_file::spec::{Compression, Id, Image, Layers, Spec};
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::execute::build::{Build, Output};
+use crate::execute::check;
+use crate::execute::request::key;
+use crate::image::config::{self, ImageLayer};
+use crate::image::layer::{self, LayerInfo};
+use crate::image::layout::{self, LayoutImage};
+use crate::label::Label;
+use crate::store::Blob;
+use crate::tapeout;
+use crate::tree::{Content, Entry, Node, RootPath, Selection};
+
+/// A finished image: its documents and layers are blobs in the store.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Built {
+    /// Its name: the label's without `/build_image`.
+    pub name: String,
+    /// The tag: the version, or `latest`.
+    pub tag: String,
+    /// The manifest.
+    pub manifest: Blob,
+    /// The config.
+    pub config: Blob,
+    /// The layers, the lowest first.
+    pub layers: Vec<ImageLayer>,
+    /// User and group as numbers.
+    pub user: (u32, u32),
+    /// Where its layout was written, if it was asked for.
+    pub path: Option<PathBuf>,
+}
+
+/// All that an image depends on.
+#[derive(Serialize)]
+struct Document<'a> {
+    label: &'a Label,
+    spec: &'a Image,
+    selections: &'a [(Label, Digest)],
+    base: Option<Digest>,
+    builder: &'a [Digest],
+    epoch: i64,
+    architecture: &'a str,
+}
+
+impl Built {
+    /// As it goes into a layout.
+    pub fn in_layout(&self, tag: String) -> LayoutImage {
+        let layers = self.layers.iter().map(|layer| layer.info.digest);
+        LayoutImage { tag, manifest: (self.manifest.digest, self.manifest.size), blobs: std::iter::once(self.config.digest).chain(layers).collect() }
+    }
+}
+
+impl Build<'_> {
+    /// Makes an image, and writes its layout where it was asked for.
+    pub(super) fn image(&self, id: Id, image: &Image) -> Result<Built> {
+        let mut built = match self.cached_image(id, image)? {
+            Some(built) => {
+                self.done("cached", id, "");
+                built
+            }
+            None => self.make_image(id, image)?,
+        };
+        if self.graph.requested.contains(&id) {
+            let label = &self.graph.instances[id].label;
+            let path = self.options.output.join(label.package().path()).join(label.name());
+            if layout::Layout::open(&path).and_then(|l| l.image_tagged(Some(&built.tag))).is_ok_and(|found| found.digest == built.manifest.digest) {
+                built.path = Some(path);
+                return Ok(built);
+            }
+            layout::write(&path, &[built.in_layout(built.tag.clone())], &|digest| self.store.blob_path(digest))?;
+            self.done("wrote", id, &path.display().to_string());
+            built.path = Some(path);
+        }
+        Ok(built)
+    }
+
+    /// The selections that become this image's layers, the lowest first; those of its base left out.
+    pub(super) fn selections_of(&self, id: Id) -> Result<Vec<(Label, Digest)>> {
+        let Spec::Image(image) = &self.graph.instances[id].spec else {
+            return Err(Error::failed("not an image"));
+        };
+        let in_base: BTreeSet<Id> = image.base.map(|base| self.order.below[base].clone()).unwrap_or_default();
+        let mut selections = vec![];
+        for &below in self.order.below[id].difference(&in_base) {
+            if let (Spec::Tapeout(_), Output::Selection { selection, .. }) = (&self.graph.instances[below].spec, self.output(below)?) {
+                selections.push((self.graph.instances[below].label.clone(), *selection));
+            }
+        }
+        Ok(selections)
+    }
+
+    fn image_key(&self, id: Id, image: &Image) -> Result<Digest> {
+        let document = Document {
+            label: &self.graph.instances[id].label,
+            spec: image,
+            selections: &self.selections_of(id)?,
+            base: image.base.map(|base| self.built(base).map(|built| built.manifest.digest)).transpose()?,
+            builder: if image.whole_builder { &self.base.changesets } else { &[] },
+            epoch: self.options.epoch,
+            architecture: config::ARCHITECTURE,
+        };
+        let bytes = serde_json::to_vec(&document).map_err(|e| Error::failed(format!("can't write a request: {e}")))?;
+        Ok(key("image", &bytes))
+    }
+
+    /// The image that an instance came to.
+    pub(super) fn built(&self, id: Id) -> Result<&Built> {
+        match self.output(id)? {
+            Output::Image(built) => Ok(built),
+            _ => Err(Error::failed(format!("{} is no image", self.graph.instances[id].label))),
+        }
+    }
+
+    /// An image that was finished before.
+    pub(super) fn cached_image(&self, id: Id, image: &Image) -> Result<Option<Built>> {
+        let Some(bytes) = self.store.action(&self.image_key(id, image)?) else { return Ok(None) };
+        let built: Option<Built> = serde_json::from_slice(&bytes).ok();
+        let whole = |b: &Built| [b.manifest.digest, b.config.digest].iter().chain(b.layers.iter().map(|l| &l.info.digest)).all(|d| self.store.has_blob(d));
+        Ok(built.filter(whole))
+    }
+
+    fn make_image(&self, id: Id, image: &Image) -> Result<Built> {
+        let instance = &self.graph.instances[id];
+        let (mut names, mut selections) = (vec![], vec![]);
+        if image.whole_builder {
+            names.push("builder".to_string());
+            selections.push(self.whole_builder(id)?);
+        }
+        for (label, digest) in self.selections_of(id)? {
+            names.push(label.to_string());
+            selections.push(self.read_selection(&digest)?);
+        }
+        self.prune(id, image, &mut selections)?;
+        let base_files = self.base_files(image)?;
+        tapeout::settle::settle(std::slice::from_ref(&base_files), &mut selections);
+        if image.layers == Layers::Single {
+            names = vec![instance.label.to_string()];
+            selections = vec![selections.into_iter().flatten().collect()];
+        }
+        let user = self.numbers(id, image, &base_files, &selections)?;
+        let below = image.base.map(|base| self.built(base)).transpose()?;
+        let mut layers = below.map(|built| built.layers.clone()).unwrap_or_default();
+        for (created_by, selection) in names.into_iter().zip(&selections).filter(|(_, selection)| !selection.is_empty()) {
+            let info = self.layer(selection, image.compression)?;
+            layers.push(ImageLayer { info, created_by });
+        }
+        let named = (!image.user.is_empty()).then_some(user);
+        let config = config::config(image, named, &layers, self.options.epoch)?;
+        let name = instance.label.name().trim_end_matches("/build_image").to_string();
+        let annotations = config::annotations(image, &name, self.options.epoch)?;
+        let manifest = config::manifest(&config, &layers, &annotations)?;
+        if !image.check.is_empty() {
+            let mut files = base_files;
+            files.extend(selections.into_iter().flatten());
+            check::run(self.store, image, user, &files, self.options.epoch).map_err(|e| e.at(instance.place.clone(), "its check"))?;
+        }
+        let built = Built {
+            name,
+            tag: image.version.clone().unwrap_or_else(|| "latest".to_string()),
+            manifest: self.store.put(&manifest)?,
+            config: self.store.put(&config)?,
+            layers,
+            user,
+            path: None,
+        };
+        let document = serde_json::to_vec(&built).map_err(|e| Error::failed(e.to_string()))?;
+        self.store.record_action(&self.image_key(id, image)?, &document)?;
+        let size: u64 = built.layers.iter().map(|layer| layer.info.size).sum();
+        let layers = match built.layers.len() {
+            1 => "1 layer".to_string(),
+            n => format!("{n} layers"),
+        };
+        self.done("image", id, &format!("{layers}, {:.1} MB", size as f64 / 1e6));
+        Ok(built)
+    }
+
+    /// `tapeouts = ALL`: everything that the image's snapshot shows.
+    fn whole_builder(&self, id: Id) -> Result<Selection> {
+        let view = self.snapshot(id, None)?.stack(self.store, self.graph, &self.order)?;
+        let workspace = RootPath::new("workspace")?;
+        let all = view.below(&RootPath::root()).into_iter().filter(|(path, _)| !path.starts_with(&workspace));
+        Ok(all
+            .map(|(path, (entry, changeset))| {
+                let content = match entry.node {
+                    Node::File { .. } => Content::Stored { changeset, path: path.clone() },
+                    _ => Content::None,
+                };
+                (path, crate::tree::Picked { entry: Some(entry), content, why: "tapeouts = ALL".to_string() })
+            })
+            .collect())
+    }
+
+    fn prune(&self, id: Id, image: &Image, selections: &mut [Selection]) -> Result<()> {
+        if image.exclude.is_empty() {
+            return Ok(());
+        }
+        let view = self.snapshot(id, None)?.stack(self.store, self.graph, &self.order)?;
+        let mut counts = vec![0; image.exclude.len()];
+        for selection in selections {
+            for (count, n) in counts.iter_mut().zip(tapeout::select::prune(selection, &image.exclude, &view)?) {
+                *count += n;
+            }
+        }
+        match image.exclude.iter().zip(counts).find(|(_, n)| *n == 0) {
+            None => Ok(()),
+            Some((pattern, _)) => Err(Error::request(format!("exclude matches nothing in the image: {pattern:?}"))
+                .at(self.graph.instances[id].place.clone(), "")
+                .next("correct the pattern, or take it out")),
+        }
+    }
+
+    /// All files of the base image, as its layers show them.
+    fn base_files(&self, image: &Image) -> Result<Selection> {
+        let Some(base) = image.base else { return Ok(Selection::new()) };
+        let Spec::Image(spec) = &self.graph.instances[base].spec else { return Ok(Selection::new()) };
+        let mut files = self.base_files(spec)?;
+        for (_, digest) in self.selections_of(base)? {
+            files.extend(self.read_selection(&digest)?);
+        }
+        Ok(files)
+    }
+
+    /// The image's user and group as numbers, from the image's own tables.
+    fn numbers(&self, id: Id, image: &Image, base: &Selection, selections: &[Selection]) -> Result<(u32, u32)> {
+        let table = |path: &str| -> Result<String> {
+            let path = RootPath::new(path)?;
+            let found = selections.iter().rev().find_map(|s| s.get(&path)).or_else(|| base.get(&path));
+            let Some(picked) = found else { return Ok(String::new()) };
+            let bytes = match &picked.content {
+                Content::Inline(bytes) => bytes.clone(),
+                Content::Stored { changeset, path } => {
+                    let mut bytes = vec![];
+                    let file = self.store.read(changeset, path)?;
+                    io::Read::read_to_end(&mut io::Read::take(file, 4 << 20), &mut bytes).map_err(|e| Error::io("read", path.as_path(), e))?;
+                    bytes
+                }
+                Content::None => vec![],
+            };
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        };
+        super::identity::resolve(&image.user, &table("etc/passwd")?, &table("etc/group")?).map_err(|e| e.at(self.graph.instances[id].place.clone(), "user"))
+    }
+
+    /// A layer, compressed once for the same files.
+    fn layer(&self, selection: &Selection, compression: Compression) -> Result<LayerInfo> {
+        // Why a file was picked is no part of the layer.
+        let content: BTreeMap<&RootPath, (&Option<Entry>, &Content)> = selection.iter().map(|(path, p)| (path, (&p.entry, &p.content))).collect();
+        let document = postcard::to_stdvec(&(content, compression, self.options.epoch)).map_err(|e| Error::failed(format!("can't write a request: {e}")))?;
+        let action = key("layer", &document);
+        if let Some(info) = self.store.action(&action).and_then(|bytes| serde_json::from_slice::<LayerInfo>(&bytes).ok())
+            && self.store.has_blob(&info.digest)
+        {
+            return Ok(info);
+        }
+        let mut partial = self.store.begin()?;
+        let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        let info = layer::write_layer(selection, &|digest| self.store.changeset_files(digest), compression, self.options.epoch, threads, &mut partial)?;
+        partial.finish_as(&info.digest)?;
+        let document = serde_json::to_vec(&info).map_err(|e| Error::failed(e.to_string()))?;
+        self.store.record_action(&action, &document)?;
+        Ok(info)
+    }
+}

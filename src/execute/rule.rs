@@ -1,0 +1,124 @@
+//! One rule: from a request to a changeset in the store.
+//!
+//! `log` → sandbox → upper folder → captured changeset → store → result document, in this order:
+//! the result is recorded last, so that a kill leaves either nothing or all of it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use crate::build_file::spec::Step;
+use crate::builder::debian::install::DEBS;
+use crate::changeset::{self, Options};
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::execute::identity::{self, Renumber};
+use crate::execute::request::{FORMAT, Outcome, Request};
+use crate::sandbox::{self, Bind, Hit, Spec, Status};
+use crate::store::{Scratch, Store};
+use crate::sys::root::Root;
+use crate::tree::{Layer, Stack};
+
+/// The lines of a failed rule's log that its error shows.
+const LAST_LINES: usize = 20;
+
+/// The changeset of a request that ran before.
+pub fn cached(store: &Store, request: &Request) -> Option<Digest> {
+    let outcome: Outcome = serde_json::from_slice(&store.action(&request.key())?).ok()?;
+    (outcome.format == FORMAT && store.has_changeset(&outcome.changeset)).then_some(outcome.changeset)
+}
+
+/// Runs a request in a sandbox over `snapshot` and keeps what it changed. Where it installed
+/// packages, the users and groups that are new get the lock's numbers.
+pub fn run(store: &Store, request: &Request, snapshot: &Stack, renumber: Option<&Renumber>) -> Result<(Layer, Vec<String>)> {
+    let scratch = store.scratch()?;
+    let upper = scratch.folder("upper")?;
+    let log_path = scratch.path().join("log");
+    let spec = spec(store, request, snapshot, &scratch)?;
+    let log = File::create_new(&log_path).map_err(|e| Error::io("create", &log_path, e))?;
+    let outcome = sandbox::run(&spec, log)?;
+    let kept = store.log_path(&request.key());
+    fs::rename(&log_path, &kept).map_err(|e| Error::io("rename", &kept, e))?;
+    if let Some(error) = failure(&outcome.status, outcome.failed_step, &request.steps) {
+        return Err(with_last_lines(error, &kept));
+    }
+    let root = Root::open(&upper)?;
+    let map = renumber.map(|renumber| renumber.map(&root)).transpose()?.unwrap_or_default();
+    let options = Options { time: request.time, owner: request.user };
+    let mut captured = changeset::capture(&root, snapshot, &outcome.recorded, &options)?;
+    if !map.is_empty() {
+        captured.renumber(&map.users, &map.groups);
+        identity::rewrite(&mut captured, &map)?;
+    }
+    let (changeset, digest) = captured.name()?;
+    let layer = store.keep_changeset(digest, changeset, &upper)?;
+    let document = serde_json::to_vec(&Outcome { format: FORMAT, changeset: digest }).map_err(|e| Error::failed(e.to_string()))?;
+    store.record_action(&request.key(), &document)?;
+    Ok((layer, outcome.weakened))
+}
+
+fn spec(store: &Store, request: &Request, snapshot: &Stack, scratch: &Scratch) -> Result<Spec> {
+    let packages = (!request.packages.is_empty()).then(|| lay_out(store, &request.packages, scratch)).transpose()?;
+    Ok(Spec {
+        lower: snapshot.0.iter().map(|layer| store.changeset_files_path(&layer.digest)).collect(),
+        upper: scratch.path().join("upper"),
+        work: scratch.folder("work")?,
+        root: scratch.folder("root")?,
+        tmp: scratch.folder("tmp")?,
+        mounts: packages.into_iter().map(|host| Bind { host, inside: DEBS.to_string(), read_only: true }).collect(),
+        steps: request.steps.clone(),
+        env: request.env.clone(),
+        cwd: request.working_dir.clone(),
+        uid: request.user.0,
+        gid: request.user.1,
+        network: request.network,
+        limits: request.limits,
+        hostname: "tapeout".to_string(),
+        ..Spec::default()
+    })
+}
+
+/// A folder with the packages under their names. Hard links are safe here: it is mounted read-only.
+fn lay_out(store: &Store, packages: &BTreeMap<String, Digest>, scratch: &Scratch) -> Result<PathBuf> {
+    let folder = scratch.folder("packages")?;
+    for (name, digest) in packages {
+        let to = folder.join(name);
+        fs::hard_link(store.blob_path(digest), &to).map_err(|e| Error::io("link", &to, e))?;
+    }
+    Ok(folder)
+}
+
+fn failure(status: &Status, step: Option<usize>, steps: &[Step]) -> Option<Error> {
+    let step = match (step, steps.len()) {
+        (Some(i), n) if n > 1 => format!("step {} of {n}", i + 1),
+        _ => "its script".to_string(),
+    };
+    match status {
+        Status::Exited(0) => None,
+        Status::Exited(code) => Some(Error::failed(format!("{step} ended with exit code {code}"))),
+        Status::Signalled(signal) => Some(Error::failed(format!("{step} was ended by signal {signal}"))),
+        Status::Limit(hit) => {
+            let which = match hit {
+                Hit::Time => "time",
+                Hit::FileSize => "file_size",
+            };
+            Some(Error::failed(format!("{step} went over its limit of {which}")).next(format!("raise limits = {{\"{which}\": …}} on the rule")))
+        }
+    }
+}
+
+/// The end of the log is what a person looks for first.
+fn with_last_lines(error: Error, log: &Path) -> Error {
+    let mut text = String::new();
+    if let Ok(mut file) = File::open(log) {
+        let size = file.metadata().map_or(0, |m| m.len());
+        let mut bytes = vec![];
+        if file.seek(SeekFrom::Start(size.saturating_sub(16 * 1024))).is_ok() && file.take(16 * 1024).read_to_end(&mut bytes).is_ok() {
+            text = String::from_utf8_lossy(&bytes).into_owned();
+        }
+    }
+    let lines: Vec<_> = text.lines().collect();
+    let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
+    if last.is_empty() { error.why("it printed nothing") } else { error.why(format!("it printed last:\n{}", last.join("\n"))) }
+}

@@ -1,0 +1,225 @@
+//! A tapeout rule: its `run`, what it picks, and at the joint point the closure.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::build_file::spec::{Id, Libraries, Spec, Tapeout};
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::execute::build::{Build, Output};
+use crate::execute::request::key;
+use crate::execute::{rule, snapshot};
+use crate::label::Label;
+use crate::report::Event;
+use crate::tapeout::{self, Files};
+use crate::store::Store;
+use crate::tree::{Layer, RootPath, Selection, Stack};
+
+/// All that a selection depends on.
+#[derive(Serialize)]
+struct Document<'a> {
+    spec: &'a Tapeout,
+    snapshot: Vec<Digest>,
+    picks_from: Vec<Digest>,
+    own: Option<Digest>,
+    sources: Option<Digest>,
+    joined: Vec<(Digest, Libraries)>,
+    user: &'a str,
+    env: BTreeMap<String, String>,
+    base: Vec<Digest>,
+}
+
+impl Build<'_> {
+    /// Runs a tapeout rule's `run` and picks.
+    pub(super) fn tapeout(&self, id: Id) -> Result<Output> {
+        let own = match self.request(id)? {
+            None => None,
+            Some((request, _)) => match rule::cached(self.store, &request) {
+                Some(digest) => Some(digest),
+                None => self.changeset_of_run(id)?,
+            },
+        };
+        let key = self.selection_key(id, own)?;
+        if let Some(selection) = self.cached_selection(&key) {
+            self.done("cached", id, "");
+            return Ok(Output::Selection { selection, own });
+        }
+        let picked = self.pick(id, own)?;
+        let bytes = postcard::to_stdvec(&picked).map_err(|e| Error::failed(format!("can't keep a selection: {e}")))?;
+        let selection = self.store.put(&bytes)?.digest;
+        self.store.record_action(&key, selection.to_string().as_bytes())?;
+        let files = picked.values().filter(|p| p.entry.as_ref().is_some_and(|e| !e.is_folder())).count();
+        self.done("picked", id, &format!("{files} files"));
+        Ok(Output::Selection { selection, own })
+    }
+
+    /// The outcome of a tapeout rule that ran before.
+    pub(super) fn cached_tapeout(&self, id: Id) -> Result<Option<Output>> {
+        let own = match self.request(id)? {
+            None => None,
+            Some((request, _)) => match rule::cached(self.store, &request) {
+                None => return Ok(None),
+                own => own,
+            },
+        };
+        let selection = self.cached_selection(&self.selection_key(id, own)?);
+        Ok(selection.map(|selection| Output::Selection { selection, own }))
+    }
+
+    fn cached_selection(&self, key: &Digest) -> Option<Digest> {
+        let digest: Digest = std::str::from_utf8(&self.store.action(key)?).ok()?.parse().ok()?;
+        self.store.has_blob(&digest).then_some(digest)
+    }
+
+    fn selection_key(&self, id: Id, own: Option<Digest>) -> Result<Digest> {
+        let Spec::Tapeout(spec) = &self.graph.instances[id].spec else {
+            return Err(Error::failed("not a tapeout rule"));
+        };
+        let joined = self.joined(id)?.into_iter().map(|(_, digest, libraries)| (digest, libraries)).collect();
+        let document = Document {
+            spec,
+            snapshot: self.snapshot(id, None)?.digests(),
+            picks_from: self.picks_from(id)?,
+            own,
+            sources: self.file_sources(id, spec)?,
+            joined,
+            user: self.image_user(id),
+            env: self.image_of(id).map(|(_, image)| image.env.clone()).unwrap_or_default(),
+            base: self.base_selections(id)?,
+        };
+        let bytes = serde_json::to_vec(&document).map_err(|e| Error::failed(format!("can't write a request: {e}")))?;
+        Ok(key("tapeout", &bytes))
+    }
+
+    /// The changesets that `include` sees: all below, but `//base:build`'s.
+    fn picks_from(&self, id: Id) -> Result<Vec<Digest>> {
+        let mut digests = vec![];
+        for member in snapshot::members(self.graph, &self.order, id) {
+            if !snapshot::is_base_build(self.graph, member) {
+                digests.extend(self.output(member)?.changeset());
+            }
+        }
+        Ok(digests)
+    }
+
+    /// Files of the package that `files = [file(source = …)]` takes.
+    fn file_sources(&self, id: Id, spec: &Tapeout) -> Result<Option<Digest>> {
+        let sources: Vec<_> = spec.files.iter().filter_map(|f| f.source.clone()).map(crate::build_file::spec::Source::Path).collect();
+        if sources.is_empty() {
+            return Ok(None);
+        }
+        self.sources(&self.graph.instances[id], &sources).map(|layer| Some(layer.digest))
+    }
+
+    /// At `//base:tapeout`: the selections of all tapeout rules of this image, in the graph's order.
+    fn joined(&self, id: Id) -> Result<Vec<(Label, Digest, Libraries)>> {
+        if !self.is_base_tapeout(id) {
+            return Ok(vec![]);
+        }
+        let mut joined = vec![];
+        for &below in &self.order.below[id] {
+            if let (Spec::Tapeout(spec), Output::Selection { selection, .. }) = (&self.graph.instances[below].spec, self.output(below)?) {
+                joined.push((self.graph.instances[below].label.clone(), *selection, spec.libraries.clone()));
+            }
+        }
+        Ok(joined)
+    }
+
+    pub(super) fn is_base_tapeout(&self, id: Id) -> bool {
+        let label = &self.graph.instances[id].label;
+        label.package().path() == "base" && label.name() == "tapeout"
+    }
+
+    /// The user of the image that this joint point is for.
+    fn image_user(&self, id: Id) -> &str {
+        self.image_of(id).map_or("", |(_, image)| image.user.as_str())
+    }
+
+    fn image_of(&self, id: Id) -> Option<(Id, &crate::build_file::spec::Image)> {
+        self.graph.instances.iter().enumerate().find_map(|(image_id, instance)| match &instance.spec {
+            Spec::Image(image) if instance.deps.contains(&id) => Some((image_id, image)),
+            _ => None,
+        })
+    }
+
+    /// The selections of the base image, where the image stands on one.
+    fn base_selections(&self, id: Id) -> Result<Vec<Digest>> {
+        match self.image_of(id).and_then(|(_, image)| image.base) {
+            None => Ok(vec![]),
+            Some(base) => self.selections_of(base).map(|all| all.into_iter().map(|(_, digest)| digest).collect()),
+        }
+    }
+
+    /// A selection, read back.
+    pub(super) fn read_selection(&self, digest: &Digest) -> Result<Selection> {
+        let path = self.store.blob_path(digest);
+        let bytes = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
+        postcard::from_bytes(&bytes).map_err(|e| Error::failed(format!("{} is damaged: {e}", path.display())).next("remove that file; its rule picks again"))
+    }
+
+    /// Picks: by the rule's own lists, or at `//base:tapeout` the closure over what joined.
+    fn pick(&self, id: Id, own: Option<Digest>) -> Result<Selection> {
+        let instance = &self.graph.instances[id];
+        let Spec::Tapeout(spec) = &instance.spec else {
+            return Err(Error::failed("not a tapeout rule"));
+        };
+        let mut snapshot = self.snapshot(id, None)?;
+        snapshot.rules.extend(own.map(|own| (id, own)));
+        let view = snapshot.stack(self.store, self.graph, &self.order)?;
+        let deps = self.picks_from(id)?.iter().map(|digest| self.store.changeset(digest)).collect::<Result<Vec<Layer>>>()?;
+        let own = own.map(|own| self.store.changeset(&own)).transpose()?;
+        let request = tapeout::select::Request {
+            spec,
+            rule: &instance.label,
+            deps: &deps,
+            view: &view,
+            files: self.store,
+            own: own.as_ref(),
+            package_folder: instance.folder.as_deref(),
+        };
+        let picked = tapeout::select::select(&request).map_err(|e| e.at(instance.place.clone(), ""))?;
+        if self.is_base_tapeout(id) { self.close(id, picked, &view) } else { Ok(picked) }
+    }
+
+    /// The joint point: what it picked itself, and all that the image needs besides.
+    fn close(&self, id: Id, mut picked: Selection, view: &Stack) -> Result<Selection> {
+        let read = |digests: Vec<Digest>| digests.iter().map(|digest| self.read_selection(digest)).collect::<Result<Vec<_>>>();
+        let base = read(self.base_selections(id)?)?;
+        let joined = self.joined(id)?;
+        let selections = read(joined.iter().map(|(_, digest, _)| *digest).collect())?;
+        let layers: Vec<_> = joined
+            .iter()
+            .zip(&selections)
+            .map(|((rule, _, libraries), selection)| tapeout::libraries::Layer { rule, libraries, selection })
+            .collect();
+        let request = tapeout::libraries::Request {
+            base: &base,
+            picked: &layers,
+            view,
+            files: self.store,
+            user: self.image_user(id),
+            env: &self.image_of(id).map(|(_, image)| image.env.clone()).unwrap_or_default(),
+        };
+        let closed = tapeout::libraries::close(&request)?;
+        for warning in &closed.warnings {
+            self.report.event(Event::Note { text: warning });
+        }
+        picked.extend(closed.selection);
+        Ok(picked)
+    }
+
+    /// What an instance's `run` changed; it runs now.
+    fn changeset_of_run(&self, id: Id) -> Result<Option<Digest>> {
+        match self.request(id)? {
+            None => Ok(None),
+            Some((request, snapshot)) => self.run_request(id, &request, &snapshot).map(Some),
+        }
+    }
+}
+
+impl Files for Store {
+    fn read(&self, changeset: &Digest, path: &RootPath) -> Result<std::fs::File> {
+        Store::read(self, changeset, path)
+    }
+}

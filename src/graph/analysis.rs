@@ -1,0 +1,276 @@
+//! One analysis: its state, and how it is asked and answers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use super::load::{Defined, Found, Packages};
+use super::nodes::{Node, NodeId, NodeKey, Trace};
+use super::parameters::{Collected, Known, Settings, SettingsId};
+use super::{Answer, Question, Wanted};
+use crate::build_file::attributes;
+use crate::build_file::data::Data;
+use crate::build_file::reference;
+use crate::build_file::spec::{DefinedDependency, Definition, Value};
+use crate::error::{Error, Place, Result};
+use crate::label::{Label, Package, Pattern};
+
+/// Errors that are shown; a broken package can give thousands.
+const ERRORS: usize = 50;
+
+/// The state of one analysis.
+pub(super) struct Analysis {
+    pub packages: Packages,
+    pub errors: Errors,
+    pub settings: Vec<Rc<Settings>>,
+    pub settings_by_value: BTreeMap<Rc<Settings>, SettingsId>,
+    pub values: BTreeMap<(Label, SettingsId), Option<Known>>,
+    /// Parameters that are being derived, with the place that reads each.
+    pub deriving: Vec<(Label, Option<Place>)>,
+    pub nodes: Vec<Node>,
+    pub node_by_settings: BTreeMap<(Label, SettingsId), Option<NodeId>>,
+    pub node_by_trace: BTreeMap<Label, Vec<(Rc<Trace>, NodeId)>>,
+    pub node_by_key: BTreeMap<NodeKey, NodeId>,
+    pub stack: Vec<super::nodes::Step>,
+}
+
+/// All that went wrong, each once.
+#[derive(Default)]
+pub(super) struct Errors {
+    found: Vec<Error>,
+    seen: BTreeSet<(String, String)>,
+    left_out: usize,
+}
+
+impl Errors {
+    pub fn report(&mut self, error: Error) {
+        let place = error.places().first().map(|(place, _)| format!("{}:{}:{}", place.file, place.line, place.column));
+        if !self.seen.insert((error.what().to_string(), place.unwrap_or_default())) {
+            return;
+        }
+        if self.found.len() < ERRORS {
+            self.found.push(error.with_kind(crate::error::Kind::Request));
+        } else {
+            self.left_out += 1;
+        }
+    }
+
+    fn take(&mut self) -> Result<()> {
+        let mut found = std::mem::take(&mut self.found);
+        if self.left_out > 0 {
+            found.push(Error::request(format!("and {} more errors", self.left_out)));
+        }
+        Error::all(found).map_or(Ok(()), Err)
+    }
+}
+
+/// Answers a question, in this thread.
+pub(super) fn run(question: &Question) -> Result<Answer> {
+    let mut analysis = Analysis {
+        packages: Packages::new(question.search_path.clone()),
+        errors: Errors::default(),
+        settings: vec![],
+        settings_by_value: BTreeMap::new(),
+        values: BTreeMap::new(),
+        deriving: vec![],
+        nodes: vec![],
+        node_by_settings: BTreeMap::new(),
+        node_by_trace: BTreeMap::new(),
+        node_by_key: BTreeMap::new(),
+        stack: vec![],
+    };
+    let settings = analysis.given(question);
+    let answer = match question.wanted {
+        Wanted::Graph => {
+            let requested = analysis.requested(question);
+            let nodes: Vec<Option<NodeId>> =
+                requested.iter().map(|label| analysis.node(label, settings, None)).collect();
+            analysis.errors.take()?;
+            let graph = analysis.join(nodes.into_iter().flatten().collect());
+            Answer::Graph(graph)
+        }
+        Wanted::Definitions => Answer::Definitions(analysis.definitions(question, settings)),
+    };
+    analysis.errors.take()?;
+    Ok(answer)
+}
+
+impl Analysis {
+    /// What the command line names, each once, in its order.
+    fn requested(&mut self, question: &Question) -> Vec<Label> {
+        let mut labels = vec![];
+        let mut seen = BTreeSet::new();
+        for text in &question.patterns {
+            let found = match Pattern::parse_in(text, &question.here) {
+                Ok(Pattern::One(label)) => vec![label],
+                Ok(pattern) => {
+                    let defined = self.matching(&pattern, text);
+                    defined
+                        .iter()
+                        .filter(|defined| defined.kind != "parameter")
+                        .map(|defined| defined.label.clone())
+                        .collect()
+                }
+                Err(error) => {
+                    self.errors.report(error);
+                    vec![]
+                }
+            };
+            labels.extend(found.into_iter().filter(|label| seen.insert(label.clone())));
+        }
+        labels
+    }
+
+    /// All that a pattern names, as written in its files.
+    fn matching(&mut self, pattern: &Pattern, text: &str) -> Vec<Rc<Defined>> {
+        let packages = match pattern {
+            Pattern::One(label) => return self.defined(label, None).into_iter().collect(),
+            Pattern::All(package) => Ok(vec![package.clone()]),
+            Pattern::Below(package) => self.packages.search_path().packages_below(package),
+        };
+        let packages = packages.unwrap_or_else(|error| {
+            self.errors.report(error);
+            vec![]
+        });
+        if packages.is_empty() {
+            self.errors
+                .report(Error::request(format!("{text} names no package")).next("tapeout list shows all packages"));
+        }
+        packages
+            .iter()
+            .filter_map(|package| self.package(package, None))
+            .flat_map(|found| found.order.clone())
+            .collect()
+    }
+
+    /// The package, loaded; its errors are reported, a missing one at the place that needs it.
+    pub fn package(&mut self, package: &Package, place: Option<&Place>) -> Option<Rc<super::load::PackageFile>> {
+        match self.packages.package(package, &mut self.errors) {
+            Found::Package(found) => Some(found),
+            Found::Broken => None,
+            Found::Missing(error) => {
+                self.errors.report(match place {
+                    Some(place) => error.at(place.clone(), ""),
+                    None => error,
+                });
+                None
+            }
+        }
+    }
+
+    /// The definition of a label; an unknown one is reported at the place that names it.
+    pub fn defined(&mut self, label: &Label, place: Option<&Place>) -> Option<Rc<Defined>> {
+        let package = self.package(label.package(), place)?;
+        if let Some(defined) = package.defined.get(label.name()) {
+            return Some(defined.clone());
+        }
+        if package.is_broken {
+            // The definition may be among what could not be read.
+            return None;
+        }
+        let names = || package.defined.keys().map(String::as_str);
+        let longer = [
+            format!("{}/build_image", label.name()),
+            format!("{}/build_pod", label.name()),
+            format!("{}/build", label.name()),
+        ];
+        let near = longer
+            .into_iter()
+            .find(|name| package.defined.contains_key(name))
+            .or_else(|| reference::nearest(label.name(), names()));
+        let mut error = Error::request(format!("there is no {label}"));
+        if let Some(place) = place {
+            error = error.at(place.clone(), "");
+        }
+        let file = &package.file;
+        self.errors.report(match near {
+            Some(near) => error.next(format!("did you mean {}:{near}?", label.package())),
+            None => error.why(format!("{file} defines {}", list(names()))),
+        });
+        None
+    }
+
+    fn definitions(&mut self, question: &Question, settings: SettingsId) -> Vec<Definition> {
+        let mut seen = BTreeSet::new();
+        let mut made = vec![];
+        for text in &question.patterns {
+            let defined = match Pattern::parse_in(text, &question.here) {
+                Ok(pattern) => self.matching(&pattern, text),
+                Err(error) => {
+                    self.errors.report(error);
+                    continue;
+                }
+            };
+            for defined in defined {
+                if seen.insert(defined.label.clone()) {
+                    made.push(self.definition(&defined, settings));
+                }
+            }
+        }
+        made
+    }
+
+    /// As written; edges that a function gives, as it gives them under these settings.
+    fn definition(&mut self, defined: &Rc<Defined>, settings: SettingsId) -> Definition {
+        let mut made = definition(defined);
+        let edges = ["deps", "reverse_deps", "base", "containers"];
+        if edges.iter().any(|name| matches!(defined.arguments.get(*name), Some(Data::Function(_)))) {
+            let arguments = self.arguments(defined, settings, &mut Collected::default());
+            if let Some(arguments) = arguments {
+                let (read, _) = attributes::read(&defined.kind, &defined.label, &arguments);
+                made.deps = read.deps.iter().chain(&read.images).map(|edge| dependency(edge, &defined.place)).collect();
+                made.reverse_deps = read.reverse_deps.iter().map(|edge| dependency(edge, &defined.place)).collect();
+            }
+        }
+        made
+    }
+}
+
+fn definition(defined: &Defined) -> Definition {
+    let parameter = defined.parameter.as_ref();
+    Definition {
+        label: defined.label.clone(),
+        kind: defined.kind.clone(),
+        doc: defined.doc.clone(),
+        place: defined.place.clone(),
+        deps: defined.deps.iter().map(|edge| dependency(edge, &defined.place)).collect(),
+        reverse_deps: defined.reverse_deps.iter().map(|edge| dependency(edge, &defined.place)).collect(),
+        annotations: defined.annotations.clone(),
+        type_name: parameter.map(|parameter| parameter.type_name.name().to_string()),
+        default: parameter.and_then(|parameter| parameter.default.clone()),
+        derived: parameter.is_some_and(|parameter| parameter.derive.is_some()),
+    }
+}
+
+fn dependency(edge: &attributes::Edge, place: &Place) -> DefinedDependency {
+    let mut parameters = BTreeMap::new();
+    if let Data::Dict(entries) = &edge.parameters {
+        for (name, value) in entries {
+            if let (Ok(label), Some(value)) = (Label::parse_in(name, edge.label.package()), value.value()) {
+                parameters.insert(label, value);
+            }
+        }
+    }
+    DefinedDependency { label: edge.label.clone(), conditional: edge.when.is_some(), parameters, place: place.clone() }
+}
+
+/// Some names for a message.
+pub(super) fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let names: Vec<&str> = names.collect();
+    match names.len() {
+        0 => "nothing".to_string(),
+        1..=8 => names.join(", "),
+        more => format!("{} and {} more", names[..8].join(", "), more - 8),
+    }
+}
+
+/// A value as a person would write it.
+pub(super) fn shown(value: &Value) -> String {
+    match value {
+        Value::None => "None".to_string(),
+        Value::Bool(true) => "True".to_string(),
+        Value::Bool(false) => "False".to_string(),
+        Value::Int(number) => number.to_string(),
+        Value::Text(text) => format!("{text:?}"),
+        Value::List(items) => format!("{items:?}"),
+    }
+}

@@ -1,0 +1,272 @@
+//! The closure, tried on the programs of the machine that runs the tests.
+
+use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
+use std::sync::{Arc, OnceLock};
+
+use super::*;
+use crate::tapeout::testing::{OnDisk, path};
+use crate::tree::{Change, Changeset, Content, Layer as Changes};
+
+/// The host's own files as a builder. Digests are of names and sizes: content is not read for a test.
+fn host() -> &'static Stack {
+    static HOST: OnceLock<Stack> = OnceLock::new();
+    HOST.get_or_init(|| {
+        let mut changes = BTreeMap::new();
+        for top in ["bin", "sbin", "lib", "lib64", "lib32", "libx32", "etc", "usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "usr/local/lib"] {
+            for entry in walkdir::WalkDir::new(format!("/{top}")).max_depth(3).follow_links(false).into_iter().filter_map(|e| e.ok()) {
+                let data = entry.metadata().unwrap();
+                let kind = data.file_type();
+                let made = if kind.is_dir() {
+                    Entry::folder(0o755)
+                } else if kind.is_symlink() {
+                    Entry::link(std::fs::read_link(entry.path()).unwrap().as_os_str().as_bytes())
+                } else if kind.is_file() {
+                    let unique = format!("{}:{}", data.dev(), data.ino());
+                    let node = Node::File { size: data.len(), digest: Digest::of(unique), group: None };
+                    Entry { node, ..Entry::folder(data.permissions().mode() & 0o7777) }
+                } else {
+                    continue;
+                };
+                changes.insert(RootPath::new(entry.path().as_os_str().as_bytes()).unwrap(), Change { was: None, now: Some(made) });
+            }
+        }
+        for folder in ["usr", "usr/local"] {
+            changes.entry(path(folder)).or_insert(Change { was: None, now: Some(Entry::folder(0o755)) });
+        }
+        Stack(vec![Changes { digest: Digest::of("host"), changeset: Arc::new(Changeset { time: 0, changes }) }])
+    })
+}
+
+fn pick(files: &[&str]) -> Selection {
+    files.iter().map(|f| (path(f), World::new([], host()).pick(&path(f), format!("paths {f}")).expect(f))).collect()
+}
+
+fn closed_with(view: &Stack, files: &dyn Files, selection: &Selection, libraries: &Libraries, env: &[(&str, &str)]) -> Result<Closed> {
+    let rule = "//app:tapeout".parse().unwrap();
+    let env = env.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+    close(&Request { base: &[], picked: &[Layer { rule: &rule, libraries, selection }], view, files, user: "", env: &env })
+}
+
+fn closed(selection: &Selection) -> Closed {
+    closed_with(host(), &OnDisk("/".into()), selection, &Libraries::Search(true), &[]).unwrap()
+}
+
+/// What ldd says: the libraries' paths with all links followed.
+fn ldd(program: &str) -> Vec<RootPath> {
+    let out = Command::new("ldd").arg(program).output().unwrap();
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(out.status.success(), "{text}");
+    let words = text.lines().flat_map(str::split_whitespace).filter(|w| w.starts_with('/'));
+    words.map(|w| path(std::fs::canonicalize(w).unwrap().to_str().unwrap())).collect()
+}
+
+#[test]
+fn the_closure_has_all_that_ldd_finds_and_runs_in_a_root_of_its_own() {
+    let mut tried = 0;
+    for program in ["/usr/bin/redis-check-rdb", "/usr/bin/python3", "/usr/bin/git", "/usr/bin/curl", "/bin/sh", "/usr/bin/perl", "/usr/sbin/nginx", "/usr/bin/ls"] {
+        let Ok(real) = std::fs::canonicalize(program) else { continue };
+        tried += 1;
+        let selection = pick(&[real.to_str().unwrap()]);
+        let closed = closed(&selection);
+        for library in ldd(program) {
+            assert!(closed.selection.contains_key(&library), "{program} needs {library}");
+        }
+        for picked in closed.selection.values() {
+            let why: Why = picked.why.parse().unwrap();
+            assert!(matches!(why, Why::Needed { .. } | Why::Holds(_) | Why::Skeleton(_)), "{}", picked.why);
+        }
+    }
+    assert!(tried >= 2);
+}
+
+#[test]
+fn what_is_added_has_its_links_and_the_folders_above() {
+    let closed = closed(&pick(&["usr/bin/ls"]));
+    let all: Vec<_> = closed.selection.iter().chain([]).collect();
+    for (path, picked) in &all {
+        for above in path.ancestors().filter(|p| !p.is_root()) {
+            let there = closed.selection.get(&above).is_some_and(|p| p.entry.as_ref().unwrap().is_folder());
+            assert!(there || ["/usr", "/usr/bin"].contains(&above.to_string().as_str()), "{above} above {path}");
+        }
+        if let Node::Link { .. } = picked.entry.as_ref().unwrap().node {
+            assert!(picked.why.contains("needed by") || picked.why.contains("skeleton"), "{path}: {}", picked.why);
+        }
+    }
+    if std::fs::symlink_metadata("/lib64").is_ok_and(|d| d.is_symlink()) {
+        assert!(closed.selection.contains_key(&path("lib64")));
+    }
+    let libc = closed.selection.iter().find(|(path, _)| path.name() == b"libc.so.6").unwrap();
+    assert!(libc.1.why.starts_with("needed by /usr/") && libc.1.why.ends_with("(libc.so.6)"), "{}", libc.1.why);
+}
+
+#[test]
+fn rules_that_say_so_are_not_searched() {
+    let closed = closed_with(host(), &OnDisk("/".into()), &pick(&["usr/bin/ls"]), &Libraries::Search(false), &[]).unwrap();
+    assert!(!closed.selection.keys().any(|p| p.name() == b"libc.so.6"));
+}
+
+#[test]
+fn a_script_brings_its_interpreter_and_what_that_needs() {
+    let mut selection = Selection::new();
+    let text = b"#!/usr/bin/env sh\n";
+    selection.insert(path("opt/run"), Picked { entry: Some(Entry::file(text, 0o755)), content: Content::Inline(text.to_vec()), why: "files".into() });
+    let closed = closed(&selection);
+    let sh = std::fs::canonicalize("/bin/sh").unwrap();
+    for needed in ["/usr/bin/env", "/usr/bin/sh", sh.to_str().unwrap()] {
+        assert!(closed.selection.contains_key(&path(needed)), "{needed}");
+    }
+    assert!(closed.selection.keys().any(|p| p.name() == b"libc.so.6"));
+}
+
+#[test]
+fn a_missing_interpreter_is_an_error_that_names_the_script() {
+    let script = |at: &str, text: &[u8], mode: u32| Selection::from([(path(at), Picked { entry: Some(Entry::file(text, mode)), content: Content::Inline(text.to_vec()), why: String::new() })]);
+    let close = |selection: &Selection| closed_with(host(), &OnDisk("/".into()), selection, &Libraries::Search(true), &[]);
+    for text in ["#!/opt/none\n", "#!/usr/bin/env no-such-program\n"] {
+        let error = close(&script("opt/run", text.as_bytes(), 0o755)).unwrap_err();
+        assert!(error.what().contains("/opt/run"), "{error}");
+    }
+    assert!(close(&script("opt/data", b"#!/opt/none\n", 0o644)).is_ok(), "it can't be run");
+    assert!(close(&script("etc/init.d/x", b"#!/opt/none\n", 0o755)).is_ok(), "an image has no init");
+    assert_eq!(close(&script("usr/share/x/y", b"#!/opt/none\n", 0o755)).unwrap().warnings.len(), 1);
+}
+
+/// A program and libraries compiled for the test, in a folder that stands for the whole root.
+struct Compiled {
+    dir: tempfile::TempDir,
+}
+
+impl Compiled {
+    fn new() -> Option<Self> {
+        Command::new("cc").arg("--version").output().ok().filter(|o| o.status.success())?;
+        Some(Self { dir: tempfile::tempdir().unwrap() })
+    }
+
+    fn cc(&self, out: &str, source: &str, args: &[&str]) {
+        let out = self.dir.path().join(out);
+        std::fs::create_dir_all(out.parent().unwrap()).unwrap();
+        let file = self.dir.path().join("source.c");
+        std::fs::write(&file, source).unwrap();
+        let here = self.dir.path().to_str().unwrap();
+        let args = args.iter().map(|a| a.replace("@", here));
+        let done = Command::new("cc").arg("-o").arg(&out).arg(&file).args(args).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+
+    /// The host's loader and libraries below what was compiled.
+    fn view(&self) -> Stack {
+        let mut stack = host().clone();
+        let mut changes = BTreeMap::new();
+        for entry in walkdir::WalkDir::new(self.dir.path()).min_depth(1).into_iter().filter_map(|e| e.ok()) {
+            let at = RootPath::new(entry.path().strip_prefix(self.dir.path()).unwrap().as_os_str().as_bytes()).unwrap();
+            let made = if entry.file_type().is_dir() {
+                Entry::folder(0o755)
+            } else {
+                Entry::file(&std::fs::read(entry.path()).unwrap(), 0o755)
+            };
+            changes.insert(at, Change { was: None, now: Some(made) });
+        }
+        stack.0.push(Changes { digest: Digest::of("compiled"), changeset: Arc::new(Changeset { time: 0, changes }) });
+        stack
+    }
+
+    fn close(&self, picked: &[&str], libraries: &Libraries, env: &[(&str, &str)]) -> Result<Closed> {
+        let view = self.view();
+        let selection: Selection = picked.iter().map(|f| (path(f), World::new([], &view).pick(&path(f), String::new()).expect(f))).collect();
+        closed_with(&view, self, &selection, libraries, env)
+    }
+}
+
+impl Files for Compiled {
+    fn read(&self, changeset: &Digest, path: &RootPath) -> Result<std::fs::File> {
+        let root = if *changeset == Digest::of("compiled") { self.dir.path() } else { std::path::Path::new("/") };
+        let path = path.below(root);
+        std::fs::File::open(&path).map_err(|e| Error::io("open", &path, e))
+    }
+}
+
+const MAIN: &str = "int a(void); int main(void) { return a(); }";
+const LIB_A: &str = "int b(void); int a(void) { return b(); }";
+const LIB_B: &str = "int b(void) { return 0; }";
+
+#[test]
+fn libraries_are_found_by_rpath_runpath_environment_and_configuration() {
+    let Some(dir) = Compiled::new() else { return };
+    dir.cc("opt/lib/libb.so", LIB_B, &["-shared", "-fPIC"]);
+    dir.cc("opt/lib/liba.so", LIB_A, &["-shared", "-fPIC", "-L@/opt/lib", "-lb"]);
+    let link = ["-L@/opt/lib", "-la", "-Wl,-rpath-link,@/opt/lib"];
+    let with = |flag: &'static str| [&link[..], &[flag][..]].concat();
+    dir.cc("opt/bin/rpath", MAIN, &with("-Wl,--disable-new-dtags,-rpath,$ORIGIN/../lib"));
+    dir.cc("opt/bin/runpath", MAIN, &with("-Wl,--enable-new-dtags,-rpath,$ORIGIN/../lib"));
+    dir.cc("opt/bin/none", MAIN, &link);
+    let has = |closed: &Closed, name: &str| closed.selection.contains_key(&path(name));
+
+    let closed = dir.close(&["opt/bin/rpath"], &Libraries::Search(true), &[]).unwrap();
+    assert!(has(&closed, "opt/lib/liba.so") && has(&closed, "opt/lib/libb.so"), "an RPATH holds for libraries of libraries");
+    assert_eq!(closed.selection[&path("opt/lib/libb.so")].why, "needed by /opt/lib/liba.so (libb.so)");
+
+    let error = dir.close(&["opt/bin/runpath"], &Libraries::Search(true), &[]).unwrap_err();
+    assert!(error.what().contains("libb.so is missing, which /opt/lib/liba.so needs (loaded by /opt/bin/runpath)"), "a RUNPATH does not: {error}");
+    assert!(error.reasons().concat().contains("/opt/lib/libb.so"), "it says where the builder has it: {error}");
+
+    let error = dir.close(&["opt/bin/none"], &Libraries::Search(true), &[]).unwrap_err();
+    assert!(error.what().contains("liba.so") && error.reasons()[0].contains("/usr/lib"), "{error}");
+    let closed = dir.close(&["opt/bin/none"], &Libraries::Search(true), &[("LD_LIBRARY_PATH", "/opt/lib")]).unwrap();
+    assert!(has(&closed, "opt/lib/libb.so") && !has(&closed, "etc/ld.so.cache"));
+
+    std::fs::create_dir_all(dir.dir.path().join("etc")).unwrap();
+    std::fs::write(dir.dir.path().join("etc/ld.so.conf"), "/opt/lib\n").unwrap();
+    let closed = dir.close(&["opt/bin/none"], &Libraries::Search(true), &[]).unwrap();
+    assert!(has(&closed, "opt/lib/libb.so") && has(&closed, "etc/ld.so.cache"), "what only the configuration names needs a cache in the image");
+}
+
+#[test]
+fn a_library_that_was_picked_counts_and_modules_are_named_by_the_user() {
+    let Some(dir) = Compiled::new() else { return };
+    dir.cc("opt/lib/libb.so", LIB_B, &["-shared", "-fPIC"]);
+    dir.cc("opt/lib/liba.so", LIB_A, &["-shared", "-fPIC", "-L@/opt/lib", "-lb"]);
+    // libb is in memory before liba: a program that was picked with it sees to that.
+    assert!(dir.close(&["opt/lib/liba.so"], &Libraries::Search(true), &[]).is_err());
+    assert!(dir.close(&["opt/lib/liba.so", "opt/lib/libb.so"], &Libraries::Search(true), &[]).is_ok());
+
+    let closed = dir.close(&["usr/bin/ls"], &Libraries::Also(vec!["/opt/lib/libb*".into(), "libm.so.6".into()]), &[]).unwrap();
+    assert_eq!(closed.selection[&path("opt/lib/libb.so")].why, "libraries /opt/lib/libb*");
+    assert!(closed.selection.keys().any(|p| p.name() == b"libm.so.6"));
+    let error = dir.close(&["usr/bin/ls"], &Libraries::Also(vec!["libnone.so".into()]), &[]).unwrap_err();
+    assert!(error.what().contains("libnone.so"), "{error}");
+}
+
+#[test]
+fn a_version_that_a_library_has_not_is_an_error() {
+    let Some(dir) = Compiled::new() else { return };
+    let map = |text: &str| std::fs::write(dir.dir.path().join("map"), text).unwrap();
+    map("V1 { b; };\nV2 { } V1;\n");
+    let versioned = "__asm__(\".symver b_new,b@@V2\"); int b_new(void) { return 0; }";
+    dir.cc("opt/lib/libb.so", versioned, &["-shared", "-fPIC", "-Wl,-soname,libb.so,--version-script,@/map"]);
+    dir.cc("opt/bin/x", "int b(void); int main(void) { return b(); }", &["-L@/opt/lib", "-lb", "-Wl,-rpath,/opt/lib"]);
+    assert!(dir.close(&["opt/bin/x"], &Libraries::Search(true), &[]).is_ok());
+    map("V1 { b; };\n");
+    dir.cc("opt/lib/libb.so", LIB_B, &["-shared", "-fPIC", "-Wl,-soname,libb.so,--version-script,@/map"]);
+    let error = dir.close(&["opt/bin/x"], &Libraries::Search(true), &[]).unwrap_err();
+    assert!(error.what().contains("V2"), "{error}");
+}
+
+#[test]
+fn the_same_picks_give_the_same_layer() {
+    let one = closed(&pick(&["usr/bin/ls", "usr/bin/env"]));
+    let two = closed(&pick(&["usr/bin/env", "usr/bin/ls"]));
+    assert_eq!(one.selection, two.selection);
+}
+
+#[test]
+fn a_base_that_has_a_library_keeps_it() {
+    let base = [closed(&pick(&["usr/bin/ls"])).selection];
+    let rule = "//app:tapeout".parse().unwrap();
+    let selection = pick(&["usr/bin/env"]);
+    let picked = [Layer { rule: &rule, libraries: &Libraries::Search(true), selection: &selection }];
+    let closed = close(&Request { base: &base, picked: &picked, view: host(), files: &OnDisk("/".into()), user: "", env: &BTreeMap::new() }).unwrap();
+    assert!(!closed.selection.keys().any(|p| p.name() == b"libc.so.6"), "{:?}", closed.selection.keys());
+}

@@ -1,0 +1,181 @@
+//! Why a file is in an image: one reason a file, and the chain of them.
+//!
+//! A reason is kept as the text that people read ([`crate::tree::Picked::why`]). This file alone
+//! knows its form: what [`Why`] prints, it parses.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::Serialize;
+
+use crate::label::Label;
+use crate::tree::{Picked, RootPath, Selection};
+
+/// Why a file is in an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Why {
+    /// A pattern of `include` matched it.
+    Include(String),
+    /// A pattern of `paths` matched it.
+    Path(String),
+    /// A distribution package owns it.
+    Package(String),
+    /// A record of `files` wrote it.
+    Written,
+    /// `libraries = [...]` names it.
+    Asked(String),
+    /// The rule's `run` changed it.
+    Run,
+    /// It is a folder above a file that was picked, or a link on the way to one.
+    Holds(String),
+    /// A file in the image needs it, under this name.
+    Needed {
+        /// Which file.
+        by: String,
+        /// What that file calls it.
+        what: String,
+    },
+    /// Every image gets it, or every image of this kind.
+    Skeleton(String),
+}
+
+impl Why {
+    /// The reason of a folder above `path`, or of a link on the way to it.
+    pub fn holds(path: &RootPath) -> Self {
+        Self::Holds(plain(path))
+    }
+
+    /// The reason of something that `by` needs.
+    pub fn needed(by: &RootPath, what: impl Into<String>) -> Self {
+        Self::Needed { by: plain(by), what: what.into() }
+    }
+
+    /// The file that this reason points at.
+    fn points_at(&self) -> Option<RootPath> {
+        match self {
+            Self::Holds(path) | Self::Needed { by: path, .. } => RootPath::new(path.as_bytes()).ok(),
+            _ => None,
+        }
+    }
+}
+
+/// A path on one line: control characters would break the line that people read.
+pub(crate) fn plain(path: &RootPath) -> String {
+    path.to_string().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Include(pattern) => write!(f, "include {pattern}"),
+            Self::Path(pattern) => write!(f, "path {pattern}"),
+            Self::Package(name) => write!(f, "package {name}"),
+            Self::Written => f.write_str("written by the build file"),
+            Self::Asked(name) => write!(f, "libraries {name}"),
+            Self::Run => f.write_str("changed by its run"),
+            Self::Holds(path) => write!(f, "holds {path}"),
+            Self::Needed { by, what } => write!(f, "needed by {by} ({what})"),
+            Self::Skeleton(what) => write!(f, "base skeleton: {what}"),
+        }
+    }
+}
+
+impl FromStr for Why {
+    type Err = crate::error::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let after = |start: &str| text.strip_prefix(start).map(str::to_string);
+        if let Some(rest) = text.strip_prefix("needed by ").and_then(|rest| rest.strip_suffix(')'))
+            && let Some((by, what)) = rest.split_once(" (")
+        {
+            return Ok(Self::Needed { by: by.to_string(), what: what.to_string() });
+        }
+        let known = [
+            after("include ").map(Self::Include),
+            after("path ").map(Self::Path),
+            after("package ").map(Self::Package),
+            after("libraries ").map(Self::Asked),
+            after("holds ").map(Self::Holds),
+            after("base skeleton: ").map(Self::Skeleton),
+            (text == "written by the build file").then_some(Self::Written),
+            (text == "changed by its run").then_some(Self::Run),
+        ];
+        known.into_iter().flatten().next().ok_or_else(|| crate::error::Error::failed(format!("not a reason: {text:?}")))
+    }
+}
+
+/// One link of a chain of reasons.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Reason {
+    /// The file.
+    pub path: String,
+    /// The rule that brought it.
+    pub rule: Label,
+    /// Why.
+    pub why: String,
+}
+
+/// Why `path` is in the image that these layers make (the lowest first): the reason of the file
+/// itself first, then of the file that needed it, to the one that a rule named. Empty: it isn't in
+/// the image.
+pub fn chain(layers: &[(&Label, &Selection)], path: &RootPath) -> Vec<Reason> {
+    let mut reasons = vec![];
+    let mut seen = BTreeSet::new();
+    let mut next = Some(path.clone());
+    while let Some(path) = next.take() {
+        if !seen.insert(path.clone()) {
+            break;
+        }
+        let Some((rule, picked)) = highest(layers, &path) else { break };
+        next = picked.why.parse::<Why>().ok().and_then(|why| why.points_at());
+        reasons.push(Reason { path: plain(&path), rule: rule.clone(), why: picked.why.clone() });
+    }
+    reasons
+}
+
+fn highest<'a>(layers: &[(&'a Label, &'a Selection)], path: &RootPath) -> Option<(&'a Label, &'a Picked)> {
+    let found = layers.iter().rev().find_map(|(label, selection)| Some((*label, selection.get(path)?)))?;
+    found.1.entry.is_some().then_some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tapeout::testing::{path, picked};
+
+    #[test]
+    fn parse_and_print_are_inverse() {
+        for why in [
+            Why::Include("/usr/**".into()),
+            Why::Path("/bin/sh".into()),
+            Why::Package("libc6:amd64".into()),
+            Why::Written,
+            Why::Run,
+            Why::Asked("libnss_x.so.2".into()),
+            Why::Holds("/usr/bin/x".into()),
+            Why::Needed { by: "/usr/bin/x".into(), what: "libc.so.6 (again)".into() },
+            Why::Skeleton("certificates".into()),
+        ] {
+            assert_eq!(why.to_string().parse::<Why>().unwrap(), why);
+        }
+        assert!("no reason".parse::<Why>().is_err());
+    }
+
+    #[test]
+    fn a_chain_ends_at_what_a_rule_named() {
+        let (app, joint): (Label, Label) = ("//app:tapeout".parse().unwrap(), "//base:tapeout".parse().unwrap());
+        let first = Selection::from([(path("usr/bin/x"), picked("x", "include /usr/bin/*"))]);
+        let second = Selection::from([
+            (path("lib/liba.so"), picked("a", "needed by /usr/bin/x (liba.so)")),
+            (path("lib/libb.so"), picked("b", "needed by /lib/liba.so (libb.so)")),
+            (path("lib/c"), picked("c", "needed by /lib/d (d)")),
+            (path("lib/d"), picked("d", "needed by /lib/c (c)")),
+        ]);
+        let layers = [(&app, &first), (&joint, &second)];
+        let chain_of = |text: &str| chain(&layers, &path(text)).into_iter().map(|r| r.path).collect::<Vec<_>>();
+        assert_eq!(chain_of("lib/libb.so"), ["/lib/libb.so", "/lib/liba.so", "/usr/bin/x"]);
+        assert_eq!(chain_of("lib/c"), ["/lib/c", "/lib/d"], "a circle ends");
+        assert!(chain_of("nowhere").is_empty());
+    }
+}
