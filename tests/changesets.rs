@@ -20,7 +20,11 @@ use tapeout::sys::process;
 use tapeout::tree::{Change, Changeset, Content, Entry, Layer, Node, Picked, RootPath, Selection, Stack};
 
 fn busybox() -> PathBuf {
-    ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from).into_iter().find(|p| p.exists()).expect("busybox-static is installed")
+    ["/bin/busybox", "/usr/bin/busybox"]
+        .map(PathBuf::from)
+        .into_iter()
+        .find(|p| p.exists())
+        .expect("busybox-static is installed")
 }
 
 fn path(path: impl AsRef<[u8]>) -> RootPath {
@@ -115,7 +119,8 @@ impl Room {
         let below = self.stack.below(&path(folder));
         let mut told: Vec<_> = below.keys().map(|p| p.to_string()).collect();
         told.sort();
-        let mut seen: Vec<_> = self.sees(&format!("find /{folder} -mindepth 1 -print")).lines().map(str::to_string).collect();
+        let mut seen: Vec<_> =
+            self.sees(&format!("find /{folder} -mindepth 1 -print")).lines().map(str::to_string).collect();
         seen.sort();
         assert_eq!(seen, told);
     }
@@ -134,8 +139,14 @@ fn told(changeset: &Changeset) -> Vec<String> {
 #[test]
 fn a_rule_that_changes_nothing_has_an_empty_changeset() {
     let mut room = Room::new();
-    assert!(told(&room.rule("touch /etc/passwd /etc; mkdir /etc/x; rmdir /etc/x; echo x > /tmp/y; chmod 644 /etc/passwd")).is_empty());
-    assert!(told(&room.rule("cp /etc/passwd /etc/p; mv /etc/p /etc/passwd")).is_empty(), "the same content under the same name");
+    assert!(
+        told(&room.rule("touch /etc/passwd /etc; mkdir /etc/x; rmdir /etc/x; echo x > /tmp/y; chmod 644 /etc/passwd"))
+            .is_empty()
+    );
+    assert!(
+        told(&room.rule("cp /etc/passwd /etc/p; mv /etc/p /etc/passwd")).is_empty(),
+        "the same content under the same name"
+    );
 }
 
 #[test]
@@ -148,9 +159,21 @@ fn owners_stay_through_every_way_of_changing_a_file() {
     let null = Node::Device { character: true, major: 1, minor: 3 };
     assert_eq!(room.entry("var/lib/null").node, null);
     let changeset = room.rule("cd /var/lib; echo more >> changed; mv moved elsewhere; echo more >> elsewhere; chmod 600 copied; touch d/inside; mv null zero; chmod 600 zero");
-    let expected = ["  /var", "  /var/lib", "~ /var/lib/changed", "~ /var/lib/copied", "  /var/lib/d", "+ /var/lib/d/inside", "+ /var/lib/elsewhere", "- /var/lib/moved", "- /var/lib/null", "+ /var/lib/zero"];
+    let expected = [
+        "  /var",
+        "  /var/lib",
+        "~ /var/lib/changed",
+        "~ /var/lib/copied",
+        "  /var/lib/d",
+        "+ /var/lib/d/inside",
+        "+ /var/lib/elsewhere",
+        "- /var/lib/moved",
+        "- /var/lib/null",
+        "+ /var/lib/zero",
+    ];
     assert_eq!(told(&changeset), expected);
-    let owners = ["changed", "elsewhere", "copied", "d", "d/inside", "l"].map(|at| room.owner(&format!("var/lib/{at}")));
+    let owners =
+        ["changed", "elsewhere", "copied", "d", "d/inside", "l"].map(|at| room.owner(&format!("var/lib/{at}")));
     assert_eq!(owners, [(33, 34), (33, 34), (33, 34), (33, 33), (0, 0), (33, 33)]);
     assert_eq!((room.entry("var/lib/zero").node, room.entry("var/lib/zero").mode), (null, 0o600));
     room.agrees("var/lib");
@@ -160,8 +183,22 @@ fn owners_stay_through_every_way_of_changing_a_file() {
 fn replaced_and_removed_folders_come_out_right_over_three_rules() {
     let mut room = Room::new();
     room.rule("mkdir -p /d/sub/deep /e /f; for i in 1 2 3; do echo $i > /d/$i; echo $i > /d/sub/$i; echo $i > /e/$i; done; echo f > /f/f");
-    let changeset = room.rule("rm -r /d; mkdir /d /d/sub; echo 2 > /d/2; echo new > /d/sub/new; rm -r /e; echo file > /e; rm /f/f");
-    let expected = ["  /d", "- /d/1", "- /d/3", "  /d/sub", "- /d/sub/1", "- /d/sub/2", "- /d/sub/3", "- /d/sub/deep", "+ /d/sub/new", "~ /e", "  /f", "- /f/f"];
+    let changeset =
+        room.rule("rm -r /d; mkdir /d /d/sub; echo 2 > /d/2; echo new > /d/sub/new; rm -r /e; echo file > /e; rm /f/f");
+    let expected = [
+        "  /d",
+        "- /d/1",
+        "- /d/3",
+        "  /d/sub",
+        "- /d/sub/1",
+        "- /d/sub/2",
+        "- /d/sub/3",
+        "- /d/sub/deep",
+        "+ /d/sub/new",
+        "~ /e",
+        "  /f",
+        "- /f/f",
+    ];
     assert_eq!(told(&changeset), expected);
     for folder in ["d", "f"] {
         room.agrees(folder);
@@ -217,8 +254,19 @@ fn odd_files_come_through() {
     let mut tar = vec![];
     write_layer(&selection, &files, Compression::None, 0, NonZeroUsize::MIN, &mut tar).unwrap();
     let listed = list(&tar);
+<<<<<<< HEAD
     for expected in [format!("-rw-r--r-- 0/0 0 1970-01-01 00:00 odd/{long} link to odd/hard").as_str(), "-rwsr-sr-x 0/0 2 1970-01-01 00:00 odd/suid", if root { "d--------- 0/0 0 1970-01-01 00:00 odd/closed/" } else { "drwxr-xr-x 0/0 0 1970-01-01 00:00 odd/closed/" },
         "lrwxrwxrwx 0/0 0 1970-01-01 00:00 odd/link -> /nowhere/at/all", "-rw-r--r-- 0/0 1048576 1970-01-01 00:00 odd/sparse", "-rw-r--r-- 0/0 2 1970-01-01 00:00 odd/a\\377b"] {
+=======
+    for expected in [
+        &format!("-rw-r--r-- 0/0 0 1970-01-01 00:00 odd/{long} link to odd/hard"),
+        "-rwsr-sr-x 0/0 2 1970-01-01 00:00 odd/suid",
+        if root { "d--------- 0/0 0 1970-01-01 00:00 odd/closed/" } else { "drwxr-xr-x 0/0 0 1970-01-01 00:00 odd/closed/" },
+        "lrwxrwxrwx 0/0 0 1970-01-01 00:00 odd/link -> /nowhere/at/all",
+        "-rw-r--r-- 0/0 1048576 1970-01-01 00:00 odd/sparse",
+        "-rw-r--r-- 0/0 2 1970-01-01 00:00 odd/a\\377b",
+    ] {
+>>>>>>> main
         assert!(listed.iter().any(|line| line.split_whitespace().collect::<Vec<_>>().join(" ").replacen("hrw", "-rw", 1) == expected), "{expected}\n{listed:#?}");
     }
 }
@@ -251,7 +299,10 @@ fn names_do_not_depend_on_the_order_on_disk_or_on_the_store() {
         room.rule(script);
         room.stack.0[1].digest
     };
-    assert_eq!(name("mkdir /a; echo 1 > /a/1; echo 2 > /a/2; chown 5 /a/2"), name("mkdir /a; echo 2 > /a/2; chown 5 /a/2; sleep 0.01; echo 1 > /a/1"));
+    assert_eq!(
+        name("mkdir /a; echo 1 > /a/1; echo 2 > /a/2; chown 5 /a/2"),
+        name("mkdir /a; echo 2 > /a/2; chown 5 /a/2; sleep 0.01; echo 1 > /a/1")
+    );
 }
 
 #[test]
