@@ -140,8 +140,8 @@ fn group_line(line: &str) -> Option<Group> {
 fn unknown<'a>(what: &str, text: &str, table: &str, known: impl Iterator<Item = &'a str>) -> Error {
     let mut known: Vec<&str> = known.take(60).collect();
     known.sort_unstable();
-    let has = if known.is_empty() { "is not there".to_string() } else { format!("has {}", known.join(", ")) };
-    Error::request(format!("no {what} {text:?} is known")).why(format!("the builder's {table} {has}")).next("write a number, or add it in a rule's run (useradd, groupadd)")
+    let has = if known.is_empty() { "is not there, or empty".to_string() } else { format!("has {}", known.join(", ")) };
+    Error::request(format!("no {what} {text:?} is known")).why(format!("{table} {has}")).next("write a number, or add it in a rule's run (useradd, groupadd)")
 }
 
 #[cfg(test)]
