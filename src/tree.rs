@@ -121,7 +121,8 @@ impl Ord for RootPath {
     fn cmp(&self, other: &Self) -> Ordering {
         // A slash sorts before every other byte, so that `a/b` comes before `a-b`.
         let key = |b: &u8| if *b == b'/' { 0 } else { *b };
-        self.0.iter().map(key).cmp(other.0.iter().map(key))
+        let same = self.0.iter().zip(&other.0).take_while(|(a, b)| a == b).count();
+        self.0.get(same).map(key).cmp(&other.0.get(same).map(key))
     }
 }
 
@@ -280,10 +281,12 @@ impl Changeset {
         self.changes.range(folder.clone()..).take_while(move |(path, _)| path.starts_with(folder))
     }
 
-    /// Did this changeset hide everything that was below `folder`, by removing or replacing it or
-    /// a folder above?
-    fn hides(&self, path: &RootPath) -> bool {
-        path.ancestors().any(|a| self.changes.get(&a).is_some_and(|c| c.now.as_ref().is_none_or(|e| !e.is_folder())))
+    /// Did this changeset hide everything that was below these folders (the highest first, each in
+    /// the one before), by removing or replacing one of them?
+    fn hides(&self, above: &[RootPath]) -> bool {
+        // Where a folder isn't listed, nothing below it is: a changeset is a tree.
+        let listed = above.iter().map_while(|folder| self.changes.get(folder));
+        listed.into_iter().any(|change| change.now.as_ref().is_none_or(|entry| !entry.is_folder()))
     }
 }
 
@@ -303,11 +306,12 @@ pub struct Stack(pub Vec<Layer>);
 impl Stack {
     /// What is at a path (not following links), and which changeset put it there.
     pub fn get(&self, path: &RootPath) -> Option<(&Entry, &Layer)> {
+        let above = above(path);
         for layer in self.0.iter().rev() {
             if let Some(change) = layer.changeset.changes.get(path) {
                 return change.now.as_ref().map(|entry| (entry, layer));
             }
-            if layer.changeset.hides(path) {
+            if layer.changeset.hides(&above) {
                 return None;
             }
         }
@@ -317,8 +321,9 @@ impl Stack {
     /// All that is visible below `folder`, without itself, sorted as a walk.
     pub fn below(&self, folder: &RootPath) -> BTreeMap<RootPath, (Entry, Digest)> {
         let mut all: BTreeMap<RootPath, (Entry, Digest)> = BTreeMap::new();
+        let above = above(folder);
         for layer in &self.0 {
-            if layer.changeset.hides(folder) || layer.changeset.changes.get(folder).is_some_and(|c| c.now.as_ref().is_none_or(|e| !e.is_folder())) {
+            if layer.changeset.hides(&above) || layer.changeset.changes.get(folder).is_some_and(|c| c.now.as_ref().is_none_or(|e| !e.is_folder())) {
                 all.clear();
                 continue;
             }
@@ -372,6 +377,13 @@ impl Stack {
         }
         Some(done)
     }
+}
+
+/// The folders above a path, the highest first, without the root.
+fn above(path: &RootPath) -> Vec<RootPath> {
+    let mut above: Vec<_> = path.ancestors().filter(|folder| !folder.is_root()).collect();
+    above.reverse();
+    above
 }
 
 /// Where the bytes of a picked file are.

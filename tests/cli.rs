@@ -50,8 +50,10 @@ fn a_wrong_request_exits_2_and_a_failed_build_exits_1() {
     workspace.run("no-such-command").failure(2);
     workspace.run("build").failure(2);
     workspace.run("build //app:nothing").failure(2).stderr_has("//app:nothing");
+    // A short name stands for an image in build files and on image commands; here it may be anything.
+    workspace.run("build //app:web").failure(2).stderr_has("did you mean //app:web/build_image?");
     workspace.run("build //nowhere:build").failure(2).stderr_has("nowhere");
-    workspace.run("build --parameter //app:wrod=x //app:web").failure(2).stderr_has("//app:wrod");
+    workspace.run("build --parameter //app:wrod=x //app:web/build_image").failure(2).stderr_has("//app:wrod");
     workspace.file("bad/build.star", "rule(\"build\", deps = [\"//base:build\"], run = \"echo before; exit 3\")");
     workspace.run("build //bad:build").failure(1).stderr_has("//bad:build").says("before");
     workspace.file("worse/build.star", "rule(\"build\", deps = [\"//base:build\"]\n");
@@ -61,29 +63,29 @@ fn a_wrong_request_exits_2_and_a_failed_build_exits_1() {
 #[test]
 fn outside_of_a_workspace_the_error_says_how_to_begin() {
     let nowhere = Workspace::empty(User::plain());
-    nowhere.run("build //app:web").failure(2).stderr_has("tapeout.toml");
+    nowhere.run("build //app:web/build_image").failure(2).stderr_has("tapeout.toml");
 }
 
 #[test]
 fn a_second_build_runs_nothing_and_a_changed_parameter_runs_what_reads_it() {
     let Some(workspace) = workspace() else { return };
-    workspace.run("build //app:web").success();
+    workspace.run("build //app:web/build_image").success();
     let image = workspace.output("app/web/build_image/index.json");
     let first = workspace.read("tapeout-out/app/web/build_image/index.json");
     let made = image.metadata().expect("index.json").modified().expect("mtime");
-    workspace.run("build //app:web").success();
+    workspace.run("build //app:web/build_image").success();
     assert_eq!(image.metadata().expect("index.json").modified().expect("mtime"), made, "it was written again");
-    workspace.run("build --parameter //app:word=bye //app:web").success();
+    workspace.run("build --parameter //app:word=bye //app:web/build_image").success();
     let other = workspace.read("tapeout-out/app/web/build_image/index.json");
     assert_ne!(other, first);
-    workspace.run("build //app:web").success();
+    workspace.run("build //app:web/build_image").success();
     assert_eq!(workspace.read("tapeout-out/app/web/build_image/index.json"), first, "back again");
 }
 
 #[test]
 fn labels_are_relative_to_the_folder_one_stands_in() {
     let Some(workspace) = workspace() else { return };
-    for label in [":web", "web/build_image", "//app:web", "//app:web/build_image"] {
+    for label in [":web/build_image", "web/build_image", "//app:web/build_image"] {
         let outcome = workspace.run(&format!("-C app build {label} --dry-run")).success();
         assert!(outcome.stdout.contains("//app:web/build_image"), "{label}{outcome}");
     }
@@ -92,7 +94,7 @@ fn labels_are_relative_to_the_folder_one_stands_in() {
 #[test]
 fn a_dry_run_shows_every_rule_in_order_and_runs_none() {
     let Some(workspace) = workspace() else { return };
-    let plan = workspace.run("build --dry-run //app:web").success().stdout;
+    let plan = workspace.run("build --dry-run //app:web/build_image").success().stdout;
     let place = |label: &str| plan.find(label).unwrap_or_else(|| panic!("{label} is not in the plan:\n{plan}"));
     let order = ["//base:build", "//app:build", "//app:tapeout", "//base:tapeout", "//app:web/build_image"].map(place);
     assert!(order.is_sorted(), "{plan}");
@@ -117,16 +119,16 @@ fn list_shows_rules_and_parameters_with_their_docs_and_json() {
 #[test]
 fn graph_shows_what_a_label_needs_and_graphviz_can_read_it() {
     let Some(workspace) = workspace() else { return };
-    workspace.run("graph //app:web").success().stdout_has("//base:tapeout").stdout_has("//app:build");
-    let dot = workspace.run("graph --dot //app:web").success().stdout;
+    workspace.run("graph //app:web/build_image").success().stdout_has("//base:tapeout").stdout_has("//app:build");
+    let dot = workspace.run("graph --dot //app:web/build_image").success().stdout;
     assert!(dot.trim_start().starts_with("digraph"), "{dot}");
-    workspace.run("graph --json //app:web").success().json();
+    workspace.run("graph --json //app:web/build_image").success().json();
 }
 
 #[test]
 fn log_shows_what_a_rule_printed_also_of_one_that_failed() {
     let Some(workspace) = workspace() else { return };
-    workspace.run("build //app:web").success();
+    workspace.run("build //app:web/build_image").success();
     workspace.run("log //app:build").success().stdout_has("the log says hello");
     workspace.file("bad/build.star", "rule(\"build\", deps = [\"//base:build\"], run = \"echo last words; exit 3\")");
     workspace.run("build //bad:build").failure(1);
@@ -143,7 +145,7 @@ fn doctor_says_what_this_machine_offers() {
 #[test]
 fn nothing_is_written_but_store_and_output() {
     let Some(workspace) = workspace() else { return };
-    workspace.run("build //app:web").success();
+    workspace.run("build //app:web/build_image").success();
     for folder in ["home", "tmp"] {
         let folder = workspace.everything().join(folder);
         let inside: Vec<_> =

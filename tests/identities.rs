@@ -33,7 +33,7 @@ fn build(order: &[&str]) -> Workspace {
     for label in order {
         workspace.run(&format!("build {label}")).success();
     }
-    workspace.run("build //app:joined").success();
+    workspace.run("build //app:joined/build_image").success();
     workspace
 }
 

@@ -58,7 +58,7 @@ fn killed_at_any_moment_a_build_leaves_no_process_and_a_good_store() {
     let user = User::numbered(64102);
     let workspace = Workspace::tiny_of(user.clone());
     workspace.file("app/build.star", BUILD).file("app/input", "0");
-    let whole = workspace.run("build --jobs 2 //app:image").success().took;
+    let whole = workspace.run("build --jobs 2 //app:image/build_image").success().took;
     expect_no_process(&user, "at its end");
 
     let moments = 40;
@@ -66,17 +66,17 @@ fn killed_at_any_moment_a_build_leaves_no_process_and_a_good_store() {
     for moment in 0..moments {
         workspace.file("app/input", format!("{moment}"));
         let after = whole * moment / moments;
-        let running = workspace.start("build --jobs 2 //app:image");
+        let running = workspace.start("build --jobs 2 //app:image/build_image");
         std::thread::sleep(after);
         interrupted += u32::from(running.kill().killed());
         expect_no_process(&user, &format!("after {after:?}"));
-        workspace.run("build --jobs 2 //app:image").success();
+        workspace.run("build --jobs 2 //app:image/build_image").success();
     }
     assert!(interrupted > moments / 2, "only {interrupted} of {moments} were killed in time");
 
     let fresh = Workspace::tiny_of(user);
     fresh.file("app/build.star", BUILD).file("app/input", workspace.read("app/input"));
-    fresh.run("build //app:image").success();
+    fresh.run("build //app:image/build_image").success();
     assert_eq!(digest(&workspace), digest(&fresh), "what survived {interrupted} kills is another image");
     let left: Vec<_> = std::fs::read_dir(workspace.store().join("tmp")).expect("tmp").flatten().collect();
     assert!(left.len() < 10, "nobody clears what killed runs left: {left:?}");

@@ -7,6 +7,7 @@ mod common;
 mod changesets;
 mod cli;
 mod full_disk;
+mod graph;
 mod identities;
 mod killed;
 mod newcomer;

@@ -132,7 +132,7 @@ fn a_missing_library_is_found_by_the_check_and_not_in_production() {
             r#"exclude = ["/usr/local/lib/libgreet*"], check = ["/usr/local/bin/hello"]"#,
         ),
     );
-    workspace.run("build //hello:hello").failure(1).says("libgreet.so.1").says("//hello:hello/build_image");
+    workspace.run("build //hello:hello/build_image").failure(1).says("libgreet.so.1").says("//hello:hello/build_image");
     assert!(!workspace.output("hello/hello/build_image").exists(), "an image that failed its check is not written");
 }
 
@@ -141,5 +141,9 @@ fn a_pattern_that_matches_nothing_is_told() {
     let workspace = workspace();
     let build = PROGRAM.replace("NAME", "hello").replace("/usr/local/bin/hello\"])", "/usr/local/bin/hallo\"])");
     workspace.file("hello/build.star", build);
-    workspace.run("build //hello:hello").fails().stderr_has("/usr/local/bin/hallo").stderr_has("//hello:tapeout");
+    workspace
+        .run("build //hello:hello/build_image")
+        .fails()
+        .stderr_has("/usr/local/bin/hallo")
+        .stderr_has("//hello:tapeout");
 }

@@ -31,7 +31,11 @@ fn sh(script: &str) -> Step {
 
 /// Where `apt-get install busybox-static` puts it.
 fn busybox() -> PathBuf {
-    ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from).into_iter().find(|p| p.exists()).expect("busybox-static is installed")
+    ["/bin/busybox", "/usr/bin/busybox"]
+        .map(PathBuf::from)
+        .into_iter()
+        .find(|p| p.exists())
+        .expect("busybox-static is installed")
 }
 
 /// A program and the libraries that it needs.
@@ -44,7 +48,8 @@ fn needed(program: &str) -> Vec<PathBuf> {
 
 impl Room {
     fn new() -> Self {
-        let executable = std::env::var_os("NEXTEST_BIN_EXE_tapeout").unwrap_or_else(|| env!("CARGO_BIN_EXE_tapeout").into());
+        let executable =
+            std::env::var_os("NEXTEST_BIN_EXE_tapeout").unwrap_or_else(|| env!("CARGO_BIN_EXE_tapeout").into());
         process::set_executable(executable.into());
         let temp = tempfile::Builder::new().prefix("sandbox").tempdir().unwrap();
         let lower = temp.path().join("lower");
@@ -56,11 +61,15 @@ impl Room {
         for name in String::from_utf8(applets.stdout).unwrap().lines().filter(|name| *name != "busybox") {
             std::os::unix::fs::symlink("busybox", lower.join("bin").join(name)).unwrap();
         }
-        // busybox says the group that it sees where it was given none, GNU's chown leaves it.
-        for path in needed("/bin/chown") {
-            let to = lower.join(path.strip_prefix("/").unwrap());
+        // busybox says the group that it sees where it was given none, GNU's chown leaves it; perl
+        // makes any system call.
+        for path in needed("/bin/chown").into_iter().chain(needed("/usr/bin/perl")) {
+            let to = match path.to_str() {
+                Some("/bin/chown") => lower.join("usr/bin/gnu-chown"),
+                _ => lower.join(path.strip_prefix("/").unwrap()),
+            };
             std::fs::create_dir_all(to.parent().unwrap()).unwrap();
-            std::fs::copy(&path, if path == Path::new("/bin/chown") { lower.join("usr/bin/gnu-chown") } else { to }).unwrap();
+            std::fs::copy(&path, to).unwrap();
         }
         std::fs::write(lower.join("etc/passwd"), "root:x:0:0::/:/bin/sh\n").unwrap();
         std::fs::write(lower.join("etc/kept"), "lower\n").unwrap();
@@ -135,8 +144,20 @@ fn a_step_runs_in_its_own_world() {
     assert_eq!(
         output.lines().map(|line| line.split_whitespace().take(1).collect::<String>()).collect::<Vec<_>>(),
         [
-            "0", "0", "tapeout", "/workspace", "/tmp/home", "0022", "HOME=/tmp/home", "PATH=/bin:/usr/bin", "PWD=/workspace", "SHLVL=1", "/proc/1",
-            "/proc/2", "drwxrwxrwt", "drwxr-xr-x"
+            "0",
+            "0",
+            "tapeout",
+            "/workspace",
+            "/tmp/home",
+            "0022",
+            "HOME=/tmp/home",
+            "PATH=/bin:/usr/bin",
+            "PWD=/workspace",
+            "SHLVL=1",
+            "/proc/1",
+            "/proc/2",
+            "drwxrwxrwt",
+            "drwxr-xr-x"
         ]
     );
     assert_eq!(std::fs::read_to_string(room.upper("made")).unwrap(), "made\n");
@@ -148,7 +169,12 @@ fn a_step_runs_in_its_own_world() {
 fn the_outcome_says_which_step_ended_how() {
     let mut room = Room::new();
     let argv = |words: &[&str]| Step::Argv(words.iter().map(|w| w.to_string()).collect());
-    let ran = room.run_steps(vec![sh("echo one"), argv(&["echo", "two words"]), sh("echo three; false; echo never"), sh("echo never")]);
+    let ran = room.run_steps(vec![
+        sh("echo one"),
+        argv(&["echo", "two words"]),
+        sh("echo three; false; echo never"),
+        sh("echo never"),
+    ]);
     let outcome = ran.result.unwrap();
     assert_eq!((outcome.status, outcome.failed_step), (Status::Exited(1), Some(2)));
     assert_eq!(ran.output, "one\ntwo words\nthree\n");
@@ -161,7 +187,9 @@ fn the_outcome_says_which_step_ended_how() {
 #[test]
 fn what_is_missing_is_named() {
     let argv = |word: &str| vec![Step::Argv(vec![word.into()])];
-    for (program, words) in [("no-such-program", ["no-such-program", "PATH"]), ("/opt/none", ["/opt/none", "snapshot has no"])] {
+    for (program, words) in
+        [("no-such-program", ["no-such-program", "PATH"]), ("/opt/none", ["/opt/none", "snapshot has no"])]
+    {
         let error = Room::new().run_steps(argv(program)).result.unwrap_err().to_string();
         assert!(words.iter().all(|word| error.contains(word)), "{error}");
     }
@@ -239,7 +267,14 @@ fn owners_are_found_below_a_changed_root_and_through_descriptors() {
          echo > h; chown 25:26 /proc/self/cwd/h; exec 5> i; chown 27:28 /dev/fd/5; exec 6< etc; chown 29:29 /proc/self/fd/6/kept
          ! chown 1:1 /proc/1/fd/3 2>/dev/null; ! chown 1:1 /proc/1/root/etc 2>/dev/null",
     );
-    for (path, owner) in [("inner/sub/f", (Some(21), Some(22))), ("inner/sub/g", (Some(23), Some(24))), ("i", (Some(27), Some(28))), ("h", (Some(25), Some(26))), ("etc/kept", (Some(29), Some(29))), ("etc", (None, None))] {
+    for (path, owner) in [
+        ("inner/sub/f", (Some(21), Some(22))),
+        ("inner/sub/g", (Some(23), Some(24))),
+        ("i", (Some(27), Some(28))),
+        ("h", (Some(25), Some(26))),
+        ("etc/kept", (Some(29), Some(29))),
+        ("etc", (None, None)),
+    ] {
         assert_eq!(room.owner(&outcome, path), owner, "{path}");
     }
 }
@@ -343,7 +378,12 @@ fn what_a_rule_must_not_reach() {
         let mut room = Room::new();
         std::fs::create_dir(room.lower().join("mnt")).unwrap();
         let ran = room.run(&format!("if {{ {script}; }} > /tmp/out 2>&1; then cat /tmp/out; exit 0; else exit 77; fi"));
-        assert_eq!(ran.result.unwrap_or_else(|e| panic!("{name}: {e}")).status, Status::Exited(77), "{name}: {}", ran.output);
+        assert_eq!(
+            ran.result.unwrap_or_else(|e| panic!("{name}: {e}")).status,
+            Status::Exited(77),
+            "{name}: {}",
+            ran.output
+        );
     }
 }
 
@@ -369,7 +409,9 @@ fn without_capabilities_modes_count() {
 fn another_id_can_be_mapped() {
     let mut room = Room::new();
     (room.spec.uid, room.spec.gid) = (999, 998);
-    let (output, outcome) = room.ok("id -u; id -g; echo > /mine; stat -c %u:%g /mine /etc/kept; chown 999:998 /mine; ! chown 0 /mine 2>/dev/null");
+    let (output, outcome) = room.ok(
+        "id -u; id -g; echo > /mine; stat -c %u:%g /mine /etc/kept; chown 999:998 /mine; ! chown 0 /mine 2>/dev/null",
+    );
     assert_eq!(output, "999\n998\n999:998\n999:998\n");
     assert_eq!(room.owner(&outcome, "mine"), (Some(999), Some(998)));
 }
@@ -380,7 +422,8 @@ fn folders_of_the_host_are_seen_where_they_are_bound() {
     let shared = room.temp.path().join("shared");
     std::fs::create_dir(&shared).unwrap();
     std::fs::write(shared.join("file"), "text\n").unwrap();
-    let bind = |host: &Path, inside: &str, read_only| sandbox::Bind { host: host.into(), inside: inside.into(), read_only };
+    let bind =
+        |host: &Path, inside: &str, read_only| sandbox::Bind { host: host.into(), inside: inside.into(), read_only };
     room.spec.mounts = vec![
         bind(&shared, "/cache/deep", false),
         bind(&shared, "/mnt", true),
@@ -392,9 +435,136 @@ fn folders_of_the_host_are_seen_where_they_are_bound() {
     // A link on the way is refused.
     std::os::unix::fs::symlink("/etc", room.lower().join("link")).unwrap();
     for folder in ["upper", "work"] {
-        std::fs::remove_dir_all(room.temp.path().join(folder)).unwrap();
+        file::remove_tree(&room.temp.path().join(folder)).unwrap();
         std::fs::create_dir(room.temp.path().join(folder)).unwrap();
     }
     room.spec.mounts = vec![bind(&shared, "/link/x", false)];
     assert!(room.run("true").result.is_err());
+}
+
+#[test]
+fn this_machine_can_run_rules() {
+    let room = Room::new();
+    let probe = sandbox::Probe::this_machine(room.temp.path());
+    assert!(probe.can_run(), "{probe:?}");
+    assert!(probe.findings.iter().any(|f| f.name == "overlay"), "{probe:?}");
+    assert!(
+        std::fs::read_dir(room.temp.path())
+            .unwrap()
+            .flatten()
+            .all(|e| !e.file_name().to_string_lossy().starts_with("probe"))
+    );
+}
+
+/// The command lines of all processes of this machine that hold a text.
+fn processes_with(text: &str) -> usize {
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    let lines = all.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    lines.filter(|line| String::from_utf8_lossy(line).contains(text)).count()
+}
+
+const MARK: &str = "SANDBOX_TEST_MARK";
+
+#[test]
+#[ignore = "the other half of nothing_outlives_a_killed_parent"]
+fn runs_until_it_is_killed() {
+    let mark = std::env::var(MARK).expect("a mark");
+    let script = format!(
+        "trap '' TERM HUP INT; setsid sleep {mark} & (setsid sh -c 'trap \"\" TERM; sleep {mark}; sleep {mark}' &) ; sleep {mark} & wait; sleep {mark}"
+    );
+    let _ = Room::new().run(&script);
+}
+
+#[test]
+fn nothing_outlives_a_killed_parent() {
+    let mark = format!("9{}", std::process::id());
+    // What the killed one leaves behind is below a folder of ours.
+    let temp = tempfile::tempdir().unwrap();
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "sandbox::runs_until_it_is_killed", "--ignored"])
+        .env(MARK, &mark)
+        .env("TMPDIR", temp.path())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let sleeping = format!("sleep\0{mark}");
+    while processes_with(&sleeping) < 3 {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // The runner ends a test that waits for ever.
+    while processes_with(&mark) > 0 {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    for left in std::fs::read_dir(temp.path()).unwrap().flatten() {
+        file::remove_tree(&left.path()).unwrap();
+    }
+}
+
+#[test]
+fn a_file_that_gets_its_name_later_keeps_its_owner() {
+    let mut room = Room::new();
+    // open with O_TMPFILE, fchown, link; a removed file that is changed is nobody's.
+    let script = r#"cd /; mkdir -p d; perl -e '
+        my $fd = syscall(2, my $d = "/d", 0x410002, 0644); die "open: $!" if $fd < 0;
+        syscall(93, $fd, 41, 42) == 0 or die "fchown: $!";
+        syscall(265, -100, my $p = "/proc/self/fd/$fd", -100, my $n = "/d/named", 0x400) == 0 or die "link: $!";
+        open(my $f, ">", "/d/gone"); unlink "/d/gone"; syscall(93, fileno($f), 43, 44) == 0 or die "fchown: $!";
+        open(my $g, ">", "/d/other");'"#;
+    let (_, outcome) = room.ok(script);
+    assert_eq!(room.owner(&outcome, "d/named"), (Some(41), Some(42)));
+    assert_eq!(room.owner(&outcome, "d/other"), (None, None));
+}
+
+#[test]
+fn owners_are_recorded_in_namespaces_of_a_rules_own() {
+    let mut room = Room::new();
+    let (_, outcome) = room.ok("cd /; echo > f; mkdir d; echo > d/g; unshare -Urm sh -c 'chown 51:52 f; mount --bind d var; ! chown 53:54 var/g 2>/dev/null'");
+    assert_eq!(room.owner(&outcome, "f"), (Some(51), Some(52)));
+    assert_eq!(room.owner(&outcome, "d/g"), (None, None), "an error, not a loss");
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn calls_that_a_build_has_no_business_with_are_refused() {
+    let (eperm, enosys, eafnosupport) = (libc::EPERM, libc::ENOSYS, libc::EAFNOSUPPORT);
+    let calls = [
+        ("keyctl", "250, 0, -3, 0", eperm),
+        ("add_key", "248, 0, 0, 0, 0, 0", eperm),
+        ("request_key", "249, 0, 0, 0, 0", eperm),
+        ("bpf", "321, 0, 0, 0", eperm),
+        ("perf_event_open", "298, 0, 0, 0, 0, 0", eperm),
+        ("kexec_load", "246, 0, 0, 0, 0", eperm),
+        ("kexec_file_load", "320, 0, 0, 0, 0, 0", eperm),
+        ("init_module", "175, 0, 0, 0", eperm),
+        ("finit_module", "313, 0, 0, 0", eperm),
+        ("userfaultfd", "323, 0", eperm),
+        ("open_by_handle_at", "304, 0, 0, 0", eperm),
+        ("syslog", "103, 3, 0, 0", eperm),
+        ("reboot", "169, 0, 0, 0, 0", eperm),
+        ("io_uring_setup", "425, 1, 0", enosys),
+        ("ioctl TIOCSTI", "16, 0, 0x5412, 0", eperm),
+        ("ioctl TIOCSTI with high bits", "16, 0, 0x700005412, 0", eperm),
+        ("ioctl TIOCLINUX", "16, 0, 0x541C, 0", eperm),
+        ("a vsock socket", "41, 40, 1, 0", eafnosupport),
+        ("a packet socket", "41, 17, 3, 0", eafnosupport),
+        ("an AF_ALG socket", "41, 38, 5, 0", eafnosupport),
+        ("a raw socket", "41, 2, 3, 1", eperm),
+        ("an x32 call", "0x40000000 + 39", enosys),
+        ("a call that nobody knows", "4000", enosys),
+        ("setns of init's namespaces", "308, syscall(2, $path = \"/proc/1/ns/mnt\", 0, 0), 0", libc::EBADF),
+        ("ptrace of init", "101, 16, 1, 0, 0", eperm),
+        ("process_vm_readv of init", "310, 1, 0, 0, 0, 0, 0", 0),
+        ("setuid", "105, 1000", 0),
+        ("setgroups", "116, 0, 0", 0),
+        ("capset", "126, 0, 0", 0),
+    ];
+    let lines: String = calls.iter().map(|(_, call, _)| format!("p(syscall({call}));")).collect();
+    let (output, _) =
+        Room::new().ok(&format!("perl -e 'our $path; sub p {{ print $_[0] == -1 ? $!+0 : 0, \"\\n\" }} {lines}'"));
+    for ((name, _, errno), found) in calls.iter().zip(output.lines()) {
+        assert_eq!(found, errno.to_string(), "{name}");
+    }
+    assert_eq!(output.lines().count(), calls.len());
 }

@@ -76,8 +76,9 @@ impl<W: Write> Write for Compressor<W> {
     }
 }
 
-/// Input bytes of one block.
-const GZIP_BLOCK: usize = 256 << 10;
+/// Input bytes of one block. Each block begins with new Huffman codes, so larger ones are smaller
+/// in sum; several are in memory for each thread.
+const GZIP_BLOCK: usize = 1 << 20;
 const GZIP_LEVEL: u32 = 6;
 const WINDOW: usize = 32 << 10;
 /// No name, no time, made on Unix (RFC 1952).
@@ -113,7 +114,7 @@ pub struct Gzip<W: Write> {
 impl<W: Write> Gzip<W> {
     fn new(mut out: W, threads: NonZeroUsize) -> io::Result<Self> {
         out.write_all(&GZIP_HEADER)?;
-        let threads = threads.get().min(32);
+        let threads = threads.get().min(16);
         let (jobs, queue) = sync_channel::<Job>(threads);
         let queue = Arc::new(std::sync::Mutex::new(queue));
         let workers = (0..threads).map(|_| spawn_worker(Arc::clone(&queue))).collect::<io::Result<_>>()?;
@@ -125,7 +126,7 @@ impl<W: Write> Gzip<W> {
             workers,
             waiting: VecDeque::new(),
             crc: Crc::new(),
-            most_waiting: 2 * threads,
+            most_waiting: threads + 2,
         })
     }
 

@@ -10,7 +10,9 @@ use std::collections::BTreeMap;
 
 use super::data::{Data, Record};
 use super::reference;
-use super::spec::{Archive, Compression, Export, Ids, Image, Layers, Libraries, Limits, Owners, Rule, Source, Spec, Step, Tapeout};
+use super::spec::{
+    Archive, Compression, Export, Ids, Image, Layers, Libraries, Limits, Owners, Rule, Source, Spec, Step, Tapeout,
+};
 use crate::error::Result;
 use crate::label::{Label, Package};
 
@@ -88,7 +90,9 @@ pub fn read(kind: &str, label: &Label, values: &BTreeMap<String, Data>) -> (Defi
         needs: vec![],
     };
     match &mut definition.spec {
-        Spec::Tapeout(_) if !values.contains_key("reverse_deps") => definition.reverse_deps.extend(joint("reverse_deps")),
+        Spec::Tapeout(_) if !values.contains_key("reverse_deps") => {
+            definition.reverse_deps.extend(joint("reverse_deps"))
+        }
         Spec::Image(image) => {
             if !definition.deps.iter().any(|edge| edge.label.to_string() == JOINT) {
                 definition.deps.extend(joint("deps"));
@@ -246,16 +250,18 @@ impl<'a> Attributes<'a> {
         }
     }
 
-    fn choice<T: Default>(&mut self, name: &str, choices: &[(&str, T)]) -> T
-    where
-        T: Copy,
-    {
+    fn choice<T: Default + Copy>(&mut self, name: &str, choices: &[(&str, T)]) -> T {
         let Some(text) = self.text(name) else { return T::default() };
         match choices.iter().find(|(choice, _)| *choice == text) {
             Some((_, value)) => *value,
             None => {
                 let names: Vec<&str> = choices.iter().map(|(choice, _)| *choice).collect();
-                self.fault(name, Some(&text), format!("{name} can't be {text:?}"), Some(&format!("it is one of {}", names.join(", "))));
+                self.fault(
+                    name,
+                    Some(&text),
+                    format!("{name} can't be {text:?}"),
+                    Some(&format!("it is one of {}", names.join(", "))),
+                );
                 T::default()
             }
         }
@@ -393,7 +399,9 @@ impl<'a> Attributes<'a> {
         for (name, value) in self.entries("exports") {
             self.variable("exports", name);
             let export = match value {
-                Data::List(items) => Export::Prepend(items.iter().filter_map(|item| self.string("exports", item)).collect()),
+                Data::List(items) => {
+                    Export::Prepend(items.iter().filter_map(|item| self.string("exports", item)).collect())
+                }
                 other => match self.string("exports", other) {
                     Some(text) => Export::Set(text),
                     None => continue,
@@ -418,7 +426,12 @@ impl<'a> Attributes<'a> {
                 "file_size" => &mut limits.file_size,
                 "time" => &mut limits.time,
                 other => {
-                    self.fault("limits", Some(other), format!("there is no limit {other:?}"), Some("there are processes, memory, file_size, time"));
+                    self.fault(
+                        "limits",
+                        Some(other),
+                        format!("there is no limit {other:?}"),
+                        Some("there are processes, memory, file_size, time"),
+                    );
                     continue;
                 }
             };
@@ -435,7 +448,12 @@ impl<'a> Attributes<'a> {
         let known = ["https:", "http:", "debian:", "input:", "file:"];
         for url in &urls {
             if !known.iter().any(|scheme| url.starts_with(scheme)) || url.contains(['\n', ' ']) {
-                self.fault("urls", Some(url), format!("not a URL that can be fetched: {url:?}"), Some(&format!("it begins with one of {}", known.join(" "))));
+                self.fault(
+                    "urls",
+                    Some(url),
+                    format!("not a URL that can be fetched: {url:?}"),
+                    Some(&format!("it begins with one of {}", known.join(" "))),
+                );
             }
             if let Some(path) = url.strip_prefix("debian:").or(url.strip_prefix("file:")) {
                 self.relative("urls", path);
@@ -447,7 +465,12 @@ impl<'a> Attributes<'a> {
         let sha256 = self.text("sha256").unwrap_or_default();
         let hex = sha256.len() == 64 && sha256.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         if self.get("sha256").is_some() && !hex {
-            self.fault("sha256", Some(&sha256), "sha256 takes 64 hex digits in lower case", Some("sha256sum FILE prints them"));
+            self.fault(
+                "sha256",
+                Some(&sha256),
+                "sha256 takes 64 hex digits in lower case",
+                Some("sha256sum FILE prints them"),
+            );
         }
         let strip_prefix = self.text("strip_prefix").unwrap_or_default();
         if !strip_prefix.is_empty() {
@@ -530,7 +553,10 @@ impl<'a> Attributes<'a> {
             labels: self.dict("labels"),
             annotations: self.dict("annotations"),
             layers: self.choice("layers", &[("rule", Layers::Rule), ("single", Layers::Single)]),
-            compression: self.choice("compression", &[("zstd", Compression::Zstd), ("gzip", Compression::Gzip), ("none", Compression::None)]),
+            compression: self.choice(
+                "compression",
+                &[("zstd", Compression::Zstd), ("gzip", Compression::Gzip), ("none", Compression::None)],
+            ),
             exclude: self.patterns("exclude"),
             check: self.steps("check"),
             version: self.version(),
@@ -559,7 +585,12 @@ impl<'a> Attributes<'a> {
                 made.push(format!("{number}/{protocol}"));
             } else {
                 let literal = if let Data::Text(text) = item { Some(text.as_str()) } else { None };
-                self.fault("ports", literal, format!("not a port: {number}/{protocol}"), Some("write 6379 or \"53/udp\""));
+                self.fault(
+                    "ports",
+                    literal,
+                    format!("not a port: {number}/{protocol}"),
+                    Some("write 6379 or \"53/udp\""),
+                );
             }
         }
         made
@@ -569,7 +600,12 @@ impl<'a> Attributes<'a> {
         let version = self.text("version")?;
         let good = version.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+-~".contains(&b));
         if version.is_empty() || version.starts_with('-') || !good || version.len() > 128 {
-            self.fault("version", Some(&version), format!("not a version: {version:?}"), Some("letters, digits and . _ + - ~ may stand in it"));
+            self.fault(
+                "version",
+                Some(&version),
+                format!("not a version: {version:?}"),
+                Some("letters, digits and . _ + - ~ may stand in it"),
+            );
         }
         Some(version)
     }
@@ -585,6 +621,3 @@ fn bytes(text: &str) -> Option<u64> {
     }
     text.parse().ok().filter(|n| *n > 0)
 }
-
-#[cfg(test)]
-mod tests;

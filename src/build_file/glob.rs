@@ -70,7 +70,17 @@ mod tests {
 
     fn folder() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
-        for path in ["a.c", "a.h", "src/b.c", "src/deep/c.c", "src/deep/c.o", "other/build.star", "other/d.c", ".git/x.c", "link/e.c"] {
+        for path in [
+            "a.c",
+            "a.h",
+            "src/b.c",
+            "src/deep/c.c",
+            "src/deep/c.o",
+            "other/build.star",
+            "other/d.c",
+            ".git/x.c",
+            "link/e.c",
+        ] {
             let path = folder.path().join(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, "").unwrap();

@@ -52,8 +52,10 @@ const fn a(name: &'static str, type_name: &'static str, default: &'static str, d
 }
 
 const DOC: Attribute = a("doc", "string", "\"\"", "What it is for; `tapeout list` shows it.");
-const ANNOTATIONS: Attribute = a("annotations", "dict of strings", "{}", "Whatever other tools want to find; `tapeout list --json` shows them.");
-const DEPS: Attribute = a("deps", "list of labels and `dep(…)`", "[]", "What is built before, and whose changesets it sees.");
+const ANNOTATIONS: Attribute =
+    a("annotations", "dict of strings", "{}", "Whatever other tools want to find; `tapeout list --json` shows them.");
+const DEPS: Attribute =
+    a("deps", "list of labels and `dep(…)`", "[]", "What is built before, and whose changesets it sees.");
 const FILES: &str = "list of `file(…)`";
 const RUN: &str = "script, argv list, or list of either";
 
@@ -66,8 +68,18 @@ pub const FUNCTIONS: &[Function] = &[
         attributes: &[
             a("name", "string", REQUIRED, "Its name."),
             a("type", "string", "\"string\"", "`bool`, `int`, `string`, `path` or `list` (of strings)."),
-            a("default", "a value of that type", "None", "Its value where nothing sets it. Without `default` and `derive` it is then None."),
-            a("derive", "function", "None", "Its value where nothing sets it, from other parameters: `lambda p: p[\"prefix\"] + \"/bin\"`. Not together with `default`."),
+            a(
+                "default",
+                "a value of that type",
+                "None",
+                "Its value where nothing sets it. Without `default` and `derive` it is then None.",
+            ),
+            a(
+                "derive",
+                "function",
+                "None",
+                "Its value where nothing sets it, from other parameters: `lambda p: p[\"prefix\"] + \"/bin\"`. Not together with `default`.",
+            ),
             DOC,
             ANNOTATIONS,
         ],
@@ -80,19 +92,54 @@ pub const FUNCTIONS: &[Function] = &[
             a("name", "string", REQUIRED, "Its name. One named `build` or `…/build` must reach `//base:build`."),
             DOC,
             DEPS,
-            a("reverse_deps", "list of labels and `dep(…)`", "[]", "Joint points: each gets an edge to this rule, where both are reached."),
-            a("sources", "list of paths and `input(…)`", "[]", "Files and folders of the package, copied to `/workspace/<package>`; a folder is taken whole."),
-            a("packages", "list of strings", "[]", "Distribution packages that this rule and all that depends on it find installed (by `//base:build`, which it must reach)."),
-            a("run", RUN, "[]", "A string is a script for `/bin/sh -e`; a list of strings is a program with its arguments; in a list of lists and strings each is a step. It runs in `/workspace/<package>`. A list of strings alone is one argv."),
+            a(
+                "reverse_deps",
+                "list of labels and `dep(…)`",
+                "[]",
+                "Joint points: each gets an edge to this rule, where both are reached.",
+            ),
+            a(
+                "sources",
+                "list of paths and `input(…)`",
+                "[]",
+                "Files and folders of the package, copied to `/workspace/<package>`; a folder is taken whole.",
+            ),
+            a(
+                "packages",
+                "list of strings",
+                "[]",
+                "Distribution packages that this rule and all that depends on it find installed (by `//base:build`, which it must reach).",
+            ),
+            a(
+                "run",
+                RUN,
+                "[]",
+                "A string is a script for `/bin/sh -e`; a list of strings is a program with its arguments; in a list of lists and strings each is a step. It runs in `/workspace/<package>`. A list of strings alone is one argv.",
+            ),
             a("env", "dict of strings", "{}", "Environment variables of `run`."),
-            a("exports", "dict of strings or lists", "{}", "Environment variables that the rules which depend on this one get: a list is prepended, joined by `:`."),
+            a(
+                "exports",
+                "dict of strings or lists",
+                "{}",
+                "Environment variables that the rules which depend on this one get: a list is prepended, joined by `:`.",
+            ),
             a("user", "string", "None", "The user of the snapshot that `run` runs as, instead of root."),
             a("ids", "string", "\"one\"", "`one` mapped ID, or a `range` (through `newuidmap`)."),
-            a("owners", "string", "\"recorded\"", "`seen`: `stat` shows the owners that were recorded, for `tar -c`, `rsync -a`, `cp -p`."),
+            a(
+                "owners",
+                "string",
+                "\"recorded\"",
+                "`seen`: `stat` shows the owners that were recorded, for `tar -c`, `rsync -a`, `cp -p`.",
+            ),
             a("network", "bool", "False", "True: it has the host's network, and is marked not hermetic."),
             a("secrets", "list of strings", "[]", "Names of secrets, found in `/run/secrets/NAME`."),
             a("caches", "list of paths", "[]", "Folders kept between runs, outside of the changeset."),
-            a("limits", "dict", "{}", "`processes`, `memory` and `file_size` (bytes, or `\"512M\"`), `time` (seconds)."),
+            a(
+                "limits",
+                "dict",
+                "{}",
+                "`processes`, `memory` and `file_size` (bytes, or `\"512M\"`), `time` (seconds).",
+            ),
             ANNOTATIONS,
         ],
     },
@@ -103,9 +150,19 @@ pub const FUNCTIONS: &[Function] = &[
         attributes: &[
             a("name", "string", REQUIRED, "Its name."),
             DOC,
-            a("urls", "list of strings", REQUIRED, "Tried in order: `https:`, `http:`, `debian:pool/…` (below the configured mirror), `input:NAME`, `file:` below the package."),
+            a(
+                "urls",
+                "list of strings",
+                REQUIRED,
+                "Tried in order: `https:`, `http:`, `debian:pool/…` (below the configured mirror), `input:NAME`, `file:` below the package.",
+            ),
             a("sha256", "string", REQUIRED, "64 hex digits."),
-            a("strip_prefix", "string", "\"\"", "Dropped from the front of each path in it; a path that doesn't begin with it is left out."),
+            a(
+                "strip_prefix",
+                "string",
+                "\"\"",
+                "Dropped from the front of each path in it; a path that doesn't begin with it is left out.",
+            ),
             a("into", "string", "its name", "The folder below the package's."),
             ANNOTATIONS,
         ],
@@ -118,19 +175,44 @@ pub const FUNCTIONS: &[Function] = &[
             a("name", "string", REQUIRED, "Its name, by custom `tapeout` or `…/tapeout`."),
             DOC,
             DEPS,
-            a("reverse_deps", "list of labels and `dep(…)`", "[\"//base:tapeout\"]", "Joint points. What is given replaces the default: a joint point of your own joins `//base:tapeout` itself, and its rules join it."),
-            a("include", "list of patterns", "[]", "Files that its transitive dependencies made or changed (all but what `//base:build` installed)."),
+            a(
+                "reverse_deps",
+                "list of labels and `dep(…)`",
+                "[\"//base:tapeout\"]",
+                "Joint points. What is given replaces the default: a joint point of your own joins `//base:tapeout` itself, and its rules join it.",
+            ),
+            a(
+                "include",
+                "list of patterns",
+                "[]",
+                "Files that its transitive dependencies made or changed (all but what `//base:build` installed).",
+            ),
             a("exclude", "list of patterns", "[]", "Not these, whatever picked them."),
             a("paths", "list of patterns", "[]", "Files by path, whoever made them: the builder's too."),
-            a("packages", "list of strings", "[]", "What these distribution packages own. They count as `packages` of this rule."),
-            a("libraries", "bool or list of strings", "True", "False: its files are left out of the search for shared libraries. A list: these are needed besides (names as in `dlopen`, or paths)."),
+            a(
+                "packages",
+                "list of strings",
+                "[]",
+                "What these distribution packages own. They count as `packages` of this rule.",
+            ),
+            a(
+                "libraries",
+                "bool or list of strings",
+                "True",
+                "False: its files are left out of the search for shared libraries. A list: these are needed besides (names as in `dlopen`, or paths).",
+            ),
             a("files", FILES, "[]", "Files that the builder never had."),
             a("run", RUN, "[]", "What no list can say: what it changes is picked."),
             a("strip_prefix", "string", "None", "Dropped from the front of each picked path."),
             a("prefix", "path", "None", "Put before each picked path."),
             a("rename", "dict of paths", "{}", "From a picked path to another."),
             a("owner", "string", "None", "Owner of all that it picked: `user` or `user:group`, names or numbers."),
-            a("modes", "dict of modes", "{}", "Modes by pattern (`\"0750\"` or `0o750`); the last that matches counts."),
+            a(
+                "modes",
+                "dict of modes",
+                "{}",
+                "Modes by pattern (`\"0750\"` or `0o750`); the last that matches counts.",
+            ),
             ANNOTATIONS,
         ],
     },
@@ -143,7 +225,12 @@ pub const FUNCTIONS: &[Function] = &[
             DOC,
             a("deps", "list of labels and `dep(…)`", "[]", "Its tapeout rules. `//base:tapeout` is always among them."),
             a("base", "label of an image", "None", "It stands on that image: `:web` means `:web/build_image`."),
-            a("tapeouts", "`ALL`", "None", "`ALL`: the builder itself and all that was built, not only what was taped out."),
+            a(
+                "tapeouts",
+                "`ALL`",
+                "None",
+                "`ALL`: the builder itself and all that was built, not only what was taped out.",
+            ),
             a("entrypoint", "list of strings", "[]", "Entrypoint."),
             a("cmd", "list of strings", "[]", "Command."),
             a("env", "dict of strings", "{}", "Environment."),
@@ -182,8 +269,18 @@ pub const FUNCTIONS: &[Function] = &[
         doc: "A dependency with a condition or with parameters.",
         attributes: &[
             a("label", "label", REQUIRED, "On what."),
-            a("when", "function or bool", "True", "The edge is there only where this is true: `lambda p: p[\"//base:release\"]`, with the values of the rule where it stands."),
-            a("parameters", "dict, or function that gives one", "{}", "Values by the labels of parameters. They hold for all that is below this edge, and win over the command line there; an edge further down wins over this one. None: its own default again."),
+            a(
+                "when",
+                "function or bool",
+                "True",
+                "The edge is there only where this is true: `lambda p: p[\"//base:release\"]`, with the values of the rule where it stands.",
+            ),
+            a(
+                "parameters",
+                "dict, or function that gives one",
+                "{}",
+                "Values by the labels of parameters. They hold for all that is below this edge, and win over the command line there; an edge further down wins over this one. None: its own default again.",
+            ),
         ],
     },
     Function {
@@ -197,7 +294,12 @@ pub const FUNCTIONS: &[Function] = &[
         kind: FunctionKind::Record,
         doc: "A file, folder or link to write.",
         attributes: &[
-            a("path", "path", REQUIRED, "Where: absolute in an image or volume (a volume's `/` is the volume's top), relative in `pod(files = …)`."),
+            a(
+                "path",
+                "path",
+                REQUIRED,
+                "Where: absolute in an image or volume (a volume's `/` is the volume's top), relative in `pod(files = …)`.",
+            ),
             a("content", "string", "None", "Its text."),
             a("source", "path", "None", "Instead of `content`: a file of the package, taken as it is."),
             a("target", "string", "None", "What a link points to."),
@@ -213,14 +315,24 @@ pub const FUNCTIONS: &[Function] = &[
         doc: "A container of a pod.",
         attributes: &[
             a("name", "string", REQUIRED, "Its name in the pod: lower-case letters, digits and `-`."),
-            a("image", "label, `dep(…)` or string", REQUIRED, "`:web` means `:web/build_image`; or an image of a registry, pinned by digest: `docker.io/library/redis@sha256:…`."),
+            a(
+                "image",
+                "label, `dep(…)` or string",
+                REQUIRED,
+                "`:web` means `:web/build_image`; or an image of a registry, pinned by digest: `docker.io/library/redis@sha256:…`.",
+            ),
             a("command", "list of strings", "[]", "Instead of the image's entrypoint and command."),
             a("env", "dict of strings", "{}", "Besides the image's."),
             a("user", "string or int", "\"\"", "Empty: the image's."),
             a("group", "string or int", "\"\"", "Empty: the user's."),
             a("working_dir", "path", "\"\"", "Empty: the image's."),
             a("read_only", "bool", "True", "Its root file system can't be written."),
-            a("writable", "list of paths", "[]", "Folders that are writable all the same: an empty one each, at each start."),
+            a(
+                "writable",
+                "list of paths",
+                "[]",
+                "Folders that are writable all the same: an empty one each, at each start.",
+            ),
             a("mounts", "list of `mount(…)`", "[]", "Volumes and files that it sees."),
             a("ports", "list of ints and `port(…)`", "[]", "Ports that it listens on."),
             a("probes", "dict of `probe(…)`", "{}", "`liveness`, `readiness`, `startup`."),
@@ -233,7 +345,12 @@ pub const FUNCTIONS: &[Function] = &[
         doc: "A volume of a pod: exactly one of `files`, `host_path` and `empty`.",
         attributes: &[
             a("name", "string", REQUIRED, "Its name in the pod: lower-case letters, digits and `-`."),
-            a("files", FILES, "None", "Static data, packed into the bundle. A `source` that is a folder is taken whole."),
+            a(
+                "files",
+                FILES,
+                "None",
+                "Static data, packed into the bundle. A `source` that is a folder is taken whole.",
+            ),
             a("host_path", "path", "None", "A folder of the machine where the pod runs."),
             a("empty", "bool", "False", "True: empty at each start."),
             a("user", "string or int", "\"\"", "Its owner; empty: as in the files."),
@@ -329,9 +446,17 @@ pub fn markdown() -> String {
         let _ = writeln!(text, "### `{}`\n\n{}\n", function.name, function.doc);
         let _ = writeln!(text, "| attribute | type | default | what it says |\n| --- | --- | --- | --- |");
         for attribute in function.attributes {
-            let default = if attribute.default == REQUIRED { "required".to_string() } else { format!("`{}`", attribute.default) };
+            let default =
+                if attribute.default == REQUIRED { "required".to_string() } else { format!("`{}`", attribute.default) };
             let cell = |text: &str| text.replace('|', "\\|");
-            let _ = writeln!(text, "| `{}` | {} | {} | {} |", attribute.name, cell(attribute.type_name), cell(&default), cell(attribute.doc));
+            let _ = writeln!(
+                text,
+                "| `{}` | {} | {} | {} |",
+                attribute.name,
+                cell(attribute.type_name),
+                cell(&default),
+                cell(attribute.doc)
+            );
         }
         text.push('\n');
     }
@@ -371,7 +496,9 @@ mod tests {
     #[test]
     fn the_nearest_name_is_found_and_a_far_one_is_not() {
         let names = ["deps", "reverse_deps", "sources", "packages"];
-        for (wrong, near) in [("dep", Some("deps")), ("source", Some("sources")), ("pakages", Some("packages")), ("entrypoint", None)] {
+        for (wrong, near) in
+            [("dep", Some("deps")), ("source", Some("sources")), ("pakages", Some("packages")), ("entrypoint", None)]
+        {
             assert_eq!(nearest(wrong, names).as_deref(), near, "{wrong}");
         }
     }

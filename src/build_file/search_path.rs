@@ -101,7 +101,8 @@ impl SearchPath {
         let mut bytes = vec![];
         file.take(FILE_SIZE + 1).read_to_end(&mut bytes).map_err(|e| Error::io("read", path.below(folder), e))?;
         if bytes.len() as u64 > FILE_SIZE {
-            return Err(whole(Error::request(format!("{shown} is longer than {FILE_SIZE} bytes"))).next("split it: load() takes functions from other files"));
+            return Err(whole(Error::request(format!("{shown} is longer than {FILE_SIZE} bytes")))
+                .next("split it: load() takes functions from other files"));
         }
         let text = String::from_utf8(bytes).map_err(|e| {
             let line = e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
@@ -133,7 +134,8 @@ impl SearchPath {
     /// The error of a package that is nowhere.
     pub fn missing(&self, package: &Package) -> Error {
         let here = RootPath::new(package.path()).map(|path| path.below(&self.workspace));
-        let made = Error::request(format!("there is no package {package}")).why(format!("searched {}", self.searched(package, BUILD_FILE)));
+        let made = Error::request(format!("there is no package {package}"))
+            .why(format!("searched {}", self.searched(package, BUILD_FILE)));
         match here {
             Ok(folder) if folder.is_dir() => made.next(format!("write {}", self.shown(&folder.join(BUILD_FILE)))),
             _ => made,
@@ -165,7 +167,8 @@ impl SearchPath {
 
     /// Is this a package?
     pub fn has(&self, package: &Package) -> bool {
-        self.folders.iter().any(|folder| self.is_file(folder, package, BUILD_FILE)) || built_in(package, BUILD_FILE).is_some()
+        self.folders.iter().any(|folder| self.is_file(folder, package, BUILD_FILE))
+            || built_in(package, BUILD_FILE).is_some()
     }
 }
 
@@ -189,11 +192,15 @@ fn walk(folder: &Path, package: &Package, found: &mut BTreeSet<Package>) -> Resu
     let entries = walkdir::WalkDir::new(&top).follow_links(false).sort_by_file_name().into_iter();
     let enters = |entry: &walkdir::DirEntry| {
         let name = entry.file_name().as_encoded_bytes();
-        entry.depth() == 0 || (entry.file_type().is_dir() && name.first() != Some(&b'.') && !entry.path().join("tapeout.toml").exists())
+        entry.depth() == 0
+            || (entry.file_type().is_dir()
+                && name.first() != Some(&b'.')
+                && !entry.path().join("tapeout.toml").exists())
     };
     for (seen, entry) in entries.filter_entry(enters).enumerate() {
         if seen > FOLDERS {
-            return Err(Error::request(format!("more than {FOLDERS} folders below {}", top.display())).next("name a smaller part than ..."));
+            return Err(Error::request(format!("more than {FOLDERS} folders below {}", top.display()))
+                .next("name a smaller part than ..."));
         }
         let entry = entry.map_err(|e| Error::failed(format!("looking for packages below {}: {e}", top.display())))?;
         let is_package = entry.path().join(BUILD_FILE).symlink_metadata().is_ok();

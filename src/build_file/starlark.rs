@@ -106,32 +106,65 @@ pub struct Call {
     pub arguments: BTreeMap<String, Data>,
 }
 
-/// Evaluates a file whose loads are evaluated: what it offers, and the calls it made.
-/// Calls whose arguments can't be read are among the errors; the others are kept.
-pub fn evaluate(parsed: Parsed, loaded: &BTreeMap<String, Loaded>, scene: &Scene) -> Result<(Loaded, Vec<Call>, Vec<Error>)> {
+/// What an evaluation gave.
+pub struct Evaluated {
+    /// For others to load; `None`: it failed.
+    pub module: Option<Loaded>,
+    /// The calls that it made, those before a failure too.
+    pub calls: Vec<Call>,
+    /// What was wrong.
+    pub errors: Vec<Error>,
+}
+
+/// Evaluates a file whose loads are evaluated.
+pub fn evaluate(parsed: Parsed, loaded: &BTreeMap<String, Loaded>, scene: &Scene) -> Evaluated {
     progress::note(&parsed.name, 1);
     let stage = Stage { scene: scene.clone(), noted: RefCell::default() };
-    let text = parsed.text;
     let modules = loaded.iter().map(|(name, module)| (name.as_str(), &module.0)).collect();
     let loader = ReturnFileLoader { modules: &modules };
-    let module = Module::with_temp_heap(|module| {
-        {
-            let mut evaluator = Evaluator::new(&module);
-            prepare(&mut evaluator, &stage).map_err(|e| error(&e))?;
-            evaluator.set_loader(&loader);
-            evaluator.eval_module(parsed.ast, &GLOBALS).map_err(|e| with_line(error(&e), &text))?;
-        }
-        module.freeze().map_err(|e| Error::request(format!("{}: {}", parsed.name, e.err_msg)))
-    })?;
     let mut errors = vec![];
+    let module = Module::with_temp_heap(|module| {
+        let evaluated = evaluate_in(&module, parsed.ast, &stage, &loader);
+        let is_whole = evaluated.is_ok();
+        errors.extend(evaluated.err().map(|e| with_line(error(&e), &parsed.text)));
+        // Frozen all the same, so that what is wrong with the calls before is shown too.
+        module
+            .freeze()
+            .map(|module| (module, is_whole))
+            .map_err(|e| Error::request(format!("{}: {}", parsed.name, e.err_msg)))
+    });
+    let (module, is_whole) = match module {
+        Ok(frozen) => frozen,
+        Err(error) => {
+            errors.push(error);
+            return Evaluated { module: None, calls: vec![], errors };
+        }
+    };
     let mut calls = vec![];
     for (number, noted) in stage.noted.into_inner().into_iter().enumerate() {
         match arguments(&module, number) {
-            Ok(arguments) => calls.push(Call { kind: noted.kind.to_string(), name: noted.name, place: noted.place, arguments }),
-            Err(what) => errors.push(Error::request(format!("{}({:?}): {what}", noted.kind, noted.name)).at(noted.place, "")),
+            Ok(arguments) => {
+                calls.push(Call { kind: noted.kind.to_string(), name: noted.name, place: noted.place, arguments })
+            }
+            Err(what) => {
+                errors.push(Error::request(format!("{}({:?}): {what}", noted.kind, noted.name)).at(noted.place, ""))
+            }
         }
     }
-    Ok((Loaded(module), calls, errors))
+    Evaluated { module: is_whole.then_some(Loaded(module)), calls, errors }
+}
+
+fn evaluate_in<'v>(
+    module: &Module<'v>,
+    ast: AstModule,
+    stage: &Stage,
+    loader: &ReturnFileLoader,
+) -> ::starlark::Result<()> {
+    let mut evaluator = Evaluator::new(module);
+    prepare(&mut evaluator, stage)?;
+    evaluator.set_loader(loader);
+    evaluator.eval_module(ast, &GLOBALS)?;
+    Ok(())
 }
 
 fn prepare<'v, 'a, 'e>(evaluator: &mut Evaluator<'v, 'a, 'e>, stage: &'a Stage) -> ::starlark::Result<()>
@@ -223,7 +256,9 @@ impl Function {
                     module.set("result", value);
                     let frozen = module.freeze().map_err(|e| Error::request(e.err_msg.to_string()))?;
                     let owned = frozen.get("result").map_err(|e| Error::request(e.to_string()))?;
-                    convert(owned.value(), Some(&owned)).map(Outcome::Value).map_err(|unfit| Error::request(unfit.text()))
+                    convert(owned.value(), Some(&owned))
+                        .map(Outcome::Value)
+                        .map_err(|unfit| Error::request(unfit.text()))
                 }
                 Err(unfit) => Err(Error::request(unfit.text())),
             }
@@ -277,13 +312,22 @@ impl Conversion<'_> {
             return Ok(Data::Int(number));
         }
         if let Some(dict) = DictRef::from_value(value) {
-            return dict.iter().map(|(key, item)| self.entry(key, item, depth)).collect::<Result<_, _>>().map(Data::Dict);
+            return dict
+                .iter()
+                .map(|(key, item)| self.entry(key, item, depth))
+                .collect::<Result<_, _>>()
+                .map(Data::Dict);
         }
         if let Some(record) = StructRef::from_value(value) {
             return self.record(&record, depth);
         }
         if let Ok(Some(list)) = UnpackListOrTuple::<StarlarkValue>::unpack_value(value) {
-            return list.items.into_iter().map(|item| self.data(item, depth + 1)).collect::<Result<_, _>>().map(Data::List);
+            return list
+                .items
+                .into_iter()
+                .map(|item| self.data(item, depth + 1))
+                .collect::<Result<_, _>>()
+                .map(Data::List);
         }
         match (value.get_type(), self.owner) {
             ("function", None) => Err(Unfit::Unfrozen),
@@ -390,6 +434,3 @@ fn words(e: &::starlark::Error) -> String {
         None => text.to_string(),
     }
 }
-
-#[cfg(test)]
-mod tests;

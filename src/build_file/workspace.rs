@@ -66,8 +66,11 @@ impl Workspace {
         let start = std::path::absolute(start).map_err(|e| Error::io("absolute", start, e))?;
         let found = start.ancestors().find(|folder| folder.join(FILE).symlink_metadata().is_ok());
         let Some(root) = found else {
-            return Err(Error::request(format!("not in a workspace: no {FILE} in {} or a folder above", start.display()))
-                .next(format!("tapeout init makes one, and so does an empty file named {FILE}")));
+            return Err(Error::request(format!(
+                "not in a workspace: no {FILE} in {} or a folder above",
+                start.display()
+            ))
+            .next(format!("tapeout init makes one, and so does an empty file named {FILE}")));
         };
         Self::open(root)
     }
@@ -79,7 +82,8 @@ impl Workspace {
         if !stat.is_file() || stat.len() > SIZE {
             return Err(Error::request(format!("{FILE} is not a regular file of at most {SIZE} bytes")));
         }
-        let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e).with_kind(crate::error::Kind::Request))?;
+        let text = std::fs::read_to_string(&path)
+            .map_err(|e| Error::io("read", &path, e).with_kind(crate::error::Kind::Request))?;
         let raw = parse(&text)?;
         let inputs = raw.inputs.into_iter().map(|(name, path)| (name, root.join(path))).collect();
         Ok(Self {
@@ -113,13 +117,21 @@ fn parse(text: &str) -> Result<Raw> {
     };
     for name in raw.inputs.keys() {
         if name.contains('/') || Label::new(crate::label::Package::new("")?, name).is_err() {
-            return refuse(name, format!("an input can't be named {name:?}"), "letters, digits and . _ + - may stand in it");
+            return refuse(
+                name,
+                format!("an input can't be named {name:?}"),
+                "letters, digits and . _ + - may stand in it",
+            );
         }
     }
     if let Some(builder) = &raw.builder {
         let tag = &builder.tag;
         if tag.contains('/') || Label::new(crate::label::Package::new("")?, tag).is_err() {
-            return refuse(tag, format!("a builder can't be named {tag:?}"), "letters, digits and . _ + - may stand in it");
+            return refuse(
+                tag,
+                format!("a builder can't be named {tag:?}"),
+                "letters, digits and . _ + - may stand in it",
+            );
         }
     }
     Ok(raw)

@@ -337,3 +337,148 @@ impl<'de> Visitor<'de> for UniqueVisitor {
         Ok(Unique(Value::Object(all)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive::tar_reader::tests::{archive, entry, header};
+    use crate::archive::unpack::tree_of;
+    use std::io::Write;
+    use std::path::PathBuf;
+
+    fn layer(files: &[(&str, &str)]) -> Vec<u8> {
+        archive(&files.iter().map(|(name, content)| entry(&header(b'0', name, content.len() as u64), content.as_bytes())).collect::<Vec<_>>())
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut out = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+        out.write_all(bytes).unwrap();
+        out.finish().unwrap()
+    }
+
+    /// An image layout with two layers under tag `v1`.
+    struct Image {
+        temp: tempfile::TempDir,
+    }
+
+    impl Image {
+        fn new() -> Self {
+            Self::with(|document| document)
+        }
+
+        /// Each document goes through `change` before it is written.
+        fn with(change: impl Fn(String) -> String) -> Self {
+            let image = Self { temp: tempfile::tempdir().unwrap() };
+            std::fs::create_dir_all(image.layout().join("blobs/sha256")).unwrap();
+            let layers = [layer(&[("a", "1"), ("b", "1")]), layer(&[("a", "2"), (".wh.b", "")])];
+            let packed = [gzip(&layers[0]), zstd::encode_all(layers[1].as_slice(), 1).unwrap()];
+            let types = [LAYERS[1], LAYERS[2]];
+            let diff_ids: Vec<_> = layers.iter().map(|l| format!("{:?}", Digest::of(l).to_string())).collect();
+            let described: Vec<_> = packed.iter().zip(types).map(|(bytes, media_type)| image.put(media_type, bytes)).collect();
+            let config = change(format!(r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#, diff_ids.join(",")));
+            let config = image.put(CONFIG[0], config.as_bytes());
+            let manifest = change(format!(r#"{{"schemaVersion":2,"mediaType":"{}","config":{config},"layers":[{}]}}"#, MANIFEST[0], described.join(",")));
+            let manifest = image.put(MANIFEST[0], manifest.as_bytes());
+            let named = format!(r#"{},"annotations":{{"org.opencontainers.image.ref.name":"v1"}}}}"#, &manifest[..manifest.len() - 1]);
+            std::fs::write(image.layout().join("index.json"), format!(r#"{{"schemaVersion":2,"manifests":[{named}]}}"#)).unwrap();
+            image
+        }
+
+        fn layout(&self) -> PathBuf {
+            self.temp.path().join("layout")
+        }
+
+        fn put(&self, media_type: &str, bytes: &[u8]) -> String {
+            let digest = Digest::of(bytes);
+            std::fs::write(self.layout().join("blobs/sha256").join(digest.hex()), bytes).unwrap();
+            format!(r#"{{"mediaType":"{media_type}","digest":"{digest}","size":{}}}"#, bytes.len())
+        }
+
+        fn read(&self, tag: Option<&str>) -> Result<Vec<String>> {
+            let into = tempfile::tempdir().unwrap();
+            let root = Root::open(into.path()).unwrap();
+            let owners = from_layout(&Root::open(&self.layout()).unwrap(), tag, "amd64", &root)?;
+            let tree = tree_of(&root, &owners, 0)?;
+            Ok(tree.changes.keys().map(|p| format!("{p}={}", std::fs::read_to_string(into.path().join(p.as_path())).unwrap())).collect())
+        }
+    }
+
+    #[test]
+    fn layers_are_applied_with_their_whiteouts() {
+        let image = Image::new();
+        for tag in [None, Some("v1")] {
+            assert_eq!(image.read(tag).unwrap(), ["/a=2"]);
+        }
+        let error = image.read(Some("v2")).unwrap_err();
+        assert!(error.next_step().unwrap().contains("v1"));
+    }
+
+    #[test]
+    fn one_flipped_byte_in_any_blob_is_found() {
+        let image = Image::new();
+        let mut blobs: Vec<_> = std::fs::read_dir(image.layout().join("blobs/sha256")).unwrap().map(|e| e.unwrap().path()).collect();
+        blobs.sort();
+        assert_eq!(blobs.len(), 4);
+        for path in blobs {
+            let good = std::fs::read(&path).unwrap();
+            for at in [0, good.len() / 2, good.len() - 1] {
+                let mut bad = good.clone();
+                bad[at] ^= 1;
+                std::fs::write(&path, &bad).unwrap();
+                assert!(image.read(None).is_err(), "{} at {at}", path.display());
+            }
+            std::fs::write(&path, [good.as_slice(), b"\0"].concat()).unwrap();
+            assert!(image.read(None).is_err(), "{} longer", path.display());
+            std::fs::write(&path, &good).unwrap();
+        }
+        assert!(image.read(None).is_ok());
+    }
+
+    #[test]
+    fn a_document_must_be_what_it_says_and_nothing_twice() {
+        let changes: [(&str, fn(String) -> String); 7] = [
+            ("both an index and a manifest", |d| d.replace(r#""config""#, r#""manifests":[],"config""#)),
+            ("another media type", |d| d.replace(&format!(r#"2,"mediaType":"{}""#, MANIFEST[0]), &format!(r#"2,"mediaType":"{}""#, INDEX[0]))),
+            ("a key twice", |d| d.replace(r#""architecture""#, r#""architecture":"arm64","architecture""#)),
+            ("a foreign layer", |d| d.replace(LAYERS[1], "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip")),
+            ("a digest that is a path", |d| if d.contains("layers\":[") { d.replace("sha256:", "sha256:../../") } else { d }),
+            ("a diff ID of something else", |d| match d.find("sha256:").filter(|_| d.contains("diff_ids")) {
+                Some(at) => format!("{}{}{}", &d[..at], Digest::of("x"), &d[at + 71..]),
+                None => d,
+            }),
+            ("no layers", |d| d.replace(r#""layers""#, r#""layer""#)),
+        ];
+        for (what, change) in changes {
+            assert!(Image::with(change).read(None).is_err(), "{what}");
+        }
+        assert!(json::<Value>(br#"{"a":[{"b":1,"b":1}]}"#).is_err());
+        assert_eq!(json::<Value>(br#"{"a":[{"b":-1,"c":null,"d":1.5,"e":true}]}"#).unwrap()["a"][0]["b"], -1);
+    }
+
+    #[test]
+    fn archives_of_images_are_read() {
+        let image = Image::new();
+        let mut tar = tar::Builder::new(vec![]);
+        tar.append_dir_all(".", image.layout()).unwrap();
+        let file = image.temp.path().join("image.tar");
+        std::fs::write(&file, tar.into_inner().unwrap()).unwrap();
+        let folder = |name: &str| {
+            std::fs::create_dir(image.temp.path().join(name)).unwrap();
+            Root::open(&image.temp.path().join(name)).unwrap()
+        };
+        let into = folder("into");
+        from_oci_archive(&file, None, "amd64", &folder("scratch"), &into).unwrap();
+        assert_eq!(std::fs::read_to_string(into.path().join("a")).unwrap(), "2");
+
+        let plain = layer(&[("x", "1")]);
+        let config = format!(r#"{{"rootfs":{{"diff_ids":["{}"]}}}}"#, Digest::of(&plain));
+        let manifest = r#"[{"Config":"c.json","RepoTags":["r:1"],"Layers":["l/layer.tar"]}]"#;
+        let file_of = |name: &str, content: &[u8]| entry(&header(b'0', name, content.len() as u64), content);
+        let docker = image.temp.path().join("docker.tar");
+        std::fs::write(&docker, archive(&[file_of("l/layer.tar", &plain), file_of("c.json", config.as_bytes()), file_of("manifest.json", manifest.as_bytes())])).unwrap();
+        let into = folder("into2");
+        from_docker_archive(&docker, Some("r:1"), &folder("scratch2"), &into).unwrap();
+        assert_eq!(std::fs::read_to_string(into.path().join("x")).unwrap(), "1");
+        assert!(from_docker_archive(&docker, Some("r:2"), &folder("scratch3"), &folder("into3")).unwrap_err().next_step().unwrap().contains("r:1"));
+    }
+}

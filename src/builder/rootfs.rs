@@ -172,3 +172,47 @@ pub fn installed_packages(root: &Root) -> Result<BTreeMap<String, String>> {
     }
     Ok(installed)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive::unpack::tree_of;
+    use crate::tree::Entry;
+
+    #[test]
+    fn a_folder_is_copied_whole_and_the_store_in_it_is_not() {
+        let temp = tempfile::tempdir().unwrap();
+        let (from, to) = (temp.path().join("from"), temp.path().join("to"));
+        for folder in ["usr/bin", "proc/1", "tmp/x", "home/store/blobs"] {
+            std::fs::create_dir_all(from.join(folder)).unwrap();
+        }
+        std::fs::create_dir(&to).unwrap();
+        std::fs::write(from.join("usr/bin/su"), "su").unwrap();
+        std::fs::set_permissions(from.join("usr/bin/su"), std::fs::Permissions::from_mode(0o4755)).unwrap();
+        std::fs::hard_link(from.join("usr/bin/su"), from.join("usr/bin/other")).unwrap();
+        std::os::unix::fs::symlink("usr/bin", from.join("bin")).unwrap();
+        let root = Root::open(&to).unwrap();
+        let mut owners = from_folder(&from, &root, &from.join("home/store")).unwrap();
+        drop_left_out(&root, &mut owners).unwrap();
+        let tree = tree_of(&root, &owners, 5).unwrap().changes;
+        let paths: Vec<_> = tree.keys().map(|p| p.to_string()).collect();
+        assert_eq!(paths, ["/bin", "/home", "/proc", "/tmp", "/usr", "/usr/bin", "/usr/bin/other", "/usr/bin/su"]);
+        let entry = |path: &str| tree[&RootPath::new(path).unwrap()].now.clone().unwrap();
+        assert_eq!(entry("bin"), Entry::link("usr/bin"));
+        assert!(matches!(entry("usr/bin/su").node, Node::File { group: Some(0), .. }));
+        assert_eq!(entry("usr/bin/other").mode, 0o4755);
+    }
+
+    #[test]
+    fn dpkg_s_database_says_what_is_installed() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = Root::open(temp.path()).unwrap();
+        assert!(installed_packages(&root).unwrap().is_empty());
+        std::fs::create_dir_all(temp.path().join("var/lib/dpkg")).unwrap();
+        std::fs::write(temp.path().join("var/lib/dpkg/status"), "Package: a\nStatus: install ok installed\nVersion: 1\n\nPackage: b\nStatus: deinstall ok config-files\nVersion: 1\n").unwrap();
+        assert_eq!(installed_packages(&root).unwrap(), BTreeMap::from([("a".to_string(), "1".to_string())]));
+        std::fs::remove_file(temp.path().join("var/lib/dpkg/status")).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", temp.path().join("var/lib/dpkg/status")).unwrap();
+        assert!(installed_packages(&root).is_err(), "a link is not followed out of the root");
+    }
+}

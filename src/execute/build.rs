@@ -139,7 +139,7 @@ impl<'a> Build<'a> {
 
     pub(super) fn run_request(&self, id: Id, request: &Request, snapshot: &Snapshot) -> Result<Digest> {
         let instance = &self.graph.instances[id];
-        let name = instance.label.to_string();
+        let name = self.name(id);
         let began = Instant::now();
         self.report.event(Event::Started { what: &name, total: None });
         let made = snapshot.stack(self.store, self.graph, &self.order).and_then(|stack| {
@@ -147,7 +147,7 @@ impl<'a> Build<'a> {
             rule::run(self.store, request, &stack, (!request.packages.is_empty()).then_some(&renumber))
         });
         self.report.event(Event::Ended { what: &name });
-        let (layer, weakened) = made.map_err(|e| e.next(format!("see all that it printed: tapeout log {name}")).at(instance.place.clone(), ""))?;
+        let (layer, weakened) = made.map_err(|e| e.next(format!("see all that it printed: tapeout log {}", instance.label)).at(instance.place.clone(), ""))?;
         for text in weakened {
             self.report.event(Event::Note { text: &format!("{name}: {text}") });
         }
@@ -160,7 +160,11 @@ impl<'a> Build<'a> {
         let instance = &self.graph.instances[id];
         let (rule, packages) = match &instance.spec {
             Spec::Rule(rule) if snapshot::is_base_build(self.graph, id) => {
-                let install = self.base.install(&instance.packages, self.report)?;
+                let wanted = |e: Error| match self.graph.instances.iter().find(|other| other.base_build == Some(id)) {
+                    Some(rule) => e.why(format!("{} wants it", rule.label)).at(rule.place.clone(), ""),
+                    None => e,
+                };
+                let install = self.base.install(&instance.packages, self.report).map_err(wanted)?;
                 let mut rule = rule.clone();
                 rule.run.splice(0..0, install.before);
                 rule.env.extend(install.env);
@@ -236,12 +240,22 @@ impl<'a> Build<'a> {
     }
 
     pub(super) fn done(&self, verb: &str, id: Id, detail: &str) {
+        self.report.event(Event::Done { verb, what: &self.name(id), detail });
+    }
+
+    /// An instance for people: its label, and what tells it from others of that label.
+    fn name(&self, id: Id) -> String {
         let instance = &self.graph.instances[id];
-        let what = match &instance.image {
-            Some(image) => format!("{} for {image}", instance.label),
-            None => instance.label.to_string(),
-        };
-        self.report.event(Event::Done { verb, what: &what, detail });
+        let label = &instance.label;
+        match &instance.image {
+            Some(image) => format!("{label} for {image}"),
+            None if snapshot::is_base_build(self.graph, id) && !instance.packages.is_empty() => {
+                let shown = instance.packages.iter().take(3).map(String::as_str).collect::<Vec<_>>().join(", ");
+                let more = instance.packages.len().saturating_sub(3);
+                if more > 0 { format!("{label} with {shown} and {more} more") } else { format!("{label} with {shown}") }
+            }
+            None => label.to_string(),
+        }
     }
 
     /// The key of what an instance runs; `None`: it runs nothing.

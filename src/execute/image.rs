@@ -222,13 +222,7 @@ impl Build<'_> {
 
     /// All files of the base image, as its layers show them.
     fn base_files(&self, image: &Image) -> Result<Selection> {
-        let Some(base) = image.base else { return Ok(Selection::new()) };
-        let Spec::Image(spec) = &self.graph.instances[base].spec else { return Ok(Selection::new()) };
-        let mut files = self.base_files(spec)?;
-        for (_, digest) in self.selections_of(base)? {
-            files.extend(self.read_selection(&digest)?);
-        }
-        Ok(files)
+        image.base.map_or_else(|| Ok(Selection::new()), |base| self.image_files(base))
     }
 
     /// The image's user and group as numbers, from the image's own tables.

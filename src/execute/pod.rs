@@ -1,9 +1,125 @@
-//! A pod.
-use std::path::PathBuf;
-use crate::build_file::spec::{Id, Pod};
-use crate::error::{Error,Result};
+//! A pod: the bundle of its images, data and configuration, replaced whole or not at all.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::build_file::spec::{Id, ImageRef, Pod, Source, Spec, VolumeKind};
+use crate::digest::Digest;
+use crate::error::{Error, Result};
 use crate::execute::build::Build;
+use crate::execute::request::key;
+use crate::image::layout;
+use crate::label::Label;
+use crate::pod::{self, Image, Request};
+use crate::report::Event;
+use crate::tree::Selection;
+
+/// All that a bundle depends on.
+#[derive(Serialize)]
+struct Document<'a> {
+    label: &'a Label,
+    pod: &'a Pod,
+    images: Vec<Digest>,
+    sources: Option<Digest>,
+    epoch: i64,
+}
+
+/// Is the bundle that was written still there? Its sums are the very ones, and no file is missing.
+fn is_whole(path: &Path, digest: &[u8]) -> bool {
+    let Ok(sums) = std::fs::read_to_string(path.join("SHA256SUMS")) else { return false };
+    let file = |line: &str| line.get(66..).is_some_and(|name| path.join(name).is_file());
+    Digest::of(&sums).to_string().as_bytes() == digest && sums.lines().all(file)
+}
 
 impl Build<'_> {
-    pub(super) fn pod(&self, _id: Id, _pod: &Pod) -> Result<PathBuf> { Err(Error::failed("no pods yet")) }
+    /// Writes the bundle of a pod.
+    pub(super) fn pod(&self, id: Id, pod: &Pod) -> Result<PathBuf> {
+        let instance = &self.graph.instances[id];
+        let label = &instance.label;
+        let path = self.options.output.join(label.package().path()).join(label.name());
+        let action = self.pod_key(id, pod)?;
+        if self.store.action(&action).is_some_and(|sums| is_whole(&path, &sums)) {
+            self.done("cached", id, "");
+            return Ok(path);
+        }
+        let mut trees = BTreeMap::new();
+        for container in &pod.containers {
+            if let ImageRef::Built(image) = container.image {
+                trees.insert(image, self.image_files(image)?);
+            }
+        }
+        let mut images = BTreeMap::new();
+        for (image, tree) in &trees {
+            let built = self.built(*image)?;
+            let Spec::Image(spec) = &self.graph.instances[*image].spec else {
+                return Err(Error::failed(format!("{} is no image", self.graph.instances[*image].label)));
+            };
+            images.insert(
+                *image,
+                Image {
+                    label: &self.graph.instances[*image].label,
+                    version: spec.version.as_deref(),
+                    user: built.user,
+                    layout: built.in_layout(String::new()),
+                    tree,
+                },
+            );
+        }
+        let request = Request {
+            pod,
+            label,
+            images: &images,
+            blob: &|digest| self.store.blob_path(digest),
+            files: self.store,
+            package_folder: instance.folder.as_deref(),
+            epoch: self.options.epoch,
+            threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+        };
+        let mut written = None;
+        layout::replace(&path, |new| {
+            written = Some(pod::write(&request, new)?);
+            Ok(())
+        })?;
+        for warning in written.iter().flat_map(|w| &w.warnings) {
+            self.report.event(Event::Note { text: &format!("{label}: {warning}") });
+        }
+        if let Some(written) = &written {
+            self.store.record_action(&action, written.digest.to_string().as_bytes())?;
+        }
+        self.done("wrote", id, &path.display().to_string());
+        Ok(path)
+    }
+
+    fn pod_key(&self, id: Id, pod: &Pod) -> Result<Digest> {
+        let instance = &self.graph.instances[id];
+        let in_volumes = pod.volumes.iter().flat_map(|volume| match &volume.holds {
+            VolumeKind::Files(files) => files.as_slice(),
+            _ => &[],
+        });
+        let sources: Vec<_> = pod.files.iter().chain(in_volumes).filter_map(|f| f.source.clone()).map(Source::Path).collect();
+        let sources = if sources.is_empty() { None } else { Some(self.sources(instance, &sources)?.digest) };
+        let images = pod.containers.iter().filter_map(|container| match container.image {
+            ImageRef::Built(image) => Some(self.built(image).map(|built| built.manifest.digest)),
+            ImageRef::Registry(_) => None,
+        });
+        let document = Document { label: &instance.label, pod, images: images.collect::<Result<_>>()?, sources, epoch: self.options.epoch };
+        let bytes = serde_json::to_vec(&document).map_err(|e| Error::failed(format!("can't write a request: {e}")))?;
+        Ok(key("pod", &bytes))
+    }
+
+    /// All files of an image, as its layers together show them.
+    pub(super) fn image_files(&self, id: Id) -> Result<Selection> {
+        let Spec::Image(image) = &self.graph.instances[id].spec else { return Ok(Selection::new()) };
+        let mut files = match image.base {
+            Some(base) => self.image_files(base)?,
+            None => Selection::new(),
+        };
+        for (_, digest) in self.selections_of(id)? {
+            files.extend(self.read_selection(&digest)?);
+        }
+        Ok(files)
+    }
 }

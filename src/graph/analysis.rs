@@ -82,7 +82,8 @@ pub(super) fn run(question: &Question) -> Result<Answer> {
     let answer = match question.wanted {
         Wanted::Graph => {
             let requested = analysis.requested(question);
-            let nodes: Vec<Option<NodeId>> = requested.iter().map(|label| analysis.node(label, settings, None)).collect();
+            let nodes: Vec<Option<NodeId>> =
+                requested.iter().map(|label| analysis.node(label, settings, None)).collect();
             analysis.errors.take()?;
             let graph = analysis.join(nodes.into_iter().flatten().collect());
             Answer::Graph(graph)
@@ -100,10 +101,14 @@ impl Analysis {
         let mut seen = BTreeSet::new();
         for text in &question.patterns {
             let found = match Pattern::parse_in(text, &question.here) {
-                Ok(Pattern::One(label)) => vec![label],
+                Ok(Pattern::One(label)) => vec![self.meant(label)],
                 Ok(pattern) => {
                     let defined = self.matching(&pattern, text);
-                    defined.iter().filter(|defined| defined.kind != "parameter").map(|defined| defined.label.clone()).collect()
+                    defined
+                        .iter()
+                        .filter(|defined| defined.kind != "parameter")
+                        .map(|defined| defined.label.clone())
+                        .collect()
                 }
                 Err(error) => {
                     self.errors.report(error);
@@ -115,10 +120,27 @@ impl Analysis {
         labels
     }
 
+    /// On the command line, the name of an image or a pod alone will do, where nothing else has it.
+    fn meant(&mut self, label: Label) -> Label {
+        let Found::Package(package) = self.packages.package(label.package(), &mut self.errors) else { return label };
+        if package.defined.contains_key(label.name()) {
+            return label;
+        }
+        let longer = ["build_image", "build_pod"].map(|last| format!("{}/{last}", label.name()));
+        let found: Vec<&String> = longer.iter().filter(|name| package.defined.contains_key(*name)).collect();
+        match found[..] {
+            [name] => label.sibling(name).unwrap_or(label),
+            _ => label,
+        }
+    }
+
     /// All that a pattern names, as written in its files.
     fn matching(&mut self, pattern: &Pattern, text: &str) -> Vec<Rc<Defined>> {
         let packages = match pattern {
-            Pattern::One(label) => return self.defined(label, None).into_iter().collect(),
+            Pattern::One(label) => {
+                let label = self.meant(label.clone());
+                return self.defined(&label, None).into_iter().collect();
+            }
             Pattern::All(package) => Ok(vec![package.clone()]),
             Pattern::Below(package) => self.packages.search_path().packages_below(package),
         };
@@ -127,9 +149,14 @@ impl Analysis {
             vec![]
         });
         if packages.is_empty() {
-            self.errors.report(Error::request(format!("{text} names no package")).next("tapeout list shows all packages"));
+            self.errors
+                .report(Error::request(format!("{text} names no package")).next("tapeout list shows all packages"));
         }
-        packages.iter().filter_map(|package| self.package(package, None)).flat_map(|found| found.order.clone()).collect()
+        packages
+            .iter()
+            .filter_map(|package| self.package(package, None))
+            .flat_map(|found| found.order.clone())
+            .collect()
     }
 
     /// The package, loaded; its errors are reported, a missing one at the place that needs it.
@@ -158,8 +185,15 @@ impl Analysis {
             return None;
         }
         let names = || package.defined.keys().map(String::as_str);
-        let longer = [format!("{}/build_image", label.name()), format!("{}/build_pod", label.name()), format!("{}/build", label.name())];
-        let near = longer.into_iter().find(|name| package.defined.contains_key(name)).or_else(|| reference::nearest(label.name(), names()));
+        let longer = [
+            format!("{}/build_image", label.name()),
+            format!("{}/build_pod", label.name()),
+            format!("{}/build", label.name()),
+        ];
+        let near = longer
+            .into_iter()
+            .find(|name| package.defined.contains_key(name))
+            .or_else(|| reference::nearest(label.name(), names()));
         let mut error = Error::request(format!("there is no {label}"));
         if let Some(place) = place {
             error = error.at(place.clone(), "");

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -79,13 +80,17 @@ fn limit() -> std::io::Result<()> {
 }
 
 /// Asks a child.
-pub(super) fn ask(question: &Question) -> Result<Answer> {
-    let io = |call: &'static str| move |e: std::io::Error| Error::io(call, "/proc/self/exe", e);
-    let written = memfd_create(c"progress", MFdFlags::MFD_CLOEXEC).map_err(|e| Error::io("memfd_create", "progress", e))?;
+pub(super) fn ask(executable: &Path, question: &Question) -> Result<Answer> {
+    let io = |call: &'static str| move |e: std::io::Error| Error::io(call, executable, e);
+    let written =
+        memfd_create(c"progress", MFdFlags::MFD_CLOEXEC).map_err(|e| Error::io("memfd_create", "progress", e))?;
     let mut written = File::from(written);
-    let text = serde_json::to_vec(question).map_err(|e| Error::failed(format!("the question can't be written: {e}")))?;
-    let mut child = Command::new("/proc/self/exe")
+    let text =
+        serde_json::to_vec(question).map_err(|e| Error::failed(format!("the question can't be written: {e}")))?;
+    let mut child = Command::new(executable)
         .arg0(ROLE)
+        // An executable that doesn't know the role (a test runner) stops at this instead of doing its own work.
+        .arg("--role-unknown")
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::piped())
@@ -148,19 +153,30 @@ fn no_answer(question: &Question, written: &mut File, too_long: Option<()>, stat
         tail = String::from_utf8_lossy(&bytes).into_owned();
     }
     let last = tail.lines().rev().find_map(|line| line.strip_prefix(progress::MARK)?.split_once(' '));
-    let said = tail.lines().rev().find(|line| !line.starts_with(progress::MARK) && !line.starts_with("note:") && !line.trim().is_empty());
+    let said = tail
+        .lines()
+        .rev()
+        .find(|line| !line.starts_with(progress::MARK) && !line.starts_with("note:") && !line.trim().is_empty());
     let reason = match (too_long, status.signal()) {
         (Some(()), _) => format!("it took longer than {} s", SILENCE.as_secs_f32()),
         (_, Some(libc::SIGKILL | libc::SIGXCPU)) => "it used up its time".to_string(),
         (_, Some(libc::SIGSEGV)) => "it used up its stack".to_string(),
-        (_, Some(libc::SIGABRT)) => format!("it used up its memory or its stack ({})", said.unwrap_or("no more was said")),
+        (_, Some(libc::SIGABRT)) => {
+            format!("it used up its memory or its stack ({})", said.unwrap_or("no more was said"))
+        }
         _ => format!("the interpreter broke off ({})", said.unwrap_or("no more was said")),
     };
     match last {
         Some((line, file)) => {
             let line = line.parse().unwrap_or(1);
             let source = question.search_path.line(file, line);
-            let place = Place { file: file.to_string(), line, column: 1, length: source.as_ref().map_or(1, |s| s.chars().count().max(1)), source };
+            let place = Place {
+                file: file.to_string(),
+                line,
+                column: 1,
+                length: source.as_ref().map_or(1, |s| s.chars().count().max(1)),
+                source,
+            };
             Error::request(format!("{file}:{line} can't be evaluated: {reason}"))
                 .at(place, "it stood here")
                 .next("limits of build files: docs/build-files.md")
@@ -182,16 +198,21 @@ fn check(answer: &Answer, question: &Question) -> Result<()> {
     for (id, instance) in graph.instances.iter().enumerate() {
         let built: Vec<Id> = match &instance.spec {
             Spec::Image(image) => image.base.into_iter().collect(),
-            Spec::Pod(pod) => pod.containers.iter().filter_map(|container| match container.image {
-                ImageRef::Built(id) => Some(id),
-                ImageRef::Registry(_) => None,
-            }).collect(),
+            Spec::Pod(pod) => pod
+                .containers
+                .iter()
+                .filter_map(|container| match container.image {
+                    ImageRef::Built(id) => Some(id),
+                    ImageRef::Registry(_) => None,
+                })
+                .collect(),
             _ => vec![],
         };
         let below = instance.deps.iter().chain(&instance.joined).chain(&instance.base_build).chain(&built);
         let package = instance.label.package().path();
         let folder = instance.folder.as_ref();
-        let known = folder.is_none_or(|folder| question.search_path.folders.iter().any(|place| place.join(package) == *folder));
+        let known =
+            folder.is_none_or(|folder| question.search_path.folders.iter().any(|place| place.join(package) == *folder));
         if !known || below.into_iter().any(|dep| *dep >= id) {
             return Err(wrong());
         }

@@ -26,6 +26,8 @@ struct Context {
     /// `None`: it is being made.
     made: BTreeMap<NodeId, Option<Made>>,
     stack: Vec<NodeId>,
+    /// What is wrong with these was reported.
+    broken: BTreeSet<NodeId>,
 }
 
 #[derive(Clone)]
@@ -136,11 +138,15 @@ impl Joiner<'_> {
                 }
             }
         }
-        Context { image, joined, replaced, made: BTreeMap::new(), stack: vec![] }
+        Context { image, joined, replaced, made: BTreeMap::new(), stack: vec![], broken: BTreeSet::new() }
     }
 
     /// The very node that was reached; with parameters on the reverse edge, the same rule below them.
-    fn joining(&mut self, node: NodeId, parameters: &BTreeMap<Label, crate::build_file::spec::Value>) -> Option<NodeId> {
+    fn joining(
+        &mut self,
+        node: NodeId,
+        parameters: &BTreeMap<Label, crate::build_file::spec::Value>,
+    ) -> Option<NodeId> {
         if parameters.is_empty() {
             return Some(node);
         }
@@ -150,6 +156,9 @@ impl Joiner<'_> {
     }
 
     fn instance(&mut self, node: NodeId, context: &mut Context) -> Option<Made> {
+        if context.broken.contains(&node) {
+            return None;
+        }
         match context.made.get(&node) {
             Some(Some(made)) => return Some(*made),
             Some(None) => {
@@ -164,8 +173,10 @@ impl Joiner<'_> {
         context.stack.pop();
         match made {
             Some(made) => _ = context.made.insert(node, Some(made)),
-            // Tried again it would report the same once more, which is dropped.
-            None => _ = context.made.remove(&node),
+            None => {
+                context.made.remove(&node);
+                context.broken.insert(node);
+            }
         }
         made
     }
@@ -174,7 +185,8 @@ impl Joiner<'_> {
         let written = self.analysis.nodes[node].deps.iter().map(|edge| edge.to);
         let ordinary: Vec<NodeId> = written.map(|dep| context.replaced.get(&dep).copied().unwrap_or(dep)).collect();
         let replaces = self.analysis.nodes[node].deps.iter().any(|edge| context.replaced.contains_key(&edge.to));
-        let joining: Vec<NodeId> = context.joined.get(&node).map(|list| list.iter().map(|joining| joining.node).collect()).unwrap_or_default();
+        let joining: Vec<NodeId> =
+            context.joined.get(&node).map(|list| list.iter().map(|joining| joining.node).collect()).unwrap_or_default();
         let is_joint = !joining.is_empty() || self.analysis.nodes[node].label.to_string() == JOINT;
         let mut of_context = is_joint || replaces;
         let mut deps = Deps::default();
@@ -277,7 +289,14 @@ impl Joiner<'_> {
 
     /// What `//base:build` stands on: what no union changes.
     fn base_deps(&mut self, base: NodeId) -> Option<Deps> {
-        let mut context = Context { image: None, joined: BTreeMap::new(), replaced: BTreeMap::new(), made: BTreeMap::new(), stack: vec![] };
+        let mut context = Context {
+            image: None,
+            joined: BTreeMap::new(),
+            replaced: BTreeMap::new(),
+            made: BTreeMap::new(),
+            stack: vec![],
+            broken: BTreeSet::new(),
+        };
         let below: Vec<NodeId> = self.analysis.nodes[base].deps.iter().map(|edge| edge.to).collect();
         let mut deps = Deps::default();
         for node in below {
@@ -348,17 +367,26 @@ impl Joiner<'_> {
         let instance = &self.graph.instances[image];
         let Spec::Image(spec) = &instance.spec else { return };
         let reached = self.below(&[image]);
-        let joint = reached.iter().copied().filter(|id| self.graph.instances[*id].label.to_string() == JOINT).collect::<Vec<_>>();
+        let joint = reached
+            .iter()
+            .copied()
+            .filter(|id| self.graph.instances[*id].label.to_string() == JOINT)
+            .collect::<Vec<_>>();
         let in_joint = self.below(&joint);
-        let tapeouts: Vec<Id> = reached.iter().copied().filter(|id| matches!(self.graph.instances[*id].spec, Spec::Tapeout(_))).collect();
+        let tapeouts: Vec<Id> =
+            reached.iter().copied().filter(|id| matches!(self.graph.instances[*id].spec, Spec::Tapeout(_))).collect();
         if tapeouts.iter().all(|id| joint.contains(id)) && !has_base && !spec.whole_builder {
-            let error = Error::request(format!("{} takes nothing: it reaches no tapeout rule", instance.label)).at(instance.place.clone(), "");
+            let error = Error::request(format!("{} takes nothing: it reaches no tapeout rule", instance.label))
+                .at(instance.place.clone(), "");
             self.analysis.errors.report(error.next("add a tapeout rule to its deps"));
         }
         for id in tapeouts.iter().filter(|id| !in_joint.contains(id)) {
             let lost = &self.graph.instances[*id];
-            let what = format!("{} joins nothing: {} reaches it, but no joint point of it does", lost.label, instance.label);
-            let error = Error::request(what).at(lost.place.clone(), "").next(format!("let its reverse_deps lead to {JOINT}, perhaps over a joint point that the image depends on"));
+            let what =
+                format!("{} joins nothing: {} reaches it, but no joint point of it does", lost.label, instance.label);
+            let error = Error::request(what).at(lost.place.clone(), "").next(format!(
+                "let its reverse_deps lead to {JOINT}, perhaps over a joint point that the image depends on"
+            ));
             self.analysis.errors.report(error);
         }
     }
@@ -370,7 +398,9 @@ impl Joiner<'_> {
         while let Some(id) = left.pop() {
             if seen.insert(id) {
                 let deps = &self.graph.instances[id].deps;
-                left.extend(deps.iter().copied().filter(|dep| !matches!(self.graph.instances[*dep].spec, Spec::Image(_))));
+                left.extend(
+                    deps.iter().copied().filter(|dep| !matches!(self.graph.instances[*dep].spec, Spec::Image(_))),
+                );
             }
         }
         seen
@@ -426,7 +456,11 @@ impl Joiner<'_> {
         let mut error = Error::request(format!("a cycle of dependencies: {}", names.join(" → ")));
         for pair in cycle.windows(2) {
             let [from, to] = [pair[0], pair[1]];
-            let ordinary = self.analysis.nodes[from].deps.iter().find(|edge| edge.to == to).map(|edge| (from, edge.written.clone(), "depends on"));
+            let ordinary = self.analysis.nodes[from]
+                .deps
+                .iter()
+                .find(|edge| edge.to == to)
+                .map(|edge| (from, edge.written.clone(), "depends on"));
             let joined = || {
                 let joining = context.joined.get(&from)?.iter().find(|joining| joining.node == to)?;
                 Some((joining.by, joining.written.clone(), "joins"))

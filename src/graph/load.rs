@@ -11,7 +11,7 @@ use crate::build_file::data::Data;
 use crate::build_file::reference;
 use crate::build_file::search_path::{BUILD_FILE, SearchPath, SourceFile};
 use crate::build_file::spec::Value;
-use crate::build_file::starlark::{self, Call, Function, Loaded, Scene};
+use crate::build_file::starlark::{self, Call, Evaluated, Function, Loaded, Scene};
 use crate::error::{Error, Place, Result};
 use crate::label::{Label, Package};
 
@@ -101,21 +101,21 @@ impl Packages {
 
     fn load_package(&mut self, package: &Package, errors: &mut Errors) -> Result<Option<Rc<PackageFile>>> {
         let file = self.search_path.build_file(package)?;
-        let scene = Scene { package: package.clone(), folder: file.folder.clone(), build_file: Some(file.name.clone()) };
-        let Some((_, calls, unread)) = self.evaluate(&file, &scene, errors)? else { return Ok(None) };
+        let scene =
+            Scene { package: package.clone(), folder: file.folder.clone(), build_file: Some(file.name.clone()) };
+        let Some(evaluated) = self.evaluate(&file, &scene, errors)? else { return Ok(None) };
         let mut made = PackageFile {
             file: file.name.clone(),
             text: file.text.into(),
             folder: file.folder,
             defined: BTreeMap::new(),
             order: vec![],
-            is_broken: !unread.is_empty(),
+            is_broken: !evaluated.errors.is_empty(),
         };
-        unread.into_iter().for_each(|error| errors.report(error));
-        if calls.len() > DEFINITIONS {
+        if evaluated.calls.len() > DEFINITIONS {
             return Err(Error::request(format!("{} defines more than {DEFINITIONS} things", made.file)));
         }
-        for call in calls {
+        for call in evaluated.calls {
             match label(package, &call) {
                 Ok(label) => made.add(label, call, errors),
                 Err(error) => {
@@ -125,11 +125,12 @@ impl Packages {
                 }
             }
         }
+        evaluated.errors.into_iter().for_each(|error| errors.report(error));
         Ok(Some(Rc::new(made)))
     }
 
     /// Evaluates a file, what it loads first; `None`: what it loads is broken, and reported.
-    fn evaluate(&mut self, file: &SourceFile, scene: &Scene, errors: &mut Errors) -> Result<Option<(Loaded, Vec<Call>, Vec<Error>)>> {
+    fn evaluate(&mut self, file: &SourceFile, scene: &Scene, errors: &mut Errors) -> Result<Option<Evaluated>> {
         starlark::progress::note(&file.name, 1);
         let parsed = starlark::parse(&file.name, &file.text)?;
         let mut loaded = BTreeMap::new();
@@ -147,7 +148,7 @@ impl Packages {
         if !whole {
             return Ok(None);
         }
-        starlark::evaluate(parsed, &loaded, scene).map(Some)
+        Ok(Some(starlark::evaluate(parsed, &loaded, scene)))
     }
 
     /// `//package/file.star`, or `:file.star` in the same package.
@@ -159,8 +160,10 @@ impl Packages {
         }
         let start = self.loading.iter().position(|(package, file, _)| (package, file) == (&key.0, &key.1));
         if let Some(start) = start {
-            let cycle = self.loading[start..].iter().map(|(package, file, _)| (package, file)).chain([(&key.0, &key.1)]);
-            let names: Vec<String> = cycle.map(|(package, file)| format!("//{}", Path::new(package.path()).join(file).display())).collect();
+            let cycle =
+                self.loading[start..].iter().map(|(package, file, _)| (package, file)).chain([(&key.0, &key.1)]);
+            let names: Vec<String> =
+                cycle.map(|(package, file)| format!("//{}", Path::new(package.path()).join(file).display())).collect();
             let mut error = Error::request(format!("files load one another: {}", names.join(" → ")));
             for (_, _, place) in &self.loading[start + 1..] {
                 error = error.at(place.clone(), "loaded from here");
@@ -176,7 +179,10 @@ impl Packages {
         let evaluated = self.evaluate(&source, &scene, errors);
         self.loading.pop();
         let module = match evaluated {
-            Ok(evaluated) => evaluated.map(|(module, _, _)| module),
+            Ok(evaluated) => evaluated.and_then(|evaluated| {
+                evaluated.errors.into_iter().for_each(|error| errors.report(error));
+                evaluated.module
+            }),
             Err(error) => {
                 errors.report(error);
                 None
@@ -202,7 +208,11 @@ fn loaded_name(name: &str, here: &Package) -> Result<(Package, String)> {
             None => return Err(bad("it begins with neither // nor :")),
         },
     };
-    if !file.ends_with(".star") || file.contains(':') || Label::new(package.clone(), file).is_err() || file.contains('/') {
+    if !file.ends_with(".star")
+        || file.contains(':')
+        || Label::new(package.clone(), file).is_err()
+        || file.contains('/')
+    {
         return Err(bad("it doesn't name a .star file"));
     }
     if file == BUILD_FILE {
@@ -246,7 +256,7 @@ impl PackageFile {
     fn define(&self, label: Label, call: Call, errors: &mut Errors) -> Defined {
         let mut report = |faults: Vec<Fault>| {
             let is_broken = !faults.is_empty();
-            faults.iter().for_each(|fault| errors.report(fault_error(&self.text, &label, &call.place, fault)));
+            fault_errors(&self.text, &label, &call.place, &faults).into_iter().for_each(|error| errors.report(error));
             is_broken
         };
         if call.kind == "parameter" {
@@ -288,8 +298,14 @@ impl PackageFile {
     }
 }
 
-/// A fault at its place in the text.
-pub(super) fn fault_error(text: &str, label: &Label, call: &Place, fault: &Fault) -> Error {
+/// Faults at their places in the text, in that order.
+pub(super) fn fault_errors(text: &str, label: &Label, call: &Place, faults: &[Fault]) -> Vec<Error> {
+    let mut errors: Vec<Error> = faults.iter().map(|fault| fault_error(text, label, call, fault)).collect();
+    errors.sort_by_key(|error| error.places().first().map(|(place, _)| (place.line, place.column)));
+    errors
+}
+
+fn fault_error(text: &str, label: &Label, call: &Place, fault: &Fault) -> Error {
     let place = argument_place(text, call, &fault.attribute, fault.literal.as_deref());
     let made = Error::request(format!("{label}: {}", fault.what)).at(place, "");
     match &fault.next {
@@ -319,7 +335,12 @@ fn parameter(arguments: &BTreeMap<String, Data>) -> (Parameter, Vec<Fault>) {
     let type_name = match arguments.get("type") {
         None => Type::String,
         Some(Data::Text(text)) => Type::parse(text).unwrap_or_else(|| {
-            fault("type", Some(text), format!("there is no type {text:?}"), Some(format!("it is one of {}", Type::NAMES.join(", "))));
+            fault(
+                "type",
+                Some(text),
+                format!("there is no type {text:?}"),
+                Some(format!("it is one of {}", Type::NAMES.join(", "))),
+            );
             Type::String
         }),
         Some(other) => {
@@ -331,7 +352,12 @@ fn parameter(arguments: &BTreeMap<String, Data>) -> (Parameter, Vec<Fault>) {
         None | Some(Data::None) => None,
         Some(Data::Function(function)) => Some(function.clone()),
         Some(other) => {
-            fault("derive", None, format!("derive takes a function, and this is {}", other.kind()), Some("write derive = lambda p: p[\"…\"]".to_string()));
+            fault(
+                "derive",
+                None,
+                format!("derive takes a function, and this is {}", other.kind()),
+                Some("write derive = lambda p: p[\"…\"]".to_string()),
+            );
             None
         }
     };

@@ -19,7 +19,7 @@ mod parameters;
 pub mod show;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -46,30 +46,30 @@ pub struct Request {
 
 /// Analyses: true edges only, in execution order. Executes nothing.
 pub fn analyse(request: &Request) -> Result<Graph> {
-    match ask(Question::new(request, Wanted::Graph)?)? {
+    if cfg!(test) { analyse_here(request) } else { analyse_by(Path::new(OURSELVES), request) }
+}
+
+/// As [`analyse`], where the executable that knows the child's role isn't this one: for tests.
+pub fn analyse_by(executable: &Path, request: &Request) -> Result<Graph> {
+    match child::ask(executable, &Question::new(request, Wanted::Graph)?)? {
         Answer::Graph(graph) => Ok(graph),
         _ => Err(child::nonsense()),
     }
 }
 
-/// What is defined: for `tapeout list`. No parameter needs a value for it.
+/// What is defined: for `tapeout list`. Values are needed only where a function gives edges.
 pub fn definitions(request: &Request) -> Result<Vec<Definition>> {
-    match ask(Question::new(request, Wanted::Definitions)?)? {
+    if cfg!(test) {
+        return definitions_here(request);
+    }
+    match child::ask(Path::new(OURSELVES), &Question::new(request, Wanted::Definitions)?)? {
         Answer::Definitions(definitions) => Ok(definitions),
         _ => Err(child::nonsense()),
     }
 }
 
-/// The child is this executable again: a test's is the test runner, which knows no roles.
-fn ask(question: Question) -> Result<Answer> {
-    if cfg!(test) {
-        return match answer_here(question) {
-            Answer::Error(error) => Err(error),
-            answer => Ok(answer),
-        };
-    }
-    child::ask(&question)
-}
+/// This executable, whatever became of its path.
+const OURSELVES: &str = "/proc/self/exe";
 
 /// As [`analyse`], in this very process: a hostile build file can end it.
 pub fn analyse_here(request: &Request) -> Result<Graph> {
@@ -152,7 +152,11 @@ fn given(text: &str) -> Result<Vec<Given>> {
         let Some((name, value)) = text.split_once('=') else {
             return Err(Error::request(format!("not a parameter: {text:?}")).next("write LABEL=VALUE or @FILE.json"));
         };
-        return Ok(vec![Given { name: name.to_string(), value: GivenValue::Typed(value.to_string()), shown: format!("--parameter {text}") }]);
+        return Ok(vec![Given {
+            name: name.to_string(),
+            value: GivenValue::Typed(value.to_string()),
+            shown: format!("--parameter {text}"),
+        }]);
     };
     let path = PathBuf::from(path);
     let wrong = |e: Error| e.with_kind(crate::error::Kind::Request);
@@ -164,7 +168,11 @@ fn given(text: &str) -> Result<Vec<Given>> {
     let values: BTreeMap<String, serde_json::Value> = serde_json::from_str(&text).map_err(|e| {
         Error::request(format!("{}:{}:{}: {e}", path.display(), e.line(), e.column())).next("write {\"//app:jobs\": 8}")
     })?;
-    let given = |(name, value)| Given { shown: format!("{} in {}", name, path.display()), name, value: GivenValue::Json(value) };
+    let given = |(name, value)| Given {
+        shown: format!("{} in {}", name, path.display()),
+        name,
+        value: GivenValue::Json(value),
+    };
     Ok(values.into_iter().map(given).collect())
 }
 
@@ -179,7 +187,9 @@ fn answer_here(question: Question) -> Answer {
     let thread = std::thread::Builder::new().name("analysis".to_string()).stack_size(STACK).spawn(run);
     match thread.map(|thread| thread.join()) {
         Ok(Ok(answer)) => answer,
-        Ok(Err(_)) => Answer::Error(Error::request("the analysis broke off").why("the interpreter of build files failed")),
+        Ok(Err(_)) => {
+            Answer::Error(Error::request("the analysis broke off").why("the interpreter of build files failed"))
+        }
         Err(e) => Answer::Error(Error::failed(format!("no thread for the analysis: {e}"))),
     }
 }

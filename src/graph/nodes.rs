@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::analysis::Analysis;
-use super::load::{Defined, fault_error};
+use super::load::{Defined, fault_errors};
 use super::parameters::{Collected, SettingsId, article};
 use crate::build_file::attributes::{self, Edge};
 use crate::build_file::data::Data;
 use crate::build_file::spec::{Spec, Value};
+use crate::build_file::starlark::progress;
 use crate::error::{Error, Place};
 use crate::label::Label;
 
@@ -85,7 +86,12 @@ pub(super) struct Step {
 
 impl Analysis {
     /// The node of a rule under settings; `None`: reported. `edge` is what leads to it.
-    pub fn node(&mut self, label: &Label, settings: SettingsId, edge: Option<(&Rc<Defined>, &Written)>) -> Option<NodeId> {
+    pub fn node(
+        &mut self,
+        label: &Label,
+        settings: SettingsId,
+        edge: Option<(&Rc<Defined>, &Written)>,
+    ) -> Option<NodeId> {
         let key = (label.clone(), settings);
         if let Some(known) = self.node_by_settings.get(&key) {
             return *known;
@@ -108,7 +114,11 @@ impl Analysis {
             return None;
         }
         let defined = self.rule_definition(label, edge)?;
-        self.stack.push(Step { label: label.clone(), settings, edge: edge.map(|(defined, written)| (defined.clone(), written.clone())) });
+        self.stack.push(Step {
+            label: label.clone(),
+            settings,
+            edge: edge.map(|(defined, written)| (defined.clone(), written.clone())),
+        });
         let node = self.evaluate(&defined, settings);
         self.stack.pop();
         self.node_by_settings.insert(key, node);
@@ -148,7 +158,8 @@ impl Analysis {
 
     fn report_cycle(&mut self, start: usize, label: &Label, edge: Option<(&Rc<Defined>, &Written)>) {
         let names: Vec<String> = self.stack[start..].iter().map(|step| step.label.to_string()).collect();
-        let mut edges: Vec<(Rc<Defined>, Written)> = self.stack[start + 1..].iter().filter_map(|step| step.edge.clone()).collect();
+        let mut edges: Vec<(Rc<Defined>, Written)> =
+            self.stack[start + 1..].iter().filter_map(|step| step.edge.clone()).collect();
         edges.extend(edge.map(|(defined, written)| (defined.clone(), written.clone())));
         let mut error = Error::request(format!("a cycle of dependencies: {} → {label}", names.join(" → ")));
         for (defined, written) in edges {
@@ -160,12 +171,14 @@ impl Analysis {
     }
 
     fn evaluate(&mut self, defined: &Rc<Defined>, settings: SettingsId) -> Option<NodeId> {
+        progress::note(&defined.place.file, defined.place.line);
         let mut collected = Collected::default();
         let package = self.package(defined.label.package(), None)?;
         let arguments = self.arguments(defined, settings, &mut collected)?;
         let (definition, faults) = attributes::read(&defined.kind, &defined.label, &arguments);
         if !faults.is_empty() {
-            faults.iter().for_each(|fault| self.errors.report(fault_error(&package.text, &defined.label, &defined.place, fault)));
+            let found = fault_errors(&package.text, &defined.label, &defined.place, &faults);
+            found.into_iter().for_each(|error| self.errors.report(error));
             return None;
         }
         let mut whole = self.check_files(defined, package.folder.as_deref(), &definition.needs);
@@ -191,12 +204,20 @@ impl Analysis {
                 Follow::To(to) => {
                     let place = self.attribute_place(defined, edge.attribute, Some(&edge.written));
                     let kind = self.nodes[to].defined.kind.clone();
-                    let error = Error::request(format!("{}: {} is {} {kind}, not an image", defined.label, edge.label, article(&kind)));
+                    let error = Error::request(format!(
+                        "{}: {} is {} {kind}, not an image",
+                        defined.label,
+                        edge.label,
+                        article(&kind)
+                    ));
                     self.errors.report(error.at(place, ""));
                     whole = false;
                 }
                 Follow::False => {
-                    let error = Error::request(format!("{}: the image {} can't be left out by a condition", defined.label, edge.label));
+                    let error = Error::request(format!(
+                        "{}: the image {} can't be left out by a condition",
+                        defined.label, edge.label
+                    ));
                     self.errors.report(error.at(defined.place.clone(), ""));
                     whole = false;
                 }
@@ -235,7 +256,12 @@ impl Analysis {
     }
 
     /// The arguments, each function called.
-    pub fn arguments(&mut self, defined: &Rc<Defined>, settings: SettingsId, collected: &mut Collected) -> Option<BTreeMap<String, Data>> {
+    pub fn arguments(
+        &mut self,
+        defined: &Rc<Defined>,
+        settings: SettingsId,
+        collected: &mut Collected,
+    ) -> Option<BTreeMap<String, Data>> {
         let mut made = defined.arguments.clone();
         let mut whole = true;
         for (name, value) in &mut made {
@@ -245,7 +271,10 @@ impl Analysis {
                     // A second look would take it for absent.
                     Some(Data::Function(_)) => {
                         let place = self.attribute_place(defined, name, None);
-                        self.errors.report(Error::request(format!("{}: {name}: a function that gives a function", defined.label)).at(place, ""));
+                        self.errors.report(
+                            Error::request(format!("{}: {name}: a function that gives a function", defined.label))
+                                .at(place, ""),
+                        );
                         whole = false;
                     }
                     Some(data) => *value = data,
@@ -264,7 +293,11 @@ impl Analysis {
             if !found {
                 let place = self.attribute_place(defined, attribute, Some(path));
                 let near = folder.and_then(|folder| nearest_file(folder, path));
-                let error = Error::request(format!("{}: {attribute}: there is no file {path:?} in {}", defined.label, defined.label.package()));
+                let error = Error::request(format!(
+                    "{}: {attribute}: there is no file {path:?} in {}",
+                    defined.label,
+                    defined.label.package()
+                ));
                 let error = error.at(place, "");
                 self.errors.report(match near {
                     Some(near) => error.next(format!("did you mean {near:?}?")),
@@ -276,7 +309,14 @@ impl Analysis {
         whole
     }
 
-    fn follow(&mut self, edge: &Edge, defined: &Rc<Defined>, settings: SettingsId, collected: &mut Collected, trace: &mut Option<Trace>) -> Follow {
+    fn follow(
+        &mut self,
+        edge: &Edge,
+        defined: &Rc<Defined>,
+        settings: SettingsId,
+        collected: &mut Collected,
+        trace: &mut Option<Trace>,
+    ) -> Follow {
         match self.is_true(edge, defined, settings, collected) {
             Some(true) => {}
             Some(false) => return Follow::False,
@@ -296,7 +336,13 @@ impl Analysis {
         }
     }
 
-    fn is_true(&mut self, edge: &Edge, defined: &Rc<Defined>, settings: SettingsId, collected: &mut Collected) -> Option<bool> {
+    fn is_true(
+        &mut self,
+        edge: &Edge,
+        defined: &Rc<Defined>,
+        settings: SettingsId,
+        collected: &mut Collected,
+    ) -> Option<bool> {
         let function = match &edge.when {
             None => return Some(true),
             Some(Data::Function(function)) => function.clone(),
@@ -313,7 +359,13 @@ impl Analysis {
         }
     }
 
-    fn parameters_of(&mut self, edge: &Edge, defined: &Rc<Defined>, settings: SettingsId, collected: &mut Collected) -> Option<BTreeMap<Label, Value>> {
+    fn parameters_of(
+        &mut self,
+        edge: &Edge,
+        defined: &Rc<Defined>,
+        settings: SettingsId,
+        collected: &mut Collected,
+    ) -> Option<BTreeMap<Label, Value>> {
         match &edge.parameters {
             Data::Function(function) => {
                 let data = self.call(&function.clone(), defined, edge.attribute, settings, collected)?;
@@ -323,7 +375,13 @@ impl Analysis {
         }
     }
 
-    fn reverse_edge(&mut self, edge: &Edge, defined: &Rc<Defined>, settings: SettingsId, collected: &mut Collected) -> Result<Option<ReverseEdge>, ()> {
+    fn reverse_edge(
+        &mut self,
+        edge: &Edge,
+        defined: &Rc<Defined>,
+        settings: SettingsId,
+        collected: &mut Collected,
+    ) -> Result<Option<ReverseEdge>, ()> {
         if !self.is_true(edge, defined, settings, collected).ok_or(())? {
             return Ok(None);
         }
@@ -338,9 +396,18 @@ impl Analysis {
             return true;
         }
         let place = self.attribute_place(defined, edge.attribute, Some(&edge.written));
-        let what = format!("{} can't depend on {}: {} {kind}'s result is written out, and no rule sees it", defined.label, edge.label, article(&kind));
+        let what = format!(
+            "{} can't depend on {}: {} {kind}'s result is written out, and no rule sees it",
+            defined.label,
+            edge.label,
+            article(&kind)
+        );
         let error = Error::request(what).at(place, "");
-        self.errors.report(if kind == "image" { error.next("an image stands on another with base = …") } else { error });
+        self.errors.report(if kind == "image" {
+            error.next("an image stands on another with base = …")
+        } else {
+            error
+        });
         false
     }
 
@@ -351,7 +418,11 @@ impl Analysis {
         bases.dedup();
         if bases.iter().any(|base| *base != bases[0]) {
             let what = format!("{} stands on two different {BASE}: their parameters differ", node.label);
-            self.errors.report(Error::request(what).at(node.defined.place.clone(), "").next("let all its dependencies see the same values"));
+            self.errors.report(
+                Error::request(what)
+                    .at(node.defined.place.clone(), "")
+                    .next("let all its dependencies see the same values"),
+            );
             return None;
         }
         node.base = bases.first().copied();
@@ -425,7 +496,8 @@ fn merge(trace: &mut Option<Trace>, inner: &Trace, set: &BTreeMap<Label, Value>)
 fn nearest_file(folder: &Path, path: &str) -> Option<String> {
     let (above, name) = path.rsplit_once('/').map_or(("", path), |(above, name)| (above, name));
     let entries = std::fs::read_dir(folder.join(above)).ok()?;
-    let names: Vec<String> = entries.take(1000).filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    let names: Vec<String> =
+        entries.take(1000).filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
     let near = crate::build_file::reference::nearest(name, names.iter().map(String::as_str))?;
     Some(if above.is_empty() { near } else { format!("{above}/{near}") })
 }

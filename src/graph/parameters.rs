@@ -8,7 +8,7 @@ use super::load::{Defined, argument_place};
 use super::{Given, GivenValue, Question};
 use crate::build_file::data::Data;
 use crate::build_file::spec::Value;
-use crate::build_file::starlark::{Function, Outcome, Reads, Scene};
+use crate::build_file::starlark::{Function, Outcome, Reads, Scene, progress};
 use crate::error::{Error, Place};
 use crate::label::{Label, Package};
 
@@ -71,10 +71,12 @@ pub(super) struct Collected {
 /// A value of the right type, or why it isn't.
 pub(super) fn typed(type_name: Type, data: &Data) -> Result<Value, String> {
     match (type_name, data.value()) {
-        (Type::Bool, Some(value @ Value::Bool(_))) | (Type::Int, Some(value @ Value::Int(_))) | (Type::List, Some(value @ Value::List(_))) => Ok(value),
+        (Type::Bool, Some(value @ Value::Bool(_)))
+        | (Type::Int, Some(value @ Value::Int(_)))
+        | (Type::List, Some(value @ Value::List(_))) => Ok(value),
         (Type::String, Some(Value::Text(text))) if !text.contains('\0') => Ok(Value::Text(text)),
         (Type::Path, Some(Value::Text(text))) => path(text),
-        _ => Err(format!("a {} is wanted, and this is {}", type_name.name(), data.kind())),
+        _ => Err(format!("{} {} is wanted, and this is {}", article(type_name.name()), type_name.name(), data.kind())),
     }
 }
 
@@ -87,7 +89,7 @@ fn path(text: String) -> Result<Value, String> {
 
 /// As typed on the command line.
 fn parsed(type_name: Type, text: &str) -> Result<Value, String> {
-    let wrong = || format!("a {} is wanted, and this is {text:?}", type_name.name());
+    let wrong = || format!("{} {} is wanted, and this is {text:?}", article(type_name.name()), type_name.name());
     match type_name {
         Type::Bool => match text {
             "true" | "True" => Ok(Value::Bool(true)),
@@ -99,7 +101,9 @@ fn parsed(type_name: Type, text: &str) -> Result<Value, String> {
         Type::String => Ok(Value::Text(text.to_string())),
         Type::Path => path(text.to_string()),
         Type::List if text.is_empty() => Ok(Value::List(vec![])),
-        Type::List if text.starts_with('[') => serde_json::from_str(text).map(Value::List).map_err(|_| format!("{}: write a,b or [\"a\", \"b\"]", wrong())),
+        Type::List if text.starts_with('[') => {
+            serde_json::from_str(text).map(Value::List).map_err(|_| format!("{}: write a,b or [\"a\", \"b\"]", wrong()))
+        }
         Type::List => Ok(Value::List(text.split(',').map(str::to_string).collect())),
     }
 }
@@ -132,18 +136,26 @@ impl Analysis {
     }
 
     fn one_given(&mut self, given: &Given, here: &Package) -> Option<(Label, Value)> {
-        let label = Label::parse_in(&given.name, here).map_err(|error| self.errors.report(error.context(&given.shown))).ok()?;
+        let label =
+            Label::parse_in(&given.name, here).map_err(|error| self.errors.report(error.context(&given.shown))).ok()?;
         let defined = self.parameter_definition(&label, None)?;
         let type_name = defined.parameter.as_ref()?.type_name;
         let value = match &given.value {
             GivenValue::Typed(text) => parsed(type_name, text),
             GivenValue::Json(serde_json::Value::Null) => Ok(Value::None),
+            GivenValue::Json(serde_json::Value::Number(number)) if number.as_i64().is_none() => Err(format!("not a whole number of 64 bits: {number}")),
             GivenValue::Json(value) => typed(type_name, &json(value)),
         };
         self.value_or_report(value, &defined, &given.shown, None).map(|value| (label, value))
     }
 
-    fn value_or_report(&mut self, value: Result<Value, String>, defined: &Defined, shown: &str, place: Option<Place>) -> Option<Value> {
+    fn value_or_report(
+        &mut self,
+        value: Result<Value, String>,
+        defined: &Defined,
+        shown: &str,
+        place: Option<Place>,
+    ) -> Option<Value> {
         let what = match value {
             Ok(value) => return Some(value),
             Err(what) => what,
@@ -193,7 +205,10 @@ impl Analysis {
             if let Some(place) = place {
                 error = error.at(place.clone(), "");
             }
-            self.errors.report(error.at(defined.place.clone(), format!("it is defined here, as {} {}", article(&defined.kind), defined.kind)));
+            self.errors.report(error.at(
+                defined.place.clone(),
+                format!("it is defined here, as {} {}", article(&defined.kind), defined.kind),
+            ));
             return None;
         }
         Some(defined)
@@ -211,7 +226,10 @@ impl Analysis {
             return None;
         }
         if self.deriving.len() > DERIVE_DEPTH {
-            self.errors.report(Error::request(format!("more than {DERIVE_DEPTH} parameters derive from one another")).at(defined.place.clone(), ""));
+            self.errors.report(
+                Error::request(format!("more than {DERIVE_DEPTH} parameters derive from one another"))
+                    .at(defined.place.clone(), ""),
+            );
             return None;
         }
         let known = self.find_value(&defined, settings, place);
@@ -230,6 +248,7 @@ impl Analysis {
         let value = match (given, &parameter.derive) {
             (Some(value), _) => value,
             (None, Some(derive)) => {
+                progress::note(&defined.place.file, defined.place.line);
                 self.deriving.push((label.clone(), place.cloned()));
                 let derived = self.call(derive, defined, "derive", settings, &mut collected);
                 self.deriving.pop();
@@ -237,7 +256,12 @@ impl Analysis {
                     Data::None => Value::None,
                     data => {
                         let at = self.attribute_place(defined, "derive", None);
-                        self.value_or_report(typed(parameter.type_name, &data), defined, &format!("{label}: derive"), Some(at))?
+                        self.value_or_report(
+                            typed(parameter.type_name, &data),
+                            defined,
+                            &format!("{label}: derive"),
+                            Some(at),
+                        )?
                     }
                 }
             }
@@ -261,9 +285,17 @@ impl Analysis {
     }
 
     /// Calls a function of the parameters, finding each value that it reads.
-    pub fn call(&mut self, function: &Function, defined: &Rc<Defined>, attribute: &str, settings: SettingsId, collected: &mut Collected) -> Option<Data> {
+    pub fn call(
+        &mut self,
+        function: &Function,
+        defined: &Rc<Defined>,
+        attribute: &str,
+        settings: SettingsId,
+        collected: &mut Collected,
+    ) -> Option<Data> {
         let package = self.package(defined.label.package(), None)?;
-        let scene = Scene { package: defined.label.package().clone(), folder: package.folder.clone(), build_file: None };
+        let scene =
+            Scene { package: defined.label.package().clone(), folder: package.folder.clone(), build_file: None };
         let mut values = BTreeMap::new();
         loop {
             let outcome = function.call(&Reads::new(values.clone()), &scene).map_err(|error| {
@@ -296,14 +328,22 @@ impl Analysis {
     }
 
     /// The values that an edge sets, their types checked.
-    pub fn edge_values(&mut self, parameters: &Data, defined: &Rc<Defined>, attribute: &str) -> Option<BTreeMap<Label, Value>> {
+    pub fn edge_values(
+        &mut self,
+        parameters: &Data,
+        defined: &Rc<Defined>,
+        attribute: &str,
+    ) -> Option<BTreeMap<Label, Value>> {
         let mut made = BTreeMap::new();
         let entries = match parameters {
             Data::None => return Some(made),
             Data::Dict(entries) => entries,
             other => {
                 let place = self.attribute_place(defined, attribute, None);
-                self.errors.report(Error::request(format!("{}: parameters takes a dict, and this is {}", defined.label, other.kind())).at(place, ""));
+                self.errors.report(
+                    Error::request(format!("{}: parameters takes a dict, and this is {}", defined.label, other.kind()))
+                        .at(place, ""),
+                );
                 return None;
             }
         };
@@ -317,7 +357,13 @@ impl Analysis {
         whole.then_some(made)
     }
 
-    fn edge_value(&mut self, name: &str, data: &Data, defined: &Rc<Defined>, attribute: &str) -> Option<(Label, Value)> {
+    fn edge_value(
+        &mut self,
+        name: &str,
+        data: &Data,
+        defined: &Rc<Defined>,
+        attribute: &str,
+    ) -> Option<(Label, Value)> {
         let place = self.attribute_place_if_needed(defined, attribute, name);
         let label = match Label::parse_in(name, defined.label.package()) {
             Ok(label) => label,
@@ -333,19 +379,27 @@ impl Analysis {
         let type_name = parameter.parameter.as_ref()?.type_name;
         let value = if matches!(data, Data::None) { Ok(Value::None) } else { typed(type_name, data) };
         let at = value.is_err().then(|| place(self));
-        let shown = format!("{}: {label} = {}", defined.label, data.value().map_or_else(|| data.kind(), |value| shown(&value)));
+        let shown =
+            format!("{}: {label} = {}", defined.label, data.value().map_or_else(|| data.kind(), |value| shown(&value)));
         self.value_or_report(value, &parameter, &shown, at).map(|value| (label, value))
     }
 
     /// Is this a known parameter? Then no place has to be found for a message.
     fn packages_know(&mut self, label: &Label) -> bool {
         match self.packages.package(label.package(), &mut self.errors) {
-            super::load::Found::Package(package) => package.defined.get(label.name()).is_some_and(|defined| defined.parameter.is_some()),
+            super::load::Found::Package(package) => {
+                package.defined.get(label.name()).is_some_and(|defined| defined.parameter.is_some())
+            }
             _ => false,
         }
     }
 
-    fn attribute_place_if_needed(&self, defined: &Rc<Defined>, attribute: &str, literal: &str) -> impl Fn(&mut Self) -> Place + use<> {
+    fn attribute_place_if_needed(
+        &self,
+        defined: &Rc<Defined>,
+        attribute: &str,
+        literal: &str,
+    ) -> impl Fn(&mut Self) -> Place + use<> {
         let (defined, attribute, literal) = (defined.clone(), attribute.to_string(), literal.to_string());
         move |analysis| analysis.attribute_place(&defined, &attribute, Some(&literal))
     }

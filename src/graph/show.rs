@@ -23,16 +23,34 @@ pub fn phase(instance: &Instance) -> &'static str {
 
 /// What distinguishes an instance from others of its label: values, image, packages; may be empty.
 pub fn distinction(graph: &Graph, id: Id) -> String {
-    let instance = &graph.instances[id];
-    let mut parts: Vec<String> = instance.parameters.iter().map(|(label, value)| format!("{}={}", short(label, &instance.label), shown(value))).collect();
-    if let Some(image) = &instance.image {
-        parts.push(format!("for {image}"));
+    Distinctions::of(graph).text(id)
+}
+
+/// Labels of which the graph has instances with different packages.
+struct Distinctions<'a> {
+    graph: &'a Graph,
+    packages: BTreeSet<&'a Label>,
+}
+
+impl<'a> Distinctions<'a> {
+    fn of(graph: &'a Graph) -> Self {
+        let mut first: BTreeMap<&Label, &Vec<String>> = BTreeMap::new();
+        let differs = |instance: &&'a Instance| *first.entry(&instance.label).or_insert(&instance.packages) != &instance.packages;
+        let packages = graph.instances.iter().filter(differs).map(|instance| &instance.label).collect();
+        Self { graph, packages }
     }
-    let same = || graph.instances.iter().filter(|other| other.label == instance.label);
-    if same().count() > 1 && same().any(|other| other.packages != instance.packages) {
-        parts.push(format!("packages {}", if instance.packages.is_empty() { "none".to_string() } else { instance.packages.join(" ") }));
+
+    fn text(&self, id: Id) -> String {
+        let instance = &self.graph.instances[id];
+        let value = |(label, value)| format!("{}={}", short(label, &instance.label), shown(value));
+        let mut parts: Vec<String> = instance.parameters.iter().map(value).collect();
+        parts.extend(instance.image.iter().map(|image| format!("for {image}")));
+        if self.packages.contains(&instance.label) {
+            let none = instance.packages.is_empty();
+            parts.push(format!("packages {}", if none { "none".to_string() } else { instance.packages.join(" ") }));
+        }
+        parts.join(", ")
     }
-    parts.join(", ")
 }
 
 fn short(label: &Label, here: &Label) -> String {
@@ -41,6 +59,7 @@ fn short(label: &Label, here: &Label) -> String {
 
 /// A tree of what was requested: each instance once, later only named.
 pub fn tree(graph: &Graph) -> String {
+    let distinctions = Distinctions::of(graph);
     let mut text = String::new();
     let mut seen = BTreeSet::new();
     for id in &graph.requested {
@@ -48,7 +67,7 @@ pub fn tree(graph: &Graph) -> String {
         let mut stack = vec![(*id, String::new(), "")];
         while let Some((id, indent, branch)) = stack.pop() {
             let instance = &graph.instances[id];
-            let distinction = distinction(graph, id);
+            let distinction = distinctions.text(id);
             let distinction = if distinction.is_empty() { distinction } else { format!("  [{distinction}]") };
             let is_new = seen.insert(id);
             let again = if is_new || instance.deps.is_empty() { "" } else { "  (above)" };
@@ -72,16 +91,22 @@ pub fn tree(graph: &Graph) -> String {
 
 /// Graphviz, phases as clusters; edges point to dependencies, those that joined are dashed.
 pub fn dot(graph: &Graph) -> String {
+    let distinctions = Distinctions::of(graph);
     let mut text = String::from("digraph tapeout {\n  rankdir = LR;\n  node [shape = box];\n");
     for (number, phase_name) in PHASES.iter().enumerate() {
-        let of_phase: Vec<Id> = (0..graph.instances.len()).filter(|id| phase(&graph.instances[*id]) == *phase_name).collect();
+        let of_phase: Vec<Id> =
+            (0..graph.instances.len()).filter(|id| phase(&graph.instances[*id]) == *phase_name).collect();
         if of_phase.is_empty() {
             continue;
         }
         let _ = writeln!(text, "  subgraph cluster_{number} {{\n    label = {};", quoted(phase_name));
         for id in of_phase {
-            let distinction = distinction(graph, id);
-            let label = if distinction.is_empty() { graph.instances[id].label.to_string() } else { format!("{}\n{distinction}", graph.instances[id].label) };
+            let distinction = distinctions.text(id);
+            let label = if distinction.is_empty() {
+                graph.instances[id].label.to_string()
+            } else {
+                format!("{}\n{distinction}", graph.instances[id].label)
+            };
             let _ = writeln!(text, "    n{id} [label = {}];", quoted(&label));
         }
         text.push_str("  }\n");
@@ -231,5 +256,8 @@ impl Edges {
 }
 
 fn lines(labels: &[(Label, &'static str)]) -> String {
-    labels.iter().map(|(label, note)| if note.is_empty() { format!("{label}\n") } else { format!("{label}  ({note})\n") }).collect()
+    labels
+        .iter()
+        .map(|(label, note)| if note.is_empty() { format!("{label}\n") } else { format!("{label}  ({note})\n") })
+        .collect()
 }

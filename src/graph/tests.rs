@@ -6,7 +6,6 @@ use super::*;
 use crate::build_file::spec::{Instance, Spec, Value};
 
 mod diagnostics;
-mod hostile;
 
 /// A workspace of some files.
 struct Site(tempfile::TempDir);
@@ -140,7 +139,10 @@ pod("shop", containers = [container("web", image = ":web")])
         ("app/src/a.c", ""),
         ("app/src/a.o", ""),
         ("tools/build.star", "parameter('release', type = 'bool', default = True)\n"),
-        ("lib/build.star", "parameter('shared', type = 'bool', default = False)\nrule('build', deps = ['//base:build'], packages = ['cmake'], run = lambda p: 'shared %s' % p['shared'])\n"),
+        (
+            "lib/build.star",
+            "parameter('shared', type = 'bool', default = False)\nrule('build', deps = ['//base:build'], packages = ['cmake'], run = lambda p: 'shared %s' % p['shared'])\n",
+        ),
     ]);
     let graph = site.graph(&["//app:shop/build_pod"], &["//app:jobs=8"]);
     assert_eq!(
@@ -158,14 +160,22 @@ pod("shop", containers = [container("web", image = ":web")])
         ]
     );
     let build = one(&graph, "//app:build");
-    assert_eq!(script(build), "[Shell(\"cd source && ./configure --prefix=/usr/local --bindir=/usr/local/bin && make -j8 install\")]");
+    assert_eq!(
+        script(build),
+        "[Shell(\"cd source && ./configure --prefix=/usr/local --bindir=/usr/local/bin && make -j8 install\")]"
+    );
     assert_eq!(deps(&graph, build), ["//base:build", "//app:source", "//lib:build"]);
     assert_eq!(build.packages, ["cmake", "gcc", "make"]);
     assert_eq!(graph.instances[build.base_build.unwrap()].packages, ["cmake", "gcc", "make"]);
     let seen: Vec<String> = build.parameters.iter().map(|(label, value)| format!("{label}={value:?}")).collect();
     assert_eq!(
         seen,
-        ["//app:bindir=Text(\"/usr/local/bin\")", "//app:jobs=Int(8)", "//app:prefix=Text(\"/usr/local\")", "//tools:release=Bool(true)"]
+        [
+            "//app:bindir=Text(\"/usr/local/bin\")",
+            "//app:jobs=Int(8)",
+            "//app:prefix=Text(\"/usr/local\")",
+            "//tools:release=Bool(true)"
+        ]
     );
     let Spec::Rule(rule) = &build.spec else { panic!() };
     assert_eq!(format!("{:?}", rule.sources), "[Path(\"src/a.c\")]");
@@ -188,7 +198,12 @@ const SHARED: &str = "parameter('x', default = 'default')\nparameter('other', ty
 
 fn library() -> Site {
     Site::new(&[
-        ("lib/build.star", &format!("{SHARED}{ECHO}rule('deaf/build', deps = ['//base:build'], run = 'echo')\nrule('above/build', deps = [':build'])\n")),
+        (
+            "lib/build.star",
+            &format!(
+                "{SHARED}{ECHO}rule('deaf/build', deps = ['//base:build'], run = 'echo')\nrule('above/build', deps = [':build'])\n"
+            ),
+        ),
         (
             "app/build.star",
             "
@@ -223,7 +238,11 @@ fn the_nearest_edge_wins_over_further_ones_and_over_the_command_line() {
     ];
     for (label, parameters, expected) in cases {
         let graph = site.graph(&[label], parameters);
-        assert_eq!(script(one(&graph, "//lib:build")), format!("[Shell(\"echo {expected}\")]"), "{label} {parameters:?}");
+        assert_eq!(
+            script(one(&graph, "//lib:build")),
+            format!("[Shell(\"echo {expected}\")]"),
+            "{label} {parameters:?}"
+        );
     }
 }
 
@@ -253,9 +272,15 @@ fn when_sees_the_values_of_the_rule_where_it_stands() {
             "conf/build.star",
             "parameter('mode', default = 'debug')\nparameter('release', type = 'bool', derive = lambda p: p['mode'] == 'release')\n",
         ),
-        ("lib/build.star", "rule('build', deps = ['//base:build', dep('//never:build', when = lambda p: p['//conf:release'])])\n"),
+        (
+            "lib/build.star",
+            "rule('build', deps = ['//base:build', dep('//never:build', when = lambda p: p['//conf:release'])])\n",
+        ),
         ("never/build.star", "rule('build', deps = ['//base:build'])\n"),
-        ("app/build.star", "rule('build', deps = ['//lib:build', dep('//lib:build', parameters = {'//conf:mode': 'release'})])\n"),
+        (
+            "app/build.star",
+            "rule('build', deps = ['//lib:build', dep('//lib:build', parameters = {'//conf:mode': 'release'})])\n",
+        ),
     ]);
     let graph = site.graph(&["//app:build"], &[]);
     assert_eq!(order(&graph), ["//base:build", "//lib:build", "//never:build", "//lib:build", "//app:build"]);
@@ -269,7 +294,10 @@ fn when_sees_the_values_of_the_rule_where_it_stands() {
 fn a_build_file_that_nothing_needs_is_never_read() {
     let site = Site::new(&[
         ("broken/build.star", "this is no Starlark"),
-        ("lib/build.star", "rule('build', deps = ['//base:build', dep('//broken:build', when = lambda p: False), dep('//nowhere:x', when = False)])\n"),
+        (
+            "lib/build.star",
+            "rule('build', deps = ['//base:build', dep('//broken:build', when = lambda p: False), dep('//nowhere:x', when = False)])\n",
+        ),
     ]);
     assert_eq!(order(&site.graph(&["//lib:build"], &[])), ["//base:build", "//lib:build"]);
 }
@@ -362,7 +390,10 @@ fn a_joint_point_is_instantiated_per_image_and_build_rules_are_shared() {
 #[test]
 fn a_rule_doesnt_pull_in_its_joint_points_and_a_joint_point_pulls_in_nothing() {
     let site = images();
-    assert_eq!(order(&site.graph(&["//app:a/tapeout"], &[])), ["//base:build", "//lib:build", "//base:build", "//app:a/build", "//app:a/tapeout"]);
+    assert_eq!(
+        order(&site.graph(&["//app:a/tapeout"], &[])),
+        ["//base:build", "//lib:build", "//base:build", "//app:a/build", "//app:a/tapeout"]
+    );
     assert_eq!(order(&site.graph(&["//base:tapeout"], &[])), ["//base:build", "//base:tapeout"]);
     // Both asked for: they meet.
     let graph = site.graph(&["//base:tapeout", "//app:b/tapeout"], &[]);
@@ -377,7 +408,8 @@ fn an_image_stands_on_its_base_and_takes_only_its_own() {
     let Spec::Image(spec) = &image.spec else { panic!() };
     assert_eq!(graph.instances[spec.base.unwrap()].label.to_string(), "//app:a/build_image");
     assert!(image.deps.contains(&spec.base.unwrap()));
-    let own = all(&graph, "//base:tapeout").into_iter().find(|joint| joint.image.as_ref() == Some(&image.label)).unwrap();
+    let own =
+        all(&graph, "//base:tapeout").into_iter().find(|joint| joint.image.as_ref() == Some(&image.label)).unwrap();
     assert_eq!(deps(&graph, own), ["//base:build", "//app:b/tapeout"]);
     assert_eq!(image.packages, ["libtool"]);
 }
@@ -387,8 +419,10 @@ fn the_very_instance_that_was_reached_joins() {
     let site = images();
     let graph = site.graph(&["//app:debug/build_image"], &[]);
     let joint = one(&graph, "//base:tapeout");
-    let library = joint.deps.iter().map(|id| &graph.instances[*id]).find(|dep| dep.label.to_string() == "//lib:tapeout").unwrap();
-    let build = library.deps.iter().map(|id| &graph.instances[*id]).find(|dep| dep.label.to_string() == "//lib:build").unwrap();
+    let library =
+        joint.deps.iter().map(|id| &graph.instances[*id]).find(|dep| dep.label.to_string() == "//lib:tapeout").unwrap();
+    let build =
+        library.deps.iter().map(|id| &graph.instances[*id]).find(|dep| dep.label.to_string() == "//lib:build").unwrap();
     assert_eq!(script(build), "[Shell(\"debug True\")]");
     assert_eq!(all(&graph, "//lib:build").len(), 2, "the other application has the plain one");
 }
@@ -426,7 +460,10 @@ image('lost', deps = [':one/tapeout'])
     assert_eq!(all(&graph, "//app:one/tapeout").len(), 1, "what stands on no joint point is shared");
     let native = site.graph(&["//app:both/build_image"], &["//app:native=true"]);
     assert_eq!(deps(&native, one(&native, "//python:tapeout")), ["//app:one/tapeout"]);
-    assert_eq!(deps(&native, one(&native, "//base:tapeout")), ["//base:build", "//python:tapeout", "//app:two/tapeout"]);
+    assert_eq!(
+        deps(&native, one(&native, "//base:tapeout")),
+        ["//base:build", "//python:tapeout", "//app:two/tapeout"]
+    );
     let error = site.fails(&["//app:lost/build_image"], &[]);
     assert!(error.starts_with("//app:one/tapeout joins nothing: //app:lost/build_image reaches it"), "{error}");
 }
@@ -447,7 +484,11 @@ image('i', deps = [dep(':t', parameters = {':x': 'edge'})])
     let Spec::Tapeout(tapeout) = &joining.spec else { panic!() };
     assert_eq!(tapeout.files[0].path, "/edgereverse");
     assert_eq!(deps(&graph, one(&graph, "//base:tapeout")), ["//base:build", "//:t"]);
-    assert_eq!(deps(&graph, one(&graph, "//:i/build_image")), ["//base:build", "//:t", "//base:tapeout"], "in this image it stands for the one that was reached");
+    assert_eq!(
+        deps(&graph, one(&graph, "//:i/build_image")),
+        ["//base:build", "//:t", "//base:tapeout"],
+        "in this image it stands for the one that was reached"
+    );
 }
 
 #[test]
@@ -473,7 +514,11 @@ tapeout('tapeout', deps = [':none/build'], packages = ['d'])
     }
     let bases: Vec<String> = all(&graph, "//base:build").iter().map(|base| base.packages.join(" ")).collect();
     assert_eq!(bases, ["b", "a", "a b", "", "d"]);
-    assert_eq!(deps(&graph, one(&graph, "//:ab/build")), ["//base:build", "//:b/build", "//:a/build"], "first, where it isn't written");
+    assert_eq!(
+        deps(&graph, one(&graph, "//:ab/build")),
+        ["//base:build", "//:b/build", "//:a/build"],
+        "first, where it isn't written"
+    );
     assert_eq!(deps(&graph, one(&graph, "//:c/build")), ["//:ab/build", "//base:build"], "where it is written");
 }
 
@@ -488,7 +533,9 @@ fn a_package_of_a_higher_path_replaces_one_whole() {
         ("high/base/build.star", "rule('build', run = 'own base')\ntapeout('tapeout', reverse_deps = [])\n"),
     ]);
     let mut request = site.request(&["//app:build"], &[]);
-    request.workspace = request.workspace.with_paths([site.path().join("none"), site.path().join("high")].into_iter().filter(|path| path.exists()));
+    request.workspace = request
+        .workspace
+        .with_paths([site.path().join("none"), site.path().join("high")].into_iter().filter(|path| path.exists()));
     let graph = analyse_here(&request).unwrap();
     assert_eq!(script(one(&graph, "//lib:build")), "[Shell(\"high\")]");
     assert_eq!(script(one(&graph, "//base:build")), "[Shell(\"own base\")]");
@@ -500,7 +547,10 @@ fn a_package_of_a_higher_path_replaces_one_whole() {
 #[test]
 fn a_template_defines_in_the_package_that_calls_it_and_passes_on_what_it_doesnt_know() {
     let site = Site::new(&[
-        ("tools/t.star", "def twice(name, **arguments):\n    rule(name + '/one/build', **arguments)\n    rule(name + '/two/build', **arguments)\n"),
+        (
+            "tools/t.star",
+            "def twice(name, **arguments):\n    rule(name + '/one/build', **arguments)\n    rule(name + '/two/build', **arguments)\n",
+        ),
         (
             "app/build.star",
             "load('//tools/t.star', 'twice')
@@ -547,10 +597,15 @@ fn patterns_name_rules_and_no_parameters() {
     site.write("lib/sub/build.star", "rule('x')\n");
     site.write("lib/other/tapeout.toml", "");
     site.write("lib/other/build.star", "no Starlark");
-    let requested = |graph: &Graph| graph.requested.iter().map(|id| graph.instances[*id].label.to_string()).collect::<Vec<_>>();
+    let requested =
+        |graph: &Graph| graph.requested.iter().map(|id| graph.instances[*id].label.to_string()).collect::<Vec<_>>();
     assert_eq!(requested(&site.graph(&["//lib:*"], &[])), ["//lib:build", "//lib:tapeout"]);
     assert_eq!(requested(&site.graph(&["//lib"], &[])), ["//lib:build", "//lib:tapeout"]);
-    assert_eq!(requested(&site.graph(&["//lib/...", "//lib:build"], &[])), ["//lib:build", "//lib:tapeout", "//lib/sub:x"]);
+    assert_eq!(
+        requested(&site.graph(&["//lib/...", "//lib:build"], &[])),
+        ["//lib:build", "//lib:tapeout", "//lib/sub:x"]
+    );
+    assert_eq!(requested(&site.graph(&["//app:a", "//app:both"], &[])), ["//app:a/build_image", "//app:both/build_pod"]);
     let mut request = site.request(&["build", ":tapeout", "sub:x"], &[":debug=true"]);
     request.here = Package::new("lib").unwrap();
     let graph = analyse_here(&request).unwrap();
@@ -576,19 +631,28 @@ image('i', deps = [':x'], base = ':j')
     let text = serde_json::to_string(&definitions[4]).unwrap();
     assert_eq!(text, r##"{"label":"//:f","kind":"rule","doc":"","place":{"file":"build.star","line":6,"column":1,"length":52,"source":"rule('f', deps = lambda p: [':x'] if p['late'] else [])"},"deps":[{"label":"//:x","conditional":false,"parameters":{},"place":{"file":"build.star","line":6,"column":1,"length":52,"source":"rule('f', deps = lambda p: [':x'] if p['late'] else [])"}}],"reverse_deps":[],"annotations":{},"type_name":null,"default":null,"derived":false}"##.replace("52", "55"));
     let jobs = &definitions[0];
-    assert_eq!((jobs.type_name.as_deref(), &jobs.default, jobs.derived, jobs.doc.as_str()), (Some("int"), &Some(Value::Int(2)), false, "How many."));
+    assert_eq!(
+        (jobs.type_name.as_deref(), &jobs.default, jobs.derived, jobs.doc.as_str()),
+        (Some("int"), &Some(Value::Int(2)), false, "How many.")
+    );
     assert!(definitions[1].derived);
     let build = &definitions[3];
-    assert_eq!(build.deps[1].conditional, true);
+    assert!(build.deps[1].conditional);
     assert_eq!(build.deps[1].parameters.values().collect::<Vec<_>>(), [&Value::Int(3)]);
     assert_eq!(build.annotations["team"], "a");
     let image = definitions.last().unwrap();
     assert_eq!(image.label.to_string(), "//:i/build_image");
-    assert_eq!(image.deps.iter().map(|dep| dep.label.to_string()).collect::<Vec<_>>(), ["//:x", "//base:tapeout", "//:j/build_image"]);
+    assert_eq!(
+        image.deps.iter().map(|dep| dep.label.to_string()).collect::<Vec<_>>(),
+        ["//:x", "//base:tapeout", "//:j/build_image"]
+    );
     let edges = show::Edges::of_definitions(&definitions);
     let label = |text: &str| text.parse().unwrap();
     assert_eq!(edges.deps(&label("//:build")).unwrap(), "//base:build\n//:x  (conditional)\n");
-    assert_eq!(edges.rdeps(&label("//:x")).unwrap(), "//:build  (conditional)\n//:f\n//:i/build_image\n//j:j  (joins)\n");
+    assert_eq!(
+        edges.rdeps(&label("//:x")).unwrap(),
+        "//:build  (conditional)\n//:f\n//:i/build_image\n//j:j  (joins)\n"
+    );
     assert_eq!(edges.why(&label("//j:j"), &label("//:x")).unwrap(), "//j:j\n//:build  (joins)\n//:x  (conditional)\n");
     assert_eq!(edges.why(&label("//:x"), &label("//:build")).unwrap(), "");
     assert!(edges.deps(&label("//no:no")).is_err());

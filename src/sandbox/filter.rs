@@ -77,7 +77,10 @@ fn refused() -> Vec<Rule> {
         // kernel code that nobody needs here, packet sockets write raw frames.
         Rule {
             call: libc::SYS_socket,
-            when: When::NotIn(0, [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK].map(|n| n as u32).to_vec()),
+            when: When::NotIn(
+                0,
+                [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK].map(|n| n as u32).to_vec(),
+            ),
             action: Action::Errno(libc::EAFNOSUPPORT),
         },
     ];
@@ -189,7 +192,9 @@ mod tests {
 
     #[test]
     fn no_step_can_trace_init_or_undo_the_mounts() {
-        for cap in [Capability::CAP_SYS_PTRACE, Capability::CAP_SYS_ADMIN, Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW] {
+        for cap in
+            [Capability::CAP_SYS_PTRACE, Capability::CAP_SYS_ADMIN, Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW]
+        {
             assert!(!capabilities(false).contains(&cap));
         }
         assert!(capabilities(true).is_empty());

@@ -33,6 +33,7 @@ const LONGEST_ORDER: u64 = 256 << 20;
 /// The first line of `main`: when this process was executed to be a sandbox's init, it is that, and
 /// never comes back.
 pub fn take_over_if_asked() {
+    super::probe::take_over_if_asked();
     if process::role().as_deref() != Some(ROLE) {
         return;
     }
@@ -56,14 +57,22 @@ fn serve(control: &UnixStream, output: &File) -> Result<Outcome> {
     let order = start::read_frame(control, LONGEST_ORDER).map_err(|e| Error::io("read", "order", e))?;
     let order: Order = postcard::from_bytes(&order).map_err(|e| Error::failed(format!("order: {e}")))?;
     // SIGCHLD comes through a descriptor; nothing else may interrupt us.
-    nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None).map_err(|errno| Error::io("sigprocmask", "", errno))?;
+    nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)
+        .map_err(|errno| Error::io("sigprocmask", "", errno))?;
     let mut room = Room::default();
     for operation in &order.operations {
         room.carry_out(operation)?;
     }
     let weakened = std::mem::take(&mut room.weakened);
     let upper = room.upper.take().ok_or_else(|| Error::failed("the plan has no snapshot"))?;
-    Watch::new(control, output, &order, Owners::new(upper, order.uid, order.gid, !order.no_capabilities && order.uid == 0)?, weakened)?.run()
+    Watch::new(
+        control,
+        output,
+        &order,
+        Owners::new(upper, order.uid, order.gid, !order.no_capabilities && order.uid == 0)?,
+        weakened,
+    )?
+    .run()
 }
 
 // --- Making the room.
@@ -77,7 +86,8 @@ struct Room {
 }
 
 /// No part of a path inside may be a link, nor lead out.
-const STRICT: ResolveFlag = ResolveFlag::RESOLVE_BENEATH.union(ResolveFlag::RESOLVE_NO_SYMLINKS).union(ResolveFlag::RESOLVE_NO_MAGICLINKS);
+const STRICT: ResolveFlag =
+    ResolveFlag::RESOLVE_BENEATH.union(ResolveFlag::RESOLVE_NO_SYMLINKS).union(ResolveFlag::RESOLVE_NO_MAGICLINKS);
 
 fn relative(inside: &str) -> &[u8] {
     inside.trim_matches('/').as_bytes()
@@ -114,7 +124,9 @@ impl Room {
             Operation::ReadOnly(inside) => self.read_only(inside),
             Operation::Mask(inside) => self.mask(inside),
             Operation::Loopback => mount::loopback_up(),
-            Operation::Hostname(name) => nix::unistd::sethostname(name).map_err(|errno| Error::io("sethostname", name, errno)),
+            Operation::Hostname(name) => {
+                nix::unistd::sethostname(name).map_err(|errno| Error::io("sethostname", name, errno))
+            }
             Operation::Processes(most) => self.processes(*most),
             Operation::ReadOnlyRoot => mount::add_attributes(self.root()?.as_fd(), attribute::READ_ONLY),
             Operation::Pivot => mount::pivot(self.root()?.as_fd()),
@@ -123,7 +135,8 @@ impl Room {
 
     fn overlay(&mut self, lower: &[HostPath], upper: &HostPath, work: &HostPath, root: &HostPath) -> Result<()> {
         if lower.len() > 500 {
-            return Err(Error::failed(format!("a snapshot of {} changesets", lower.len())).why("this kernel stacks at most 500 layers"));
+            return Err(Error::failed(format!("a snapshot of {} changesets", lower.len()))
+                .why("this kernel stacks at most 500 layers"));
         }
         let target = file::open_path(root)?;
         let upper = file::open_path(upper)?;
@@ -134,9 +147,10 @@ impl Room {
                 self.root = Some(made);
             }
             None => {
-                let layers = lower.iter().rev().map(|path| file::open_path(path)).collect::<Result<Vec<_>>>()?;
+                let layers = lower.iter().rev().map(|path| open_layer(path)).collect::<Result<Vec<_>>>()?;
                 let fds: Vec<_> = layers.iter().map(|fd| fd.as_fd()).collect();
-                mount::old_overlay(&fds, upper.as_fd(), work.as_fd(), target.as_fd()).map_err(|errno| overlay_refused(errno, lower.len(), vec![]))?;
+                mount::old_overlay(&fds, upper.as_fd(), work.as_fd(), target.as_fd())
+                    .map_err(|errno| overlay_refused(errno, lower.len(), vec![]))?;
                 // What was opened before it was mounted on is what lies below.
                 self.root = Some(file::open_path(root)?);
             }
@@ -175,8 +189,9 @@ impl Room {
 
     fn bind(&self, host: &HostPath, inside: &str, read_only: bool) -> Result<()> {
         let host: &Path = host;
-        let source = nix::fcntl::open(host, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
-            .map_err(|errno| Error::io("open", host, errno))?;
+        let source =
+            nix::fcntl::open(host, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
+                .map_err(|errno| Error::io("open", host, errno))?;
         let copy = mount::copy_tree_whole(source.as_fd(), c"").map_err(|errno| Error::io("open_tree", host, errno))?;
         let flags = attribute::NO_SUID | attribute::NO_DEV | if read_only { attribute::READ_ONLY } else { 0 };
         mount::add_attributes(copy.as_fd(), flags)?;
@@ -197,7 +212,11 @@ impl Room {
     fn tmpfs(&self, inside: &str, mode: u32) -> Result<()> {
         let mode = format!("{mode:o}");
         let target = self.folder(inside, 0o755)?;
-        let made = mount::file_system("tmpfs", &[Setting::Text("source", "tmpfs"), Setting::Text("mode", &mode)], attribute::NO_SUID | attribute::NO_DEV)?;
+        let made = mount::file_system(
+            "tmpfs",
+            &[Setting::Text("source", "tmpfs"), Setting::Text("mode", &mode)],
+            attribute::NO_SUID | attribute::NO_DEV,
+        )?;
         mount::attach(made.as_fd(), target.as_fd())
     }
 
@@ -206,8 +225,12 @@ impl Room {
     /// not count as writing.
     fn device(&self, name: &str) -> Result<()> {
         let host = format!("/dev/{name}");
-        let node = nix::fcntl::open(host.as_str(), OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
-            .map_err(|errno| Error::io("open", &host, errno))?;
+        let node = nix::fcntl::open(
+            host.as_str(),
+            OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
+            nix::sys::stat::Mode::empty(),
+        )
+        .map_err(|errno| Error::io("open", &host, errno))?;
         let stat = nix::sys::stat::fstat(&node).map_err(|errno| Error::io("fstat", &host, errno))?;
         if file::kind(&stat) != nix::sys::stat::SFlag::S_IFCHR {
             return Err(Error::failed(format!("{host} of this machine is no device")));
@@ -219,7 +242,12 @@ impl Room {
 
     fn terminals(&self) -> Result<()> {
         let target = self.folder("/dev/pts", 0o755)?;
-        let settings = [Setting::Text("source", "devpts"), Setting::Flag("newinstance"), Setting::Text("ptmxmode", "0666"), Setting::Text("mode", "0620")];
+        let settings = [
+            Setting::Text("source", "devpts"),
+            Setting::Flag("newinstance"),
+            Setting::Text("ptmxmode", "0666"),
+            Setting::Text("mode", "0620"),
+        ];
         let made = mount::file_system("devpts", &settings, attribute::NO_SUID | attribute::NO_EXEC)?;
         mount::attach(made.as_fd(), target.as_fd())
     }
@@ -233,9 +261,12 @@ impl Room {
             Ok(made) => mount::attach(made.as_fd(), target.as_fd()),
             Err(refused) if matches!(refused.errno, Errno::EPERM | Errno::EBUSY | Errno::EACCES) => {
                 let outer = file::open_path(Path::new("/proc"))?;
-                let copy = mount::copy_tree_whole(outer.as_fd(), c"").map_err(|errno| Error::io("open_tree", "/proc", errno))?;
+                let copy = mount::copy_tree_whole(outer.as_fd(), c"")
+                    .map_err(|errno| Error::io("open_tree", "/proc", errno))?;
                 mount::attach(copy.as_fd(), target.as_fd())?;
-                self.weakened.push("/proc is that of the container around us: rules see its processes, not only their own".into());
+                self.weakened.push(
+                    "/proc is that of the container around us: rules see its processes, not only their own".into(),
+                );
                 Ok(())
             }
             Err(refused) => Err(refused.into()),
@@ -279,7 +310,11 @@ impl Room {
 /// Before 6.14 `pid_max` was one number for the whole machine, which a host's root could change from here.
 fn pid_max_is_our_own() -> bool {
     nix::sys::utsname::uname().is_ok_and(|name| {
-        let mut numbers = name.release().as_bytes().split(|b| !b.is_ascii_digit()).filter_map(|n| std::str::from_utf8(n).ok()?.parse::<u32>().ok());
+        let mut numbers = name
+            .release()
+            .as_bytes()
+            .split(|b| !b.is_ascii_digit())
+            .filter_map(|n| std::str::from_utf8(n).ok()?.parse::<u32>().ok());
         (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 14)
     })
 }
@@ -302,7 +337,7 @@ fn new_overlay(lower: &[HostPath], upper: &OwnedFd, work: &OwnedFd) -> Result<Op
     }
     // The first that is named is the highest.
     for (i, path) in lower.iter().rev().enumerate() {
-        let layer = file::open_path(path)?;
+        let layer = open_layer(path)?;
         match made.set(&Setting::Text("lowerdir+", &name(&layer))) {
             Ok(()) => {}
             Err(r) if i == 0 && r.errno == Errno::EINVAL => return Ok(None),
@@ -314,8 +349,18 @@ fn new_overlay(lower: &[HostPath], upper: &OwnedFd, work: &OwnedFd) -> Result<Op
     made.mount(0).map(Some).map_err(refused)
 }
 
-fn overlay_refused(errno: Errno, layers: usize, log: Vec<String>) -> Error {
-    let error = Error::failed(format!("the kernel can't stack the {layers} folders of this snapshot: {}", errno.desc()));
+fn open_layer(path: &Path) -> Result<OwnedFd> {
+    file::open_path(path).map_err(|error| match nix::unistd::access(path, nix::unistd::AccessFlags::F_OK) {
+        Err(Errno::EACCES) => error
+            .why("inside a user namespace not even root may pass through a folder that is another user's alone")
+            .next("put the store below folders of your own: set TAPEOUT_STORE"),
+        _ => error,
+    })
+}
+
+pub(super) fn overlay_refused(errno: Errno, layers: usize, log: Vec<String>) -> Error {
+    let error =
+        Error::failed(format!("the kernel can't stack the {layers} folders of this snapshot: {}", errno.desc()));
     let error = log.into_iter().fold(error, Error::why);
     match errno {
         Errno::EINVAL => error
@@ -347,10 +392,17 @@ enum End {
 }
 
 impl<'a> Watch<'a> {
-    fn new(control: &'a UnixStream, output: &'a File, order: &'a Order, owners: Owners, weakened: Vec<String>) -> Result<Self> {
+    fn new(
+        control: &'a UnixStream,
+        output: &'a File,
+        order: &'a Order,
+        owners: Owners,
+        weakened: Vec<String>,
+    ) -> Result<Self> {
         let mut child = SigSet::empty();
         child.add(Signal::SIGCHLD);
-        let children = SignalFd::with_flags(&child, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(|errno| Error::io("signalfd", "", errno))?;
+        let children = SignalFd::with_flags(&child, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+            .map_err(|errno| Error::io("signalfd", "", errno))?;
         let deadline = order.time.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
         Ok(Self { control, output, order, children, deadline, owners, weakened })
     }
@@ -360,7 +412,10 @@ impl<'a> Watch<'a> {
         for number in 0..self.order.steps.len() {
             let started = step::start(self.order, number, self.output)?;
             if started.listener.is_none() && number == 0 {
-                self.weakened.push("something around us listens to seccomp already: a rule that gives a file to another owner fails".into());
+                self.weakened.push(
+                    "something around us listens to seccomp already: a rule that gives a file to another owner fails"
+                        .into(),
+                );
             }
             let end = self.wait_for(&started)?;
             kill_all();
@@ -381,7 +436,10 @@ impl<'a> Watch<'a> {
                 Some(left) => PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
                 None => PollTimeout::NONE,
             };
-            let mut fds = vec![PollFd::new(self.children.as_fd(), PollFlags::POLLIN), PollFd::new(self.control.as_fd(), PollFlags::empty())];
+            let mut fds = vec![
+                PollFd::new(self.children.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.control.as_fd(), PollFlags::empty()),
+            ];
             if let Some(listener) = &started.listener {
                 fds.push(PollFd::new(listener.as_fd(), PollFlags::POLLIN));
             }
@@ -390,7 +448,8 @@ impl<'a> Watch<'a> {
                 Err(errno) => return Err(Error::io("poll", "", errno)),
             }
             let has = |i: usize, flag| fds.get(i).and_then(PollFd::revents).is_some_and(|e| e.intersects(flag));
-            let (child, parent, asked) = (has(0, PollFlags::POLLIN), has(1, PollFlags::POLLHUP), has(2, PollFlags::POLLIN));
+            let (child, parent, asked) =
+                (has(0, PollFlags::POLLIN), has(1, PollFlags::POLLHUP), has(2, PollFlags::POLLIN));
             if parent {
                 // Whoever started us is dead. So is everything in here, then.
                 std::process::exit(1);
@@ -413,7 +472,9 @@ impl<'a> Watch<'a> {
             End::Time => Status::Limit(Hit::Time),
             End::Status(WaitStatus::Signaled(_, Signal::SIGXFSZ, _)) if too_large => Status::Limit(Hit::FileSize),
             // A shell says 128 and the number of the signal that its command died of.
-            End::Status(WaitStatus::Exited(_, code)) if too_large && code == 128 + Signal::SIGXFSZ as i32 => Status::Limit(Hit::FileSize),
+            End::Status(WaitStatus::Exited(_, code)) if too_large && code == 128 + Signal::SIGXFSZ as i32 => {
+                Status::Limit(Hit::FileSize)
+            }
             End::Status(WaitStatus::Signaled(_, signal, _)) => Status::Signalled(signal as i32),
             End::Status(WaitStatus::Exited(_, code)) => Status::Exited(code),
             End::Status(_) => Status::Exited(1),
@@ -426,7 +487,9 @@ fn reap(step: Pid) -> Option<WaitStatus> {
     let mut found = None;
     loop {
         match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
-            Ok(status @ (WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _))) if pid == step => found = Some(status),
+            Ok(status @ (WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _))) if pid == step => {
+                found = Some(status)
+            }
             Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return found,
             Err(Errno::EINTR) | Ok(_) => {}
             Err(_) => return found,

@@ -54,6 +54,8 @@ pub(super) struct Owners {
     root_mount: u64,
     uid: u32,
     gid: u32,
+    /// `/proc` is that of a container around us, where threads have other numbers.
+    outer_proc: bool,
     /// The steps may change owners at all.
     allowed: bool,
     records: BTreeMap<Vec<u8>, Record>,
@@ -79,11 +81,15 @@ fn understand(n: &Notification) -> Option<Asked> {
         #[cfg(target_arch = "x86_64")]
         libc::SYS_chown => Asked::Own { target: path(here, a[0], 0), uid: a[1] as u32, gid: a[2] as u32 },
         #[cfg(target_arch = "x86_64")]
-        libc::SYS_lchown => Asked::Own { target: path(here, a[0], libc::AT_SYMLINK_NOFOLLOW), uid: a[1] as u32, gid: a[2] as u32 },
+        libc::SYS_lchown => {
+            Asked::Own { target: path(here, a[0], libc::AT_SYMLINK_NOFOLLOW), uid: a[1] as u32, gid: a[2] as u32 }
+        }
         #[cfg(target_arch = "x86_64")]
         libc::SYS_mknod => Asked::Device { folder: here, path: a[0], mode: a[1] as u32, device: a[2] },
         libc::SYS_fchown => Asked::Own { target: Target::Descriptor(a[0] as i32), uid: a[1] as u32, gid: a[2] as u32 },
-        libc::SYS_fchownat => Asked::Own { target: path(a[0] as i32, a[1], a[4] as i32), uid: a[2] as u32, gid: a[3] as u32 },
+        libc::SYS_fchownat => {
+            Asked::Own { target: path(a[0] as i32, a[1], a[4] as i32), uid: a[2] as u32, gid: a[3] as u32 }
+        }
         libc::SYS_mknodat => Asked::Device { folder: a[0] as i32, path: a[1], mode: a[2] as u32, device: a[3] },
         _ => return None,
     })
@@ -94,7 +100,9 @@ impl Owners {
     pub fn new(upper: OwnedFd, uid: u32, gid: u32, allowed: bool) -> Result<Self> {
         let root = file::open_path(std::path::Path::new("/"))?;
         let root_mount = mount::place(root.as_fd()).map_err(|errno| Error::io("statx", "/", errno))?.mount;
-        Ok(Self { upper, root_mount, uid, gid, allowed, records: BTreeMap::new(), nameless: vec![] })
+        // We are the first process of our namespace.
+        let outer_proc = name_of_link("/proc/self").is_ok_and(|number| number != b"1");
+        Ok(Self { upper, outer_proc, root_mount, uid, gid, allowed, records: BTreeMap::new(), nameless: vec![] })
     }
 
     /// Answers the next call that waits.
@@ -102,17 +110,33 @@ impl Owners {
         let Ok(Some(asked)) = seccomp::receive(listener) else { return };
         let result = match understand(&asked) {
             Some(Asked::Own { target, uid, gid }) => self.change_owner(listener, &asked, &target, uid, gid),
-            Some(Asked::Device { folder, path, mode, device }) => self.make_device(listener, &asked, folder, path, mode, device),
+            Some(Asked::Device { folder, path, mode, device }) => {
+                self.make_device(listener, &asked, folder, path, mode, device)
+            }
             None => Err(Errno::ENOSYS),
         };
         seccomp::reply(listener, asked.id, result);
     }
 
-    fn change_owner(&mut self, listener: BorrowedFd, asked: &Notification, target: &Target, uid: u32, gid: u32) -> nix::Result<()> {
-        let caller = Caller { thread: asked.thread };
+    fn caller(&self, asked: &Notification) -> nix::Result<Caller> {
+        let in_proc = if self.outer_proc { process::number_in_proc(asked.thread)? } else { asked.thread };
+        Ok(Caller { thread: asked.thread, in_proc })
+    }
+
+    fn change_owner(
+        &mut self,
+        listener: BorrowedFd,
+        asked: &Notification,
+        target: &Target,
+        uid: u32,
+        gid: u32,
+    ) -> nix::Result<()> {
+        let caller = self.caller(asked)?;
         let found = match target {
             Target::Descriptor(number) => caller.descriptor(*number)?,
-            Target::Path { flags, .. } if flags & !(libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH) != 0 => return Err(Errno::EINVAL),
+            Target::Path { flags, .. } if flags & !(libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH) != 0 => {
+                return Err(Errno::EINVAL);
+            }
             Target::Path { folder, path, flags } => {
                 let empty = flags & libc::AT_EMPTY_PATH != 0;
                 match caller.path(*path, empty)? {
@@ -139,8 +163,16 @@ impl Owners {
         self.record(&found, mapped, |record| record.own(uid, gid))
     }
 
-    fn make_device(&mut self, listener: BorrowedFd, asked: &Notification, folder: i32, path: u64, mode: u32, device: u64) -> nix::Result<()> {
-        let caller = Caller { thread: asked.thread };
+    fn make_device(
+        &mut self,
+        listener: BorrowedFd,
+        asked: &Notification,
+        folder: i32,
+        path: u64,
+        mode: u32,
+        device: u64,
+    ) -> nix::Result<()> {
+        let caller = self.caller(asked)?;
         let path = caller.path(path, false)?;
         let trimmed = path.strip_suffix(b"/").unwrap_or(&path);
         let (parent, name) = match trimmed.iter().rposition(|b| *b == b'/') {
@@ -205,7 +237,8 @@ impl Owners {
 
     /// A file of the snapshot that we can't find by name: recording nothing would be silently wrong.
     fn is_lost(&self, found: &OwnedFd, mapped: bool) -> bool {
-        let overlay = nix::sys::statfs::fstatfs(found).is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::OVERLAYFS_SUPER_MAGIC);
+        let overlay = nix::sys::statfs::fstatfs(found)
+            .is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::OVERLAYFS_SUPER_MAGIC);
         let own_mount = || name_of(found.as_fd()).is_ok_and(|path| path.starts_with(b"/tmp/") || path == b"/tmp");
         overlay && !mapped && !own_mount()
     }
@@ -259,7 +292,8 @@ impl Owners {
     /// Files that have got a name since: the upper folder is walked for them, which is seldom needed.
     fn find_nameless(&mut self) -> Result<()> {
         let named = |n: &Nameless| mount::place(n.fd.as_fd()).is_ok_and(|place| place.links > 0);
-        let mut wanted: BTreeMap<u64, Record> = self.nameless.iter().filter(|n| named(n)).map(|n| (n.place.inode, n.record)).collect();
+        let mut wanted: BTreeMap<u64, Record> =
+            self.nameless.iter().filter(|n| named(n)).map(|n| (n.place.inode, n.record)).collect();
         if wanted.is_empty() {
             return Ok(());
         }
@@ -304,11 +338,13 @@ fn open_plain(folder: BorrowedFd, path: &[u8]) -> nix::Result<OwnedFd> {
 /// The thread that asks.
 struct Caller {
     thread: i32,
+    /// Its number in `/proc`.
+    in_proc: i32,
 }
 
 impl Caller {
     fn own(&self, name: &str) -> String {
-        format!("/proc/{}/{name}", self.thread)
+        format!("/proc/{}/{name}", self.in_proc)
     }
 
     /// A descriptor of its own.
@@ -316,7 +352,8 @@ impl Caller {
         if number < 0 {
             return Err(Errno::EBADF);
         }
-        self.follow(&self.own(&format!("fd/{number}"))).map_err(|errno| if errno == Errno::ENOENT { Errno::EBADF } else { errno })
+        self.follow(&self.own(&format!("fd/{number}")))
+            .map_err(|errno| if errno == Errno::ENOENT { Errno::EBADF } else { errno })
     }
 
     /// Where a relative path starts.
@@ -335,7 +372,7 @@ impl Caller {
 
     /// What it would open.
     fn open(&self, folder: i32, path: &[u8], follow: bool) -> nix::Result<OwnedFd> {
-        if let Some((link, rest)) = own_link(path, self.thread) {
+        if let Some((link, rest)) = own_link(path, self.in_proc) {
             let start = self.follow(&self.own(&link))?;
             match rest.iter().position(|b| *b != b'/') {
                 // Without a rest it is the link that is meant, unless it is followed.
@@ -395,7 +432,10 @@ fn own_link(path: &[u8], thread: i32) -> Option<(String, &[u8])> {
     let below = |prefix: &[u8]| path.strip_prefix(prefix);
     let whole = match below(b"/dev/fd/") {
         Some(rest) => [b"fd/", rest].concat(),
-        None => [b"/proc/self/", b"/proc/thread-self/".as_slice(), by_number.as_bytes()].into_iter().find_map(below)?.to_vec(),
+        None => [b"/proc/self/", b"/proc/thread-self/".as_slice(), by_number.as_bytes()]
+            .into_iter()
+            .find_map(below)?
+            .to_vec(),
     };
     let parts = if whole.starts_with(b"fd/") { 2 } else { 1 };
     let end = whole.iter().enumerate().filter(|(_, b)| **b == b'/').nth(parts - 1).map_or(whole.len(), |(at, _)| at);
@@ -414,7 +454,9 @@ mod tests {
     #[test]
     fn half_a_chown_keeps_the_other_half() {
         let mut record = Record { device: Some((true, 1, 3)), ..Record::default() };
-        for (uid, gid, expected) in [(33, UNCHANGED, (Some(33), None)), (UNCHANGED, 5, (Some(33), Some(5))), (0, 0, (Some(0), Some(0)))] {
+        for (uid, gid, expected) in
+            [(33, UNCHANGED, (Some(33), None)), (UNCHANGED, 5, (Some(33), Some(5))), (0, 0, (Some(0), Some(0)))]
+        {
             record.own(uid, gid);
             assert_eq!((record.uid, record.gid), expected);
         }
@@ -437,7 +479,8 @@ mod tests {
             ("/proc/self/fd/x", None),
             ("/etc/passwd", None),
         ] {
-            let found = own_link(path.as_bytes(), 42).map(|(link, rest)| (link, String::from_utf8_lossy(rest).into_owned()));
+            let found =
+                own_link(path.as_bytes(), 42).map(|(link, rest)| (link, String::from_utf8_lossy(rest).into_owned()));
             assert_eq!(found, expected.map(|(link, rest)| (link.to_string(), rest.to_string())), "{path}");
         }
     }

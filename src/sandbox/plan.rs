@@ -156,7 +156,8 @@ const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 const READ_ONLY: [&str; 5] = ["sys", "sysrq-trigger", "irq", "bus", "fs"];
 
 /// Parts of `/proc` that tell about the host's memory, keys, timers and hardware.
-const MASKED: [&str; 9] = ["kcore", "keys", "timer_list", "latency_stats", "sched_debug", "acpi", "asound", "scsi", "interrupts"];
+const MASKED: [&str; 9] =
+    ["kcore", "keys", "timer_list", "latency_stats", "sched_debug", "acpi", "asound", "scsi", "interrupts"];
 
 /// What nobody asked to be limited may still not eat the machine.
 const DEFAULT_PROCESSES: u64 = 16_384;
@@ -210,7 +211,11 @@ pub fn plan(spec: &Spec) -> Result<Vec<Operation>> {
 }
 
 fn check(spec: &Spec) -> Result<()> {
-    let relative = spec.lower.iter().chain([&spec.upper, &spec.work, &spec.root, &spec.tmp]).chain(spec.mounts.iter().map(|b| &b.host));
+    let relative = spec
+        .lower
+        .iter()
+        .chain([&spec.upper, &spec.work, &spec.root, &spec.tmp])
+        .chain(spec.mounts.iter().map(|b| &b.host));
     if let Some(path) = relative.into_iter().find(|path| !path.is_absolute()) {
         return Err(Error::failed(format!("not an absolute path: {}", path.display())));
     }
@@ -272,7 +277,11 @@ impl Order {
             operations: plan(spec)?,
             steps: spec.steps.iter().map(program).collect(),
             env: spec.env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
-            path: spec.env.get("PATH").cloned().unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()),
+            path: spec
+                .env
+                .get("PATH")
+                .cloned()
+                .unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()),
             cwd: spec.cwd.clone(),
             uid: spec.uid,
             gid: spec.gid,

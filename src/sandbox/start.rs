@@ -54,6 +54,9 @@ fn talk(spec: &Spec, order: &Order, output: File) -> Result<Reply> {
     }
     // Only now is it sure that nothing inside writes to the upper folder any more.
     process::wait(&child)?;
+    if spec.terminal {
+        process::take_terminal_back();
+    }
     reply
 }
 
@@ -65,7 +68,8 @@ fn namespaces(spec: &Spec) -> CloneFlags {
 }
 
 fn send(socket: &UnixStream, order: &Order) -> Result<()> {
-    let bytes = postcard::to_stdvec(order).map_err(|e| Error::failed(format!("sandbox: the plan can't be sent: {e}")))?;
+    let bytes =
+        postcard::to_stdvec(order).map_err(|e| Error::failed(format!("sandbox: the plan can't be sent: {e}")))?;
     write_frame(socket, &bytes).map_err(|_| died())
 }
 
@@ -135,6 +139,8 @@ impl<'a> Tmp<'a> {
 
     fn take_out(self) -> Result<()> {
         let inside = self.spec.upper.join("tmp");
+        // The step may have closed it, and a folder that can't be written can't be moved elsewhere.
+        file::chmod_at(file::open_path(&self.spec.upper)?.as_fd(), b"tmp", 0o700)?;
         std::fs::rename(&inside, &self.spec.tmp).map_err(|e| Error::io("rename", &inside, e))
     }
 }

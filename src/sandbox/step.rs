@@ -38,8 +38,15 @@ enum Stage {
     Execute,
 }
 
-const STAGES: [Stage; 7] =
-    [Stage::Terminal, Stage::Descriptors, Stage::Folder, Stage::Limits, Stage::Capabilities, Stage::Filter, Stage::Execute];
+const STAGES: [Stage; 7] = [
+    Stage::Terminal,
+    Stage::Descriptors,
+    Stage::Folder,
+    Stage::Limits,
+    Stage::Capabilities,
+    Stage::Filter,
+    Stage::Execute,
+];
 
 /// Starts a step. When this returns, its program runs.
 pub(super) fn start(order: &Order, number: usize, output: &File) -> Result<Started> {
@@ -85,21 +92,31 @@ fn not_executed(order: &Order, program: &str, errno: Errno) -> Error {
         Errno::ENOENT if program.contains('/') => error
             .why(format!("the snapshot has no {program}, or not the loader that it names"))
             .next("add the package that has it to the rule's packages"),
-        Errno::ENOENT => error.why(format!("it is not in PATH: {}", order.path)).next("add the package that has it to the rule's packages"),
-        Errno::E2BIG => error.why("a script or argument is longer than the kernel takes (128 KiB)").next("put the script into a file among the rule's sources"),
+        Errno::ENOENT => error
+            .why(format!("it is not in PATH: {}", order.path))
+            .next("add the package that has it to the rule's packages"),
+        Errno::E2BIG => error
+            .why("a script or argument is longer than the kernel takes (128 KiB)")
+            .next("put the script into a file among the rule's sources"),
         Errno::ENOEXEC => error.why("it is for another machine, or a script without #!"),
         _ => error,
     }
 }
 
 /// Never returns but with what failed.
-fn become_step(order: &Order, number: usize, output: &File, report: &UnixStream) -> Result<std::convert::Infallible, (Stage, Errno)> {
+fn become_step(
+    order: &Order,
+    number: usize,
+    output: &File,
+    report: &UnixStream,
+) -> Result<std::convert::Infallible, (Stage, Errno)> {
     let at = |stage| move |errno| (stage, errno);
     if order.terminal {
         own_terminal().map_err(at(Stage::Terminal))?;
     } else {
         nix::unistd::setsid().map_err(at(Stage::Terminal))?;
-        let null = File::open("/dev/null").map_err(|e| (Stage::Descriptors, Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))))?;
+        let null = File::open("/dev/null")
+            .map_err(|e| (Stage::Descriptors, Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))))?;
         process::set_standard(null.as_fd(), 0).map_err(at(Stage::Descriptors))?;
         process::set_standard(output.as_fd(), 1).map_err(at(Stage::Descriptors))?;
         process::set_standard(output.as_fd(), 2).map_err(at(Stage::Descriptors))?;

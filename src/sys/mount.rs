@@ -92,7 +92,10 @@ impl FileSystem {
     fn config(&self, command: libc::c_uint, key: Option<&CStr>, value: Option<&CStr>) -> nix::Result<()> {
         let pointer = |text: Option<&CStr>| text.map_or(std::ptr::null(), CStr::as_ptr);
         // SAFETY: both pointers are null or to C strings that live until the call returns.
-        checked(unsafe { libc::syscall(libc::SYS_fsconfig, self.fd.as_raw_fd(), command, pointer(key), pointer(value), 0) }).map(drop)
+        checked(unsafe {
+            libc::syscall(libc::SYS_fsconfig, self.fd.as_raw_fd(), command, pointer(key), pointer(value), 0)
+        })
+        .map(drop)
     }
 
     fn refused(&self, call: String, errno: Errno) -> Refused {
@@ -112,10 +115,13 @@ impl FileSystem {
 
     /// Makes it, and a mount of it that is attached nowhere yet.
     pub fn mount(self, attributes: u64) -> Result<OwnedFd, Refused> {
-        self.config(FSCONFIG_CMD_CREATE, None, None).map_err(|errno| self.refused(format!("mount({})", self.kind), errno))?;
+        self.config(FSCONFIG_CMD_CREATE, None, None)
+            .map_err(|errno| self.refused(format!("mount({})", self.kind), errno))?;
         // SAFETY: fsmount takes a descriptor and two numbers.
-        owned(unsafe { libc::syscall(libc::SYS_fsmount, self.fd.as_raw_fd(), FSMOUNT_CLOEXEC, attributes as libc::c_uint) })
-            .map_err(|errno| self.refused(format!("fsmount({})", self.kind), errno))
+        owned(unsafe {
+            libc::syscall(libc::SYS_fsmount, self.fd.as_raw_fd(), FSMOUNT_CLOEXEC, attributes as libc::c_uint)
+        })
+        .map_err(|errno| self.refused(format!("fsmount({})", self.kind), errno))
     }
 
     /// What the kernel wrote about it: each read(2) gives one line, `e overlay: …`.
@@ -123,7 +129,13 @@ impl FileSystem {
         let mut lines = vec![];
         let mut line = [0u8; 1024];
         while let Ok(n @ 1..) = nix::unistd::read(&self.fd, &mut line) {
-            lines.push(String::from_utf8_lossy(&line[..n]).trim_end().trim_start_matches(['e', 'w', 'i']).trim_start().to_string());
+            lines.push(
+                String::from_utf8_lossy(&line[..n])
+                    .trim_end()
+                    .trim_start_matches(['e', 'w', 'i'])
+                    .trim_start()
+                    .to_string(),
+            );
             if lines.len() == 8 {
                 break;
             }
@@ -143,10 +155,16 @@ pub fn file_system(kind: &'static str, settings: &[Setting], attributes: u64) ->
 
 /// mount(2) of an overlay, for kernels that don't know `lowerdir+` (before 6.7): short names of
 /// descriptors in `/proc/self/fd`, since all options together must fit in one page.
-pub fn old_overlay(lower_first_is_highest: &[BorrowedFd], upper: BorrowedFd, work: BorrowedFd, target: BorrowedFd) -> nix::Result<()> {
+pub fn old_overlay(
+    lower_first_is_highest: &[BorrowedFd],
+    upper: BorrowedFd,
+    work: BorrowedFd,
+    target: BorrowedFd,
+) -> nix::Result<()> {
     let name = |fd: &BorrowedFd| fd.as_raw_fd().to_string();
     let lower: Vec<String> = lower_first_is_highest.iter().map(name).collect();
-    let options = format!("userxattr,volatile,lowerdir={},upperdir={},workdir={}", lower.join(":"), name(&upper), name(&work));
+    let options =
+        format!("userxattr,volatile,lowerdir={},upperdir={},workdir={}", lower.join(":"), name(&upper), name(&work));
     if options.len() > 4000 {
         return Err(Errno::E2BIG);
     }
@@ -162,7 +180,10 @@ pub fn old_overlay(lower_first_is_highest: &[BorrowedFd], upper: BorrowedFd, wor
 /// open_tree(2): a copy of what is mounted at `path` below `dir`, attached nowhere yet. No link in
 /// the last part is followed.
 pub fn copy_tree(dir: BorrowedFd, path: &CStr) -> nix::Result<OwnedFd> {
-    let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC as libc::c_uint | libc::AT_EMPTY_PATH as libc::c_uint | libc::AT_SYMLINK_NOFOLLOW as libc::c_uint;
+    let flags = OPEN_TREE_CLONE
+        | libc::O_CLOEXEC as libc::c_uint
+        | libc::AT_EMPTY_PATH as libc::c_uint
+        | libc::AT_SYMLINK_NOFOLLOW as libc::c_uint;
     // SAFETY: `path` is a C string that lives until the call returns.
     owned(unsafe { libc::syscall(libc::SYS_open_tree, dir.as_raw_fd(), path.as_ptr(), flags) })
 }
@@ -195,7 +216,10 @@ struct MountAttr {
 fn set_attributes(mount: BorrowedFd, flags: libc::c_uint, attr: &MountAttr) -> nix::Result<()> {
     let flags = flags | libc::AT_EMPTY_PATH as libc::c_uint;
     // SAFETY: the path is a static C string; `attr` is a live reference, and the size passed is its own.
-    checked(unsafe { libc::syscall(libc::SYS_mount_setattr, mount.as_raw_fd(), c"".as_ptr(), flags, attr, size_of::<MountAttr>()) }).map(drop)
+    checked(unsafe {
+        libc::syscall(libc::SYS_mount_setattr, mount.as_raw_fd(), c"".as_ptr(), flags, attr, size_of::<MountAttr>())
+    })
+    .map(drop)
 }
 
 /// mount_setattr(2) on one mount: adds attributes.

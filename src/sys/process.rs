@@ -22,7 +22,13 @@ use crate::error::{Error, Result};
 const ROLE: &str = "tapeout:";
 
 static EXECUTABLE: OnceLock<PathBuf> = OnceLock::new();
-static SEALED: OnceLock<OwnedFd> = OnceLock::new();
+static OWN: OnceLock<Own> = OnceLock::new();
+
+/// Our executable, open for reading.
+struct Own {
+    fd: OwnedFd,
+    sealed: bool,
+}
 
 /// For tests, whose own executable has not our `main`: which one plays the roles. The first call counts.
 pub fn set_executable(path: PathBuf) {
@@ -36,22 +42,31 @@ pub fn role() -> Option<String> {
 }
 
 /// Our own executable as a sealed memfd, made once per process: what runs it can reach no file of
-/// the host through `/proc/PID/exe`, and nobody can change it.
+/// the host through `/proc/PID/exe`, and nobody can change it. Where the machine forbids to execute
+/// a memfd it is the file on disk.
 pub fn own_executable() -> Result<BorrowedFd<'static>> {
-    if let Some(sealed) = SEALED.get() {
-        return Ok(sealed.as_fd());
+    if let Some(own) = OWN.get() {
+        return Ok(own.fd.as_fd());
     }
-    let made = seal_executable()?;
+    let path = EXECUTABLE.get().map_or_else(|| PathBuf::from("/proc/self/exe"), Clone::clone);
+    let source = File::open(&path).map_err(|e| Error::io("open", &path, e))?;
+    let own = match executable_memfd(c"tapeout") {
+        Ok(memfd) => Own { fd: seal(&source, File::from(memfd), &path)?, sealed: true },
+        // vm.memfd_noexec is 2 (EACCES), or the kernel has no memfd.
+        Err(Errno::EACCES | Errno::EPERM | Errno::ENOSYS) => Own { fd: source.into(), sealed: false },
+        Err(errno) => return Err(Error::io("memfd_create", "tapeout", errno)),
+    };
     // Two threads may have made one each; the first stays, the other is closed.
-    Ok(SEALED.get_or_init(|| made).as_fd())
+    Ok(OWN.get_or_init(|| own).fd.as_fd())
 }
 
-fn seal_executable() -> Result<OwnedFd> {
-    let path = EXECUTABLE.get().map_or_else(|| PathBuf::from("/proc/self/exe"), Clone::clone);
-    let mut source = File::open(&path).map_err(|e| Error::io("open", &path, e))?;
-    let memfd = executable_memfd(c"tapeout").map_err(|errno| Error::io("memfd_create", "tapeout", errno))?;
-    let mut copy = File::from(memfd);
-    io::copy(&mut source, &mut copy).map_err(|e| Error::io("copy", &path, e))?;
+/// Is what [`own_executable`] gave a sealed memfd?
+pub fn is_sealed() -> bool {
+    OWN.get().is_some_and(|own| own.sealed)
+}
+
+fn seal(mut source: &File, mut copy: File, path: &std::path::Path) -> Result<OwnedFd> {
+    io::copy(&mut source, &mut copy).map_err(|e| Error::io("copy", path, e))?;
     let seals = libc::F_SEAL_SEAL | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE;
     // SAFETY: F_ADD_SEALS takes a number.
     if unsafe { libc::fcntl(copy.as_raw_fd(), libc::F_ADD_SEALS, seals) } < 0 {
@@ -92,7 +107,10 @@ pub fn own_command(role: &str) -> Result<std::process::Command> {
 fn is_capable_root() -> bool {
     use caps::{CapSet, Capability};
     let has = |cap| caps::has_cap(None, CapSet::Effective, cap).unwrap_or(false);
-    nix::unistd::geteuid().is_root() && has(Capability::CAP_DAC_OVERRIDE) && has(Capability::CAP_FOWNER) && has(Capability::CAP_SETFCAP)
+    nix::unistd::geteuid().is_root()
+        && has(Capability::CAP_DAC_OVERRIDE)
+        && has(Capability::CAP_FOWNER)
+        && has(Capability::CAP_SETFCAP)
 }
 
 /// Enters a user namespace in which 0 is the caller, so that files of any mode that a rule made can
@@ -217,7 +235,11 @@ pub fn launch(launch: &Launch) -> Result<Child> {
     };
     let mut stack = vec![0u128; 4096];
     let mut pidfd: libc::c_int = -1;
-    let flags = (launch.namespaces | CloneFlags::CLONE_NEWUSER).bits() | libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
+    let flags = (launch.namespaces | CloneFlags::CLONE_NEWUSER).bits()
+        | libc::CLONE_VM
+        | libc::CLONE_VFORK
+        | libc::CLONE_PIDFD
+        | libc::SIGCHLD;
 
     // No handler of ours may run in the child, on memory that both have.
     let mut before = SigSet::empty();
@@ -242,7 +264,9 @@ pub fn launch(launch: &Launch) -> Result<Child> {
             let _ = nix::sys::wait::waitpid(child.pid, None);
             let errno = Errno::from_raw(errno);
             Err(match (call, errno) {
-                (_, Errno::EPERM | Errno::EACCES) if call != "execveat" => namespaces_refused(&format!("write(/proc/self/{call})"), Errno::EPERM),
+                (_, Errno::EPERM | Errno::EACCES) if call != "execveat" => {
+                    namespaces_refused(&format!("write(/proc/self/{call})"), Errno::EPERM)
+                }
                 _ => Error::io(call, "tapeout", errno),
             })
         }
@@ -347,7 +371,15 @@ pub fn wait(child: &Child) -> Result<()> {
 /// Kills a child, whatever it does.
 pub fn kill(child: &Child) {
     // SAFETY: pidfd_send_signal takes a descriptor, numbers and a null pointer.
-    unsafe { libc::syscall(libc::SYS_pidfd_send_signal, child.pidfd.as_raw_fd(), libc::SIGKILL, std::ptr::null::<libc::c_void>(), 0) };
+    unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            child.pidfd.as_raw_fd(),
+            libc::SIGKILL,
+            std::ptr::null::<libc::c_void>(),
+            0,
+        )
+    };
 }
 
 // --- What a process does to itself.
@@ -481,7 +513,11 @@ pub fn read_string(thread: i32, address: u64) -> nix::Result<Vec<u8>> {
             continue;
         }
         let part = &mut text[got..got + length];
-        let n = match process_vm_readv(Pid::from_raw(thread), &mut [io::IoSliceMut::new(part)], &[RemoteIoVec { base: from, len: length }]) {
+        let n = match process_vm_readv(
+            Pid::from_raw(thread),
+            &mut [io::IoSliceMut::new(part)],
+            &[RemoteIoVec { base: from, len: length }],
+        ) {
             Ok(n) => n,
             Err(_) if got > 0 => break,
             Err(errno) => return Err(errno),
@@ -503,6 +539,34 @@ pub fn change_owner(fd: BorrowedFd, uid: u32, gid: u32) -> nix::Result<()> {
     let id = |n: u32| (n != u32::MAX).then_some(n);
     let (uid, gid) = (id(uid).map(nix::unistd::Uid::from_raw), id(gid).map(nix::unistd::Gid::from_raw));
     nix::unistd::fchownat(fd, "", uid, gid, nix::fcntl::AtFlags::AT_EMPTY_PATH)
+}
+
+/// The terminal's foreground is ours again, after a child had it.
+pub fn take_terminal_back() {
+    // Whoever is in the background and asks gets SIGTTOU, which stops; it is blocked for the moment.
+    let mut stop = SigSet::empty();
+    stop.add(Signal::SIGTTOU);
+    let mut before = SigSet::empty();
+    let _ = nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&stop), Some(&mut before));
+    let _ = nix::unistd::tcsetpgrp(io::stdin(), nix::unistd::getpgrp());
+    let _ = nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
+}
+
+/// The number that a thread has in the `/proc` that is mounted here, when that is not the one of
+/// our PID namespace. A pidfd tells: pidfd_open(2), proc_pid_fdinfo(5).
+pub fn number_in_proc(thread: i32) -> nix::Result<i32> {
+    const PIDFD_THREAD: libc::c_int = libc::O_EXCL;
+    let open = |flags: libc::c_int| {
+        // SAFETY: pidfd_open takes two numbers.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, thread, flags) };
+        // SAFETY: the call succeeded, so this number is a new descriptor of ours.
+        if fd < 0 { Err(Errno::last()) } else { Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }) }
+    };
+    // Before 6.9 only the first thread of a process has one.
+    let pidfd = open(PIDFD_THREAD).or_else(|_| open(0))?;
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).map_err(|_| Errno::ESRCH)?;
+    let number = info.lines().find_map(|line| line.strip_prefix("Pid:")).and_then(|text| text.trim().parse().ok());
+    number.filter(|n| *n > 0).ok_or(Errno::ESRCH)
 }
 
 /// setrlimit(2), soft and hard, never above the hard limit that there is.

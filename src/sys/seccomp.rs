@@ -175,7 +175,12 @@ pub fn receive(listener: BorrowedFd) -> nix::Result<Option<Notification>> {
     }
     // SAFETY: the call succeeded, so the kernel has written a notification; it is plain numbers.
     let found = unsafe { room.notification };
-    Ok(Some(Notification { id: found.id, thread: found.pid as i32, call: found.data.nr.into(), arguments: found.data.args }))
+    Ok(Some(Notification {
+        id: found.id,
+        thread: found.pid as i32,
+        call: found.data.nr.into(),
+        arguments: found.data.args,
+    }))
 }
 
 /// Does the caller still wait? Asked after its memory and descriptors were looked at, so that they
@@ -247,7 +252,11 @@ mod tests {
             (471, 0, 0, errno(libc::ENOSYS)),
             (0x4000_0001, 0, 0, errno(libc::ENOSYS)),
         ] {
-            assert_eq!(run(&program, ARCHITECTURE, call, [first, second, 0, 0, 0, 0]), expected, "{call} {first} {second}");
+            assert_eq!(
+                run(&program, ARCHITECTURE, call, [first, second, 0, 0, 0, 0]),
+                expected,
+                "{call} {first} {second}"
+            );
         }
         assert_eq!(run(&program, 0x4000_0003, 14, [0; 6]), errno(libc::ENOSYS), "i386");
     }

@@ -14,7 +14,12 @@ impl Attributes<'_> {
         } else {
             return true;
         };
-        self.fault(attribute, Some(path), format!("{attribute}: not a path that can stand here: {path:?}: {bad}"), None);
+        self.fault(
+            attribute,
+            Some(path),
+            format!("{attribute}: not a path that can stand here: {path:?}: {bad}"),
+            None,
+        );
         false
     }
 
@@ -26,7 +31,12 @@ impl Attributes<'_> {
         } else {
             return true;
         };
-        self.fault(attribute, Some(path), format!("{attribute}: not a path that can stand here: {path:?}: {bad}"), None);
+        self.fault(
+            attribute,
+            Some(path),
+            format!("{attribute}: not a path that can stand here: {path:?}: {bad}"),
+            None,
+        );
         false
     }
 
@@ -47,9 +57,19 @@ impl Attributes<'_> {
             self.fault(attribute, Some(pattern), format!("{attribute}: not a pattern: {pattern:?}: {why}"), None);
         } else if !pattern.starts_with('/') && !pattern.starts_with("**") {
             let next = format!("write {:?}", format!("/{pattern}"));
-            self.fault(attribute, Some(pattern), format!("{attribute}: not a pattern: {pattern:?}: it must begin with / or **"), Some(&next));
+            self.fault(
+                attribute,
+                Some(pattern),
+                format!("{attribute}: not a pattern: {pattern:?}: it must begin with / or **"),
+                Some(&next),
+            );
         } else if let Err(error) = globset::GlobBuilder::new(pattern).literal_separator(true).build() {
-            self.fault(attribute, Some(pattern), format!("{attribute}: not a pattern: {pattern:?}: {}", error.kind()), None);
+            self.fault(
+                attribute,
+                Some(pattern),
+                format!("{attribute}: not a pattern: {pattern:?}: {}", error.kind()),
+                None,
+            );
         }
     }
 
@@ -64,7 +84,12 @@ impl Attributes<'_> {
         let good = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+-".contains(&b));
         let good = good && !name.is_empty() && !name.starts_with(['-', '.']);
         if !good {
-            self.fault(attribute, Some(name), format!("{attribute}: not a name: {name:?}"), Some("letters, digits and . _ + - may stand in it"));
+            self.fault(
+                attribute,
+                Some(name),
+                format!("{attribute}: not a name: {name:?}"),
+                Some("letters, digits and . _ + - may stand in it"),
+            );
         }
         good
     }
@@ -86,9 +111,18 @@ impl Attributes<'_> {
             Data::Int(number) => number.to_string(),
             other => self.string(attribute, other)?,
         };
-        let part = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-$".contains(&b)) && !part.starts_with('-');
+        let part = |part: &str| {
+            !part.is_empty()
+                && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-$".contains(&b))
+                && !part.starts_with('-')
+        };
         if !text.is_empty() && (!text.split(':').all(part) || text.split(':').count() > 2) {
-            self.fault(attribute, Some(&text), format!("{attribute}: not a user: {text:?}"), Some("write a name or a number, or user:group"));
+            self.fault(
+                attribute,
+                Some(&text),
+                format!("{attribute}: not a user: {text:?}"),
+                Some("write a name or a number, or user:group"),
+            );
         }
         Some(text)
     }
@@ -125,7 +159,9 @@ impl Attributes<'_> {
             self.wrong_type(name, "file(…)", data);
             return None;
         }
-        let mut text = |field: &str| fields.get(field).filter(|data| !matches!(data, Data::None)).and_then(|data| self.string(name, data));
+        let mut text = |field: &str| {
+            fields.get(field).filter(|data| !matches!(data, Data::None)).and_then(|data| self.string(name, data))
+        };
         let path = text("path")?;
         let (content, source, target, kind) = (text("content"), text("source"), text("target"), text("kind"));
         let _ = if absolute { self.is_absolute(name, &path) } else { self.relative(name, &path) };
@@ -134,7 +170,12 @@ impl Attributes<'_> {
             (None | Some("file"), _) => FileKind::File,
             (Some("folder"), _) => FileKind::Folder,
             (Some(other), _) => {
-                self.fault(name, Some(other), format!("a file's kind can't be {other:?}"), Some("it is one of file, folder, link"));
+                self.fault(
+                    name,
+                    Some(other),
+                    format!("a file's kind can't be {other:?}"),
+                    Some("it is one of file, folder, link"),
+                );
                 FileKind::File
             }
         };
@@ -152,7 +193,9 @@ impl Attributes<'_> {
         {
             self.needs.push((name, source.clone()));
         }
-        let mut user = |field: &str| fields.get(field).and_then(|data| self.user_of(name, data)).unwrap_or_else(|| "root".to_string());
+        let mut user = |field: &str| {
+            fields.get(field).and_then(|data| self.user_of(name, data)).unwrap_or_else(|| "root".to_string())
+        };
         let (owner, group) = (user("owner"), user("group"));
         let mode = fields.get("mode").filter(|data| !matches!(data, Data::None)).and_then(|data| self.mode(name, data));
         Some(FileRecord { path, content, source, target, mode, owner, group, kind })

@@ -9,19 +9,33 @@ use crate::build_file::spec::{Container, ImageRef, Mount, Pod, Port, Probe, Volu
 /// A record's fields, read like a call's arguments; what is wrong is said at the attribute it stands in.
 impl Attributes<'_> {
     pub(super) fn pod(&mut self, images: &mut Vec<Edge>) -> Pod {
-        let volumes: Vec<Volume> = self.records("volumes", "volume").into_iter().filter_map(|fields| self.volume(fields)).collect();
+        let volumes: Vec<Volume> =
+            self.records("volumes", "volume").into_iter().filter_map(|fields| self.volume(fields)).collect();
         let files = self.files("files", false);
-        let containers: Vec<Container> =
-            self.records("containers", "container").into_iter().filter_map(|fields| self.container(fields, images)).collect();
+        let containers: Vec<Container> = self
+            .records("containers", "container")
+            .into_iter()
+            .filter_map(|fields| self.container(fields, images))
+            .collect();
         self.unique("containers", containers.iter().map(|container| container.name.as_str()));
         self.unique("volumes", volumes.iter().map(|volume| volume.name.as_str()));
         self.unique("files", files.iter().map(|file| file.path.as_str()));
-        let mountable: BTreeSet<&str> = volumes.iter().map(|volume| volume.name.as_str()).chain(files.iter().map(|file| file.path.as_str())).collect();
+        let mountable: BTreeSet<&str> = volumes
+            .iter()
+            .map(|volume| volume.name.as_str())
+            .chain(files.iter().map(|file| file.path.as_str()))
+            .collect();
         for mount in containers.iter().flat_map(|container| &container.mounts) {
             if !mountable.contains(mount.volume.as_str()) {
                 let near = super::reference::nearest(&mount.volume, mountable.iter().copied());
-                let next = near.map_or("add it to volumes or files".to_string(), |near| format!("did you mean {near}?"));
-                self.fault("containers", Some(&mount.volume), format!("there is no volume or file {:?} to mount", mount.volume), Some(&next));
+                let next =
+                    near.map_or("add it to volumes or files".to_string(), |near| format!("did you mean {near}?"));
+                self.fault(
+                    "containers",
+                    Some(&mount.volume),
+                    format!("there is no volume or file {:?} to mount", mount.volume),
+                    Some(&next),
+                );
             }
         }
         if self.get("containers").is_some() && containers.is_empty() {
@@ -61,7 +75,12 @@ impl Attributes<'_> {
         for name in units.keys() {
             let good = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-@".contains(&b));
             if !good || name.starts_with(['-', '.']) || !name.contains('.') {
-                self.fault("systemd_units", Some(name), format!("not the name of a unit: {name:?}"), Some("write name.service"));
+                self.fault(
+                    "systemd_units",
+                    Some(name),
+                    format!("not the name of a unit: {name:?}"),
+                    Some("write name.service"),
+                );
             }
         }
         units
@@ -73,7 +92,12 @@ impl Attributes<'_> {
         let mut inner = self.inside(fields);
         let restart = inner.text("restart").unwrap_or_else(|| "always".to_string());
         if !["always", "on-failure", "never"].contains(&restart.as_str()) {
-            inner.fault("restart", Some(&restart), format!("restart can't be {restart:?}"), Some("it is one of always, on-failure, never"));
+            inner.fault(
+                "restart",
+                Some(&restart),
+                format!("restart can't be {restart:?}"),
+                Some("it is one of always, on-failure, never"),
+            );
         }
         let container = Container {
             name,
@@ -102,12 +126,19 @@ impl Attributes<'_> {
             && (text.contains(['@', ':']) || (text.contains('/') && text.contains('.')))
         {
             let pinned = text.split_once("@sha256:").is_some_and(|(name, hex)| {
-                let named = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/:".contains(&b)) && !name.starts_with('-');
+                let named = !name.is_empty()
+                    && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/:".contains(&b))
+                    && !name.starts_with('-');
                 named && hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
             });
             if !pinned {
                 let next = "pin it by digest: registry/name@sha256:…, or name an image of this workspace by label";
-                self.fault("containers", Some(text), format!("an image of a registry without its digest: {text:?}"), Some(next));
+                self.fault(
+                    "containers",
+                    Some(text),
+                    format!("an image of a registry without its digest: {text:?}"),
+                    Some(next),
+                );
                 return None;
             }
             return Some(ImageRef::Registry(text.clone()));
@@ -174,7 +205,12 @@ impl Attributes<'_> {
             _ => None,
         };
         if port.is_none() {
-            self.fault(attribute, None, format!("{attribute}: not a port"), Some("write 8080 or port(8080, host = 80, protocol = \"tcp\")"));
+            self.fault(
+                attribute,
+                None,
+                format!("{attribute}: not a port"),
+                Some("write 8080 or port(8080, host = 80, protocol = \"tcp\")"),
+            );
         }
         port
     }
@@ -183,7 +219,12 @@ impl Attributes<'_> {
         let mut made = BTreeMap::new();
         for (name, data) in self.entries("probes") {
             if !["liveness", "readiness", "startup"].contains(&name.as_str()) {
-                self.fault("probes", Some(name), format!("there is no probe {name:?}"), Some("there are liveness, readiness, startup"));
+                self.fault(
+                    "probes",
+                    Some(name),
+                    format!("there is no probe {name:?}"),
+                    Some("there are liveness, readiness, startup"),
+                );
                 continue;
             }
             match data {

@@ -203,7 +203,9 @@ mod tests {
         let text = format!("x = '''{}'''\n", "[".repeat(10_000));
         let lines = "rule('a', deps = [':b'])\n".repeat(10_000);
         let quoted = "x = 'it\\'s [[[' # [[[ ' \n".repeat(1000);
-        for good in [list, text, lines, quoted, String::new(), "'".to_string(), "\\".to_string(), "x = 'é' + \"[\"".to_string()] {
+        for good in
+            [list, text, lines, quoted, String::new(), "'".to_string(), "\\".to_string(), "x = 'é' + \"[\"".to_string()]
+        {
             check("x", &good).unwrap();
         }
     }

@@ -6,10 +6,10 @@
 use starlark::collections::SmallMap;
 use starlark::environment::{Globals, GlobalsBuilder};
 use starlark::eval::Evaluator;
+use starlark::values::Value;
 use starlark::values::dict::AllocDict;
 use starlark::values::none::NoneType;
 use starlark::values::structs::AllocStruct;
-use starlark::values::Value;
 
 use super::values::{Noted, Stage};
 use super::{place, variable};
@@ -39,7 +39,12 @@ fn ours(error: Error) -> starlark::Error {
 }
 
 /// Notes a call that defines something.
-fn define<'v>(kind: &'static str, name: &str, arguments: SmallMap<String, Value<'v>>, evaluator: &mut Evaluator<'v, '_, '_>) -> starlark::Result<NoneType> {
+fn define<'v>(
+    kind: &'static str,
+    name: &str,
+    arguments: SmallMap<String, Value<'v>>,
+    evaluator: &mut Evaluator<'v, '_, '_>,
+) -> starlark::Result<NoneType> {
     let stage = stage(evaluator)?;
     let Some(file) = &stage.scene.build_file else {
         return Err(ours(
@@ -65,7 +70,12 @@ fn calling_place(evaluator: &Evaluator, file: &str) -> Place {
 }
 
 /// A record, its names checked against the reference.
-fn record<'v>(kind: &'static str, first: Option<Value<'v>>, mut arguments: SmallMap<String, Value<'v>>, evaluator: &mut Evaluator<'v, '_, '_>) -> starlark::Result<Value<'v>> {
+fn record<'v>(
+    kind: &'static str,
+    first: Option<Value<'v>>,
+    mut arguments: SmallMap<String, Value<'v>>,
+    evaluator: &mut Evaluator<'v, '_, '_>,
+) -> starlark::Result<Value<'v>> {
     let Some(function) = reference::function(kind).filter(|f| f.kind == FunctionKind::Record) else {
         return Err(ours(Error::failed(format!("{kind} is no record"))));
     };
@@ -89,40 +99,68 @@ fn record<'v>(kind: &'static str, first: Option<Value<'v>>, mut arguments: Small
 
 #[starlark::starlark_module]
 fn definitions(builder: &mut GlobalsBuilder) {
-    fn parameter<'v>(name: &str, #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>, eval: &mut Evaluator<'v, '_, '_>) -> starlark::Result<NoneType> {
+    fn parameter<'v>(
+        name: &str,
+        #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>,
+        eval: &mut Evaluator<'v, '_, '_>,
+    ) -> starlark::Result<NoneType> {
         define("parameter", name, arguments, eval)
     }
 
-    fn rule<'v>(name: &str, #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>, eval: &mut Evaluator<'v, '_, '_>) -> starlark::Result<NoneType> {
+    fn rule<'v>(
+        name: &str,
+        #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>,
+        eval: &mut Evaluator<'v, '_, '_>,
+    ) -> starlark::Result<NoneType> {
         define("rule", name, arguments, eval)
     }
 
-    fn archive<'v>(name: &str, #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>, eval: &mut Evaluator<'v, '_, '_>) -> starlark::Result<NoneType> {
+    fn archive<'v>(
+        name: &str,
+        #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>,
+        eval: &mut Evaluator<'v, '_, '_>,
+    ) -> starlark::Result<NoneType> {
         define("archive", name, arguments, eval)
     }
 
-    fn tapeout<'v>(name: &str, #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>, eval: &mut Evaluator<'v, '_, '_>) -> starlark::Result<NoneType> {
+    fn tapeout<'v>(
+        name: &str,
+        #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>,
+        eval: &mut Evaluator<'v, '_, '_>,
+    ) -> starlark::Result<NoneType> {
         define("tapeout", name, arguments, eval)
     }
 
-    fn image<'v>(name: &str, #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>, eval: &mut Evaluator<'v, '_, '_>) -> starlark::Result<NoneType> {
+    fn image<'v>(
+        name: &str,
+        #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>,
+        eval: &mut Evaluator<'v, '_, '_>,
+    ) -> starlark::Result<NoneType> {
         define("image", name, arguments, eval)
     }
 
-    fn pod<'v>(name: &str, #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>, eval: &mut Evaluator<'v, '_, '_>) -> starlark::Result<NoneType> {
+    fn pod<'v>(
+        name: &str,
+        #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>,
+        eval: &mut Evaluator<'v, '_, '_>,
+    ) -> starlark::Result<NoneType> {
         define("pod", name, arguments, eval)
     }
 
     /// `src/**` below the package's folder, sorted.
     fn glob<'v>(
         include: starlark::values::list_or_tuple::UnpackListOrTuple<String>,
-        #[starlark(default = starlark::values::list_or_tuple::UnpackListOrTuple::default())] exclude: starlark::values::list_or_tuple::UnpackListOrTuple<String>,
+        #[starlark(default = starlark::values::list_or_tuple::UnpackListOrTuple::default())]
+        exclude: starlark::values::list_or_tuple::UnpackListOrTuple<String>,
         #[starlark(require = named, default = false)] allow_empty: bool,
         eval: &mut Evaluator<'v, '_, '_>,
     ) -> starlark::Result<Vec<String>> {
         let scene = &stage(eval)?.scene;
         let Some(folder) = &scene.folder else {
-            return Err(ours(Error::request(format!("glob() in {}, a built-in package: it has no folder", scene.package))));
+            return Err(ours(Error::request(format!(
+                "glob() in {}, a built-in package: it has no folder",
+                scene.package
+            ))));
         };
         let found = glob::glob(folder, &include.items, &exclude.items).map_err(ours)?;
         if found.is_empty() && !allow_empty {
@@ -137,7 +175,11 @@ fn definitions(builder: &mut GlobalsBuilder) {
 
 #[starlark::starlark_module]
 fn records(builder: &mut GlobalsBuilder) {
-    fn dep<'v>(label: Value<'v>, #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>, eval: &mut Evaluator<'v, '_, '_>) -> starlark::Result<Value<'v>> {
+    fn dep<'v>(
+        label: Value<'v>,
+        #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>,
+        eval: &mut Evaluator<'v, '_, '_>,
+    ) -> starlark::Result<Value<'v>> {
         record("dep", Some(label), arguments, eval)
     }
 
@@ -145,29 +187,53 @@ fn records(builder: &mut GlobalsBuilder) {
         record("input", Some(name), SmallMap::new(), eval)
     }
 
-    fn file<'v>(path: Value<'v>, #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>, eval: &mut Evaluator<'v, '_, '_>) -> starlark::Result<Value<'v>> {
+    fn file<'v>(
+        path: Value<'v>,
+        #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>,
+        eval: &mut Evaluator<'v, '_, '_>,
+    ) -> starlark::Result<Value<'v>> {
         record("file", Some(path), arguments, eval)
     }
 
-    fn container<'v>(name: Value<'v>, #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>, eval: &mut Evaluator<'v, '_, '_>) -> starlark::Result<Value<'v>> {
+    fn container<'v>(
+        name: Value<'v>,
+        #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>,
+        eval: &mut Evaluator<'v, '_, '_>,
+    ) -> starlark::Result<Value<'v>> {
         record("container", Some(name), arguments, eval)
     }
 
-    fn volume<'v>(name: Value<'v>, #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>, eval: &mut Evaluator<'v, '_, '_>) -> starlark::Result<Value<'v>> {
+    fn volume<'v>(
+        name: Value<'v>,
+        #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>,
+        eval: &mut Evaluator<'v, '_, '_>,
+    ) -> starlark::Result<Value<'v>> {
         record("volume", Some(name), arguments, eval)
     }
 
-    fn mount<'v>(volume: Value<'v>, path: Value<'v>, #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>, eval: &mut Evaluator<'v, '_, '_>) -> starlark::Result<Value<'v>> {
+    fn mount<'v>(
+        volume: Value<'v>,
+        path: Value<'v>,
+        #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>,
+        eval: &mut Evaluator<'v, '_, '_>,
+    ) -> starlark::Result<Value<'v>> {
         let mut arguments = arguments;
         arguments.insert("path".to_string(), path);
         record("mount", Some(volume), arguments, eval)
     }
 
-    fn port<'v>(port: Value<'v>, #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>, eval: &mut Evaluator<'v, '_, '_>) -> starlark::Result<Value<'v>> {
+    fn port<'v>(
+        port: Value<'v>,
+        #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>,
+        eval: &mut Evaluator<'v, '_, '_>,
+    ) -> starlark::Result<Value<'v>> {
         record("port", Some(port), arguments, eval)
     }
 
-    fn probe<'v>(#[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>, eval: &mut Evaluator<'v, '_, '_>) -> starlark::Result<Value<'v>> {
+    fn probe<'v>(
+        #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>,
+        eval: &mut Evaluator<'v, '_, '_>,
+    ) -> starlark::Result<Value<'v>> {
         record("probe", None, arguments, eval)
     }
 }

@@ -10,14 +10,16 @@ use crate::error::Place;
 pub fn argument(text: &str, call: &Place, name: &str, literal: Option<&str>) -> Option<Place> {
     let ast = AstModule::parse(&call.file, text.to_string(), &Dialect::Standard).ok()?;
     let mut found = None;
-    ast.statement().visit_expr(|expression| look(&ast, expression, call, &mut |argument| {
-        if let ArgumentP::Named(named, value) = argument
-            && named.node == name
-        {
-            let inner = literal.and_then(|literal| string(value, literal));
-            found = Some(super::place(&ast.file_span(inner.map_or(named.span, |inner| inner.span))));
-        }
-    }));
+    ast.statement().visit_expr(|expression| {
+        look(&ast, expression, call, &mut |argument| {
+            if let ArgumentP::Named(named, value) = argument
+                && named.node == name
+            {
+                let inner = literal.and_then(|literal| string(value, literal));
+                found = Some(super::place(&ast.file_span(inner.map_or(named.span, |inner| inner.span))));
+            }
+        })
+    });
     found
 }
 

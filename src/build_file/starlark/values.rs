@@ -1,5 +1,8 @@
 //! The types that the interpreter keeps for us.
-#![expect(unsafe_code, reason = "the interpreter's derive of ProvidesStaticType is an unsafe impl that it writes itself")]
+#![expect(
+    unsafe_code,
+    reason = "the interpreter's derive of ProvidesStaticType is an unsafe impl that it writes itself"
+)]
 
 use std::cell::RefCell;
 use std::fmt;
@@ -55,7 +58,8 @@ impl<'v> StarlarkValue<'v> for Parameters {
     fn at(&self, index: Value<'v>, heap: Heap<'v>) -> starlark::Result<Value<'v>> {
         let Some(name) = index.unpack_str() else {
             return Err(starlark::Error::new_other(
-                Error::request(format!("p[…] takes the name of a parameter, not {}", index.get_type())).next("write p[\"jobs\"] or p[\"//app:jobs\"]"),
+                Error::request(format!("p[…] takes the name of a parameter, not {}", index.get_type()))
+                    .next("write p[\"jobs\"] or p[\"//app:jobs\"]"),
             ));
         };
         match self.reads.values.get(name) {

@@ -149,7 +149,207 @@ fn add<'a, 'i: 'a>(lock: &mut Lock, chosen: impl Iterator<Item = &'a resolve::Ch
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::builder::{Configure, From, Request, Run, make};
+    use crate::digest::Digest;
     use crate::remote::http::Network;
+    use crate::tree::RootPath;
+    use signature::tests::{key, keyring, now, sign};
+
+    /// A package as dpkg-deb would build it; `files` end in a slash where they are folders.
+    fn deb(control: &str, files: &[(&str, &str)], scripts: &[(&str, &str)]) -> Vec<u8> {
+        let tar = |members: &[(&str, &str)]| {
+            let mut tar = tar::Builder::new(vec![]);
+            for (name, content) in members {
+                let mut header = tar::Header::new_gnu();
+                let folder = name.ends_with('/');
+                header.set_entry_type(if folder { tar::EntryType::Directory } else { tar::EntryType::Regular });
+                header.set_mode(if folder || !content.contains("data") { 0o755 } else { 0o644 });
+                header.set_size(content.len() as u64);
+                (header.set_uid(0), header.set_gid(0), header.set_mtime(0));
+                tar.append_data(&mut header, name, content.as_bytes()).unwrap();
+            }
+            tar.into_inner().unwrap()
+        };
+        let control = tar(&[&[("./control", control)], scripts].concat());
+        let mut xz = liblzma::write::XzEncoder::new(vec![], 1);
+        std::io::Write::write_all(&mut xz, &tar(files)).unwrap();
+        let (control, data) = (zstd::encode_all(control.as_slice(), 1).unwrap(), xz.finish().unwrap());
+        let mut out = ar::Builder::new(vec![]);
+        for (name, bytes) in [("debian-binary", b"2.0\n".as_slice()), ("control.tar.zst", &control), ("data.tar.xz", &data)] {
+            out.append(&ar::Header::new(name.into(), bytes.len() as u64), bytes).unwrap();
+        }
+        out.into_inner().unwrap()
+    }
+
+    const BASE: &str = "Package: base-files\nVersion: 1\nArchitecture: amd64\nEssential: yes\nPre-Depends: awk";
+    const AWK: &str = "Package: mawk\nVersion: 2\nArchitecture: amd64\nMulti-Arch: same\nProvides: awk";
+    const APT: &str = "Package: apt\nVersion: 3\nArchitecture: all\nPriority: important";
+    const GCC: &str = "Package: gcc\nVersion: 4\nArchitecture: amd64\nDepends: base-files (>= 1)";
+
+    const MD5_OF_DATA_OS: &str = "36b3b1c7b8a4486e2ebe2b4f3bcbc281";
+
+    /// A mirror in a folder, a store, and a lock beside them.
+    struct World {
+        folder: tempfile::TempDir,
+        secret: pgp::composed::SignedSecretKey,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let world = Self { folder: tempfile::tempdir().unwrap(), secret: key(true) };
+            world.publish("Sat, 11 Jul 2026 10:16:37 UTC", &[
+                (BASE, deb(BASE, &[("./", ""), ("./etc/", ""), ("./etc/os", "data os"), ("./bin/", ""), ("./bin/ls", "ls"), ("./var/lib/dpkg/", "")], &[("./conffiles", "/etc/os\n"), ("./postinst", "#!/bin/sh\n")])),
+                (AWK, deb(AWK, &[("./usr/bin/", ""), ("./usr/bin/mawk", "mawk")], &[("./triggers", "interest-noawait ldconfig\n")])),
+                (APT, deb(APT, &[("./usr/bin/apt", "apt")], &[])),
+                (GCC, deb(GCC, &[("./usr/bin/gcc", "gcc")], &[])),
+            ]);
+            world
+        }
+
+        fn path(&self, name: &str) -> std::path::PathBuf {
+            self.folder.path().join(name)
+        }
+
+        fn publish(&self, date: &str, packages: &[(&str, Vec<u8>)]) {
+            let mirror = self.path("mirror");
+            std::fs::create_dir_all(mirror.join("pool")).unwrap();
+            let folder = mirror.join("dists/test/main/binary-amd64");
+            std::fs::create_dir_all(&folder).unwrap();
+            let mut index = String::new();
+            for (control, deb) in packages {
+                let name = control.lines().next().unwrap().strip_prefix("Package: ").unwrap();
+                std::fs::write(mirror.join(format!("pool/{name}.deb")), deb).unwrap();
+                index.push_str(&format!("{control}\nFilename: pool/{name}.deb\nSize: {}\nSHA256: {}\n\n", deb.len(), Digest::of(deb).hex()));
+            }
+            std::fs::write(folder.join("Packages"), &index).unwrap();
+            let text = format!("Codename: test\nDate: {date}\nSHA256:\n {} {} main/binary-amd64/Packages\n", Digest::of(&index).hex(), index.len());
+            std::fs::write(mirror.join("dists/test/InRelease"), sign(&self.secret, &text)).unwrap();
+        }
+
+        /// Does something with the archive; `store` is the name of a folder.
+        fn with<T>(&self, store: &str, act: impl FnOnce(&Archive) -> T) -> T {
+            let store = Store::open(&self.path(store)).unwrap();
+            let (keyring, http) = (keyring(&[&self.secret]), Http::new(Network::Offline));
+            let mirrors = [format!("file:{}", self.path("mirror").display())];
+            act(&Archive { suite: "test", architecture: "amd64", mirrors: &mirrors, apt: Path::new("/nonexistent"), keyring: &keyring, http: &http, store: &store, now: now() })
+        }
+
+        fn bootstrap(&self, store: &str, packages: &[&str], locked: bool) -> Result<crate::builder::Builder> {
+            let packages: Vec<String> = packages.iter().map(|p| p.to_string()).collect();
+            self.with(store, |archive| {
+                let request = Request {
+                    tag: "t", from: &From::Debian("test".into()), written: "debian:test", packages: &packages, lock: &self.path("tapeout.lock"), locked,
+                    update: false, archive, epoch: None, progress: &download::Silent,
+                };
+                make(&request, &Nothing(archive.store.clone()))
+            })
+        }
+    }
+
+    /// A sandbox in which configuring changes nothing.
+    struct Nothing(Store);
+
+    impl Configure for Nothing {
+        fn run(&self, run: &Run) -> Result<Digest> {
+            assert!(self.0.has_changeset(&run.lower[0]) && !run.steps.is_empty());
+            Ok(Digest::of("configured"))
+        }
+    }
+
+    #[test]
+    fn a_mirror_becomes_a_builder_and_the_lock_gives_the_same_bytes_again() {
+        let world = World::new();
+        let builder = world.bootstrap("store", &[], false).unwrap();
+        assert_eq!(builder.packages.keys().collect::<Vec<_>>(), ["apt", "base-files", "mawk"]);
+        let tree = world.with("store", |archive| archive.store.changeset(&builder.changesets[0]).unwrap());
+        let entry = |path: &str| tree.changeset.changes.get(&RootPath::new(path).unwrap()).and_then(|c| c.now.clone()).unwrap_or_else(|| panic!("{path} is missing"));
+        assert_eq!(entry("bin"), crate::tree::Entry::link("usr/bin"));
+        assert_eq!(entry("usr/bin/ls"), crate::tree::Entry::file(b"ls", 0o755));
+        assert_eq!(tree.changeset.time, 1783764997);
+        let read = |path: &str| {
+            let mut file = world.with("store", |archive| archive.store.read(&builder.changesets[0], &RootPath::new(path).unwrap())).unwrap();
+            let mut text = String::new();
+            std::io::Read::read_to_string(&mut file, &mut text).unwrap();
+            text
+        };
+        assert_eq!(read("var/lib/dpkg/info/base-files.list"), "/.\n/etc\n/etc/os\n/bin\n/bin/ls\n/var/lib/dpkg\n");
+        assert_eq!(read("var/lib/dpkg/triggers/ldconfig"), "mawk:amd64/noawait\n");
+        let status = read("var/lib/dpkg/status");
+        let conffile = status.lines().find(|l| l.starts_with(" /etc/os ")).unwrap();
+        assert_eq!(conffile, format!(" /etc/os {MD5_OF_DATA_OS}"));
+        assert_eq!(status.matches("Status: install ok unpacked\n").count(), 3);
+        // Another machine, without the mirror's index, and later: the lock alone decides.
+        std::fs::remove_dir_all(world.path("mirror/dists")).unwrap();
+        assert_eq!(world.bootstrap("other", &[], true).unwrap(), builder);
+    }
+
+    #[test]
+    fn packages_are_added_to_the_lock_at_the_versions_of_its_index() {
+        let world = World::new();
+        world.bootstrap("store", &[], false).unwrap();
+        let before = Lock::read(&world.path("tapeout.lock")).unwrap().unwrap();
+        assert!(world.bootstrap("store", &["gcc"], true).unwrap_err().to_string().contains("gcc"));
+        let newer = GCC.replace("Version: 4", "Version: 5");
+        world.publish("Sun, 12 Jul 2026 10:16:37 UTC", &[(&newer, deb(&newer, &[], &[]))]);
+        let mut lock = before.clone();
+        let added = world.with("store", |archive| archive.extend(&mut lock, &["gcc".into()])).unwrap();
+        assert_eq!((added, lock.packages["gcc"].version.as_str(), &lock.index), (vec!["gcc".to_string()], "4", &before.index));
+        assert!(lock.packages["base-files"].base && !lock.packages["gcc"].base);
+        assert_eq!(lock.packages["base-files"].before.iter().collect::<Vec<_>>(), ["mawk"]);
+    }
+
+    #[test]
+    fn one_flipped_byte_from_the_index_to_the_package_names_the_file() {
+        for file in ["dists/test/InRelease", "dists/test/main/binary-amd64/Packages", "pool/mawk.deb"] {
+            let world = World::new();
+            let path = world.path("mirror").join(file);
+            let mut bytes = std::fs::read(&path).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            std::fs::write(&path, bytes).unwrap();
+            let error = world.bootstrap("store", &[], false).unwrap_err();
+            assert!(error.what().contains(file), "{file}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_mirror_that_goes_back_in_time_is_refused() {
+        let world = World::new();
+        world.bootstrap("store", &[], false).unwrap();
+        world.publish("Fri, 10 Jul 2026 10:16:37 UTC", &[(BASE, deb(BASE, &[], &[])), (AWK, deb(AWK, &[], &[]))]);
+        let lock = Lock::read(&world.path("tapeout.lock")).unwrap();
+        let error = world.with("store", |archive| archive.new_lock(&[], lock.as_ref())).unwrap_err();
+        assert!(error.what().contains("older"), "{error}");
+    }
+
+    #[test]
+    fn two_packages_with_one_file_are_an_error_that_names_both() {
+        let world = World::new();
+        let more = "Package: more\nVersion: 1\nArchitecture: all\nEssential: yes";
+        world.publish("Sat, 11 Jul 2026 10:16:37 UTC", &[
+            (BASE, deb(BASE, &[("./bin/x", "x")], &[])), (AWK, deb(AWK, &[], &[])), (APT, deb(APT, &[], &[])), (more, deb(more, &[("./usr/bin/x", "y")], &[])),
+        ]);
+        let error = world.bootstrap("store", &[], false).unwrap_err();
+        assert!(error.what().contains("base-files") && error.what().contains("more"), "{error}");
+    }
+
+    #[test]
+    fn a_package_that_is_no_package_is_an_error() {
+        for (what, bytes) in [
+            ("text", b"hello".to_vec()),
+            ("another's control file", deb(&BASE.replace("base-files", "other"), &[], &[])),
+            ("no data", {
+                let mut out = ar::Builder::new(vec![]);
+                out.append(&ar::Header::new(b"debian-binary".to_vec(), 4), b"2.0\n".as_slice()).unwrap();
+                out.into_inner().unwrap()
+            }),
+        ] {
+            let world = World::new();
+            world.publish("Sat, 11 Jul 2026 10:16:37 UTC", &[(BASE, bytes), (AWK, deb(AWK, &[], &[])), (APT, deb(APT, &[], &[]))]);
+            let error = world.bootstrap("store", &[], false).unwrap_err();
+            assert!(error.what().contains("base-files"), "{what}: {error}");
+        }
+    }
 
     /// By hand: `TAPEOUT_TRY=/tmp/x cargo nextest run --lib --run-ignored only real_mirror`
     #[test]
