@@ -284,6 +284,23 @@ policy=/usr/sbin/policy-rc.d
 if [ -n \"$policy\" ]; then printf '#!/bin/sh\\nexit 101\\n' > $policy; chmod 755 $policy; fi
 ";
 const NO_POLICY: &str = "if [ -n \"$policy\" ]; then rm -f $policy; fi\n";
+/// dpkg runs a package's preinst, from this folder, before it unpacks it. Ours are all unpacked by then,
+/// which is a state that they are used to: an installation that was cut off and begins anew looks like that.
+const PREINST: &str = "\
+preinst() {
+    package=${1##*/}; package=${package%.preinst}
+    cp -p $1 /var/lib/dpkg/tmp.ci/preinst
+    DPKG_MAINTSCRIPT_PACKAGE=${package%:*} DPKG_MAINTSCRIPT_PACKAGE_REFCOUNT=1 DPKG_MAINTSCRIPT_ARCH=$arch DPKG_MAINTSCRIPT_NAME=preinst \\
+        DPKG_RUNNING_VERSION=1.21.0 DPKG_ADMINDIR=/var/lib/dpkg DPKG_ROOT= /var/lib/dpkg/tmp.ci/preinst install
+}
+arch=$(dpkg --print-architecture)
+mkdir /var/lib/dpkg/tmp.ci
+[ ! -x /var/lib/dpkg/info/base-passwd.preinst ] || preinst /var/lib/dpkg/info/base-passwd.preinst
+for script in /var/lib/dpkg/info/*.preinst; do
+    [ ! -x $script ] || preinst $script
+done
+rm -rf /var/lib/dpkg/tmp.ci
+";
 const DPKG: &str = "dpkg --force-unsafe-io --force-confold --force-confdef";
 
 /// Configures an unpacked base system. Names of owners come from base-passwd and folders from
@@ -292,6 +309,7 @@ pub fn configure_steps() -> Vec<Step> {
     let script = format!(
         "set -e\n{POLICY}\
         [ -e /usr/bin/awk ] || [ ! -e /usr/bin/mawk ] || ln -s mawk /usr/bin/awk\n\
+        {PREINST}\
         {DPKG} --force-depends --configure base-passwd base-files\n\
         {DPKG} --configure -a\n{NO_POLICY}"
     );
@@ -353,7 +371,7 @@ fn stages(packages: &[LockedPackage]) -> Vec<BTreeSet<&str>> {
 
 /// Removes what is different each time or of no use in a builder. `docs/reproducible.md` has this list.
 ///
-/// - `/var/log`: times
+/// - `/var/log`: times (empty files stay)
 /// - `/var/cache/ldconfig/aux-cache`: inodes and times
 /// - `passwd-`, `group-`, `shadow-`, `gshadow-`, `subuid-`, `subgid-`, `*-old` of dpkg and debconf: the state before
 /// - lock files
@@ -363,7 +381,7 @@ fn stages(packages: &[LockedPackage]) -> Vec<BTreeSet<&str>> {
 pub fn clean_steps() -> Vec<Step> {
     let script = "\
         set -e\n\
-        find /var/log -type f -delete\n\
+        find /var/log -type f ! -size 0 -delete\n\
         [ ! -d /var/lib/apt/lists ] || find /var/lib/apt/lists -type f -delete\n\
         rm -rf /var/cache/ldconfig/aux-cache /var/cache/apt/archives/*.deb /var/cache/apt/*.bin\n\
         rm -f /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- /etc/subuid- /etc/subgid- /etc/.pwd.lock\n\
