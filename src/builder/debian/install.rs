@@ -369,6 +369,35 @@ fn stages(packages: &[LockedPackage]) -> Vec<BTreeSet<&str>> {
     stages
 }
 
+/// A Java key store (JKS, version 2) holds when each certificate was added. Behind the entries stands the
+/// SHA-1 of the password in UTF-16, a fixed text, and all before it (sun.security.provider.JavaKeyStore).
+const JAVA_KEYS: &str = r#"
+keys=/etc/ssl/certs/java/cacerts
+if [ -f $keys ]; then
+    perl -e '
+        open my $file, "<:raw", $ARGV[0] or die; local $/; my $keys = <$file>;
+        my ($magic, $version, $count) = unpack "N3", $keys;
+        exit 0 if $magic != 0xfeedfeed || $version != 2;
+        my $at = 12;
+        my $date = pack "Q>", ($ENV{SOURCE_DATE_EPOCH} || 0) * 1000;
+        for (1 .. $count) {
+            exit 0 if unpack("N", substr $keys, $at, 4) != 2;
+            $at += 6 + unpack "n", substr $keys, $at + 4, 2;
+            substr($keys, $at, 8) = $date;
+            $at += 10 + unpack "n", substr $keys, $at + 8, 2;
+            $at += 4 + unpack "N", substr $keys, $at, 4;
+        }
+        exit 0 if $at + 20 != length $keys;
+        $keys = substr $keys, 0, $at;
+        open my $sum, "|-:raw", "sha1sum > /tmp/cacerts.sum" or die;
+        print $sum join("", map "\0$_", split //, "changeit"), "Mighty Aphrodite", $keys; close $sum or die;
+        open $sum, "<", "/tmp/cacerts.sum" or die; <$sum> =~ /^([0-9a-f]{40})/ or die;
+        open $file, ">:raw", $ARGV[0] or die; print $file $keys, pack "H*", $1; close $file or die;
+    ' $keys
+    rm -f /tmp/cacerts.sum
+fi
+"#;
+
 /// Removes what is different each time or of no use in a builder. `docs/reproducible.md` has this list.
 ///
 /// - `/var/log`: times (empty files stay)
@@ -377,6 +406,7 @@ fn stages(packages: &[LockedPackage]) -> Vec<BTreeSet<&str>> {
 /// - lock files
 /// - `/var/cache/apt`, `/var/lib/apt/lists`: caches
 /// - the content of `/etc/machine-id`, all of `/var/lib/dbus/machine-id`: random
+/// - the dates in Java's `/etc/ssl/certs/java/cacerts`: set to `SOURCE_DATE_EPOCH`
 /// - `/var/lib/systemd/random-seed`, `/etc/ssh/ssh_host_*_key*`, `ssl-cert-snakeoil.*`: random, and nobody's secret should be in an image
 pub fn clean_steps() -> Vec<Step> {
     let script = "\
@@ -389,7 +419,7 @@ pub fn clean_steps() -> Vec<Step> {
         rm -f /var/lib/dbus/machine-id /var/lib/systemd/random-seed /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub\n\
         rm -f /etc/ssl/private/ssl-cert-snakeoil.key /etc/ssl/certs/ssl-cert-snakeoil.pem\n\
         [ ! -e /etc/machine-id ] || : > /etc/machine-id\n";
-    vec![Step::Shell(script.into())]
+    vec![Step::Shell(format!("{script}{JAVA_KEYS}"))]
 }
 
 #[cfg(test)]
