@@ -110,9 +110,10 @@ impl Copy<'_> {
                 xattrs.insert(attribute, value);
             }
         }
-        let root = |id: u32| if id == NOT_MAPPED { 0 } else { id };
+        let own = |id: u32, mine: u32| if id == NOT_MAPPED || id == mine { 0 } else { id };
+        let (uid, gid) = (own(stat.st_uid, nix::unistd::geteuid().as_raw()), own(stat.st_gid, nix::unistd::getegid().as_raw()));
         let mode = if file::kind(stat) == SFlag::S_IFLNK { 0o777 } else { mode };
-        let owner = Owner { uid: root(stat.st_uid), gid: root(stat.st_gid), mode, xattrs: kept_xattrs(&xattrs), device, content, implied: false };
+        let owner = Owner { uid, gid, mode, xattrs: kept_xattrs(&xattrs), device, content, implied: false };
         self.owners.insert(path, owner);
         Ok(())
     }
