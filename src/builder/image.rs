@@ -436,7 +436,8 @@ mod tests {
 
     #[test]
     fn a_document_must_be_what_it_says_and_nothing_twice() {
-        let changes: [(&str, fn(String) -> String); 7] = [
+        type Change = (&'static str, fn(String) -> String);
+        let changes: [Change; 7] = [
             ("both an index and a manifest", |d| d.replace(r#""config""#, r#""manifests":[],"config""#)),
             ("another media type", |d| d.replace(&format!(r#"2,"mediaType":"{}""#, MANIFEST[0]), &format!(r#"2,"mediaType":"{}""#, INDEX[0]))),
             ("a key twice", |d| d.replace(r#""architecture""#, r#""architecture":"arm64","architecture""#)),

@@ -87,15 +87,6 @@ impl std::str::FromStr for From {
     }
 }
 
-/// A file of the host that a step sees.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Bind {
-    /// On the host.
-    pub host: PathBuf,
-    /// Absolute, in the sandbox; read-only.
-    pub inside: String,
-}
-
 /// Steps to run in the sandbox.
 #[derive(Debug, Clone)]
 pub struct Run {
@@ -105,8 +96,6 @@ pub struct Run {
     pub steps: Vec<Step>,
     /// Besides the sandbox's own.
     pub environment: BTreeMap<String, String>,
-    /// Files they see.
-    pub binds: Vec<Bind>,
     /// The time of the changeset.
     pub time: i64,
 }
@@ -193,7 +182,7 @@ fn make_debian(request: &Request, configure: &dyn Configure) -> Result<Builder> 
     }
     let unpacked = unpacked(request, &packages, &part, time)?;
     request.progress.phase("configure", packages.len(), 0);
-    let run = Run { lower: vec![unpacked], steps: debian::install::configure_steps(), environment: debian::install::environment(), binds: vec![], time };
+    let run = Run { lower: vec![unpacked], steps: debian::install::configure_steps(), environment: debian::install::environment(), time };
     let configured = configure.run(&run)?;
     Ok(Builder {
         tag: request.tag.into(),
@@ -239,32 +228,6 @@ fn unpacked(request: &Request, packages: &[&LockedPackage], part: &Digest, time:
     store.keep_changeset(digest, unpacked.changeset, &unpacked.files)?;
     store.record_action(&key, digest.to_string().as_bytes())?;
     Ok(digest)
-}
-
-/// What installs a union of packages into a builder: the run for the sandbox, and the packages that it
-/// adds. `None`: all of them are in the builder. The packages are brought into the store first.
-pub fn installation(builder: &Builder, lock: &Lock, union: &[String], archive: &Archive, time: i64, progress: &dyn Progress) -> Result<Option<(Run, Vec<LockedPackage>)>> {
-    let missing = lock.missing(union, &builder.packages)?;
-    if missing.is_empty() {
-        return Ok(None);
-    }
-    if missing.iter().any(|p| !archive.store.has_blob(&p.digest)) {
-        download(&missing.iter().collect::<Vec<_>>(), &archive.sources()?, archive.http, archive.store, progress)?;
-    }
-    let bind = |p: &LockedPackage| Bind { host: archive.store.blob_path(&p.digest), inside: format!("{}/{}.deb", debian::install::DEBS, p.name) };
-    let run = Run {
-        lower: builder.changesets.clone(),
-        steps: debian::install::install_steps(&missing),
-        environment: debian::install::environment(),
-        binds: missing.iter().map(bind).collect(),
-        time,
-    };
-    Ok(Some((run, missing)))
-}
-
-/// On a builder without a lock `packages` is a check: those that aren't installed.
-pub fn not_installed<'a>(builder: &Builder, packages: &'a [String]) -> Vec<&'a String> {
-    packages.iter().filter(|name| !builder.packages.contains_key(*name)).collect()
 }
 
 fn make_rootfs(request: &Request) -> Result<Builder> {

@@ -104,7 +104,7 @@ pub struct Progress {
 
 impl Progress {
     /// Bars on a terminal, plain lines elsewhere.
-    pub fn new() -> Self {
+    pub fn start() -> Self {
         let bars = std::io::stderr().is_terminal().then(MultiProgress::new);
         Self { bars, running: Mutex::default() }
     }

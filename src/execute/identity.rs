@@ -100,12 +100,12 @@ impl Renumber<'_> {
 
 /// Rewrites the tables of users and groups in a captured changeset.
 pub fn rewrite(captured: &mut Captured, map: &Renumbering) -> Result<()> {
-    let tables: [(&str, &dyn Fn(&[u8]) -> Vec<u8>); 2] = [("etc/passwd", &|text| map.passwd(text)), ("etc/group", &|text| map.group_file(text))];
-    for (path, renumbered) in tables {
-        let path = RootPath::new(path)?;
-        if let Some(file) = captured.open(&path)? {
-            captured.replace_file(&path, &renumbered(&read_bounded(file, &path)?))?;
-        }
+    let (passwd, group) = (RootPath::new("etc/passwd")?, RootPath::new("etc/group")?);
+    if let Some(file) = captured.open(&passwd)? {
+        captured.replace_file(&passwd, &map.passwd(&read_bounded(file, &passwd)?))?;
+    }
+    if let Some(file) = captured.open(&group)? {
+        captured.replace_file(&group, &map.group_file(&read_bounded(file, &group)?))?;
     }
     Ok(())
 }

@@ -187,7 +187,7 @@ impl Layout {
             let tag = descriptor.annotations().as_ref().and_then(|a| a.get(ANNOTATION_REF_NAME)).cloned();
             if *descriptor.media_type() == MediaType::ImageIndex {
                 let inner: Value = self.described(&descriptor)?;
-                for descriptor in manifests(&inner, &descriptor.digest().to_string())? {
+                for descriptor in manifests(&inner, descriptor.digest().as_ref())? {
                     found.push(self.image(&descriptor, tag.clone())?);
                 }
             } else {
@@ -225,7 +225,7 @@ impl Layout {
         }
         agrees(&document, MediaType::ImageManifest, &name)?;
         let manifest: ImageManifest = from_value(document, &name)?;
-        let config: ImageConfiguration = from_value(self.described(manifest.config())?, &manifest.config().digest().to_string())?;
+        let config: ImageConfiguration = from_value(self.described(manifest.config())?, manifest.config().digest().as_ref())?;
         let layers = (manifest.layers().iter())
             .map(|layer| {
                 let digest = digest(layer)?;

@@ -559,7 +559,7 @@ fn is_key(name: &str) -> bool {
 fn with_folders(mut files: Selection) -> Selection {
     let missing: BTreeSet<RootPath> = files.keys().flat_map(RootPath::ancestors).filter(|p| !p.is_root() && !files.contains_key(p)).collect();
     for path in missing {
-        let below = files.range(path.clone()..).nth(0).and_then(|(_, p)| p.entry.as_ref()).map(|e| (e.uid, e.gid)).unwrap_or_default();
+        let below = files.range(path.clone()..).next().and_then(|(_, p)| p.entry.as_ref()).map(|e| (e.uid, e.gid)).unwrap_or_default();
         let entry = Entry { uid: below.0, gid: below.1, ..Entry::folder(0o755) };
         files.insert(path, crate::tree::Picked { entry: Some(entry), content: Content::None, why: String::new() });
     }

@@ -332,7 +332,14 @@ fn new_overlay(lower: &[HostPath], upper: &OwnedFd, work: &OwnedFd) -> Result<Op
     let refused = |r: mount::Refused| overlay_refused(r.errno, lower.len(), r.log);
     let name = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
     let made = mount::FileSystem::open("overlay").map_err(refused)?;
-    for setting in [Setting::Text("source", "overlay"), Setting::Flag("userxattr"), Setting::Flag("volatile")] {
+    // Some distributions turn the index on: then linked names of a lower layer would behave otherwise there.
+    let settings = [
+        Setting::Text("source", "overlay"),
+        Setting::Flag("userxattr"),
+        Setting::Flag("volatile"),
+        Setting::Text("index", "off"),
+    ];
+    for setting in settings {
         made.set(&setting).map_err(refused)?;
     }
     // The first that is named is the highest.

@@ -62,7 +62,7 @@ pub fn write(libraries: &[(Named, Machine)]) -> Vec<u8> {
             unique.entry((&named.name, flags)).or_insert((&named.path, *machine));
         }
     }
-    let mut entries: Vec<((&str, u32), (&str, Machine))> = unique.into_iter().collect();
+    let mut entries: Vec<_> = unique.into_iter().collect();
     // The loader searches it halving, from the greatest to the least.
     entries.sort_by(|((a, f), _), ((b, g), _)| compare(b.as_bytes(), a.as_bytes()).then(g.cmp(f)));
     let little = entries.first().is_none_or(|(_, (_, machine))| machine.little);

@@ -165,7 +165,9 @@ mod tests {
                 header.set_entry_type(if folder { tar::EntryType::Directory } else { tar::EntryType::Regular });
                 header.set_mode(if folder || !content.contains("data") { 0o755 } else { 0o644 });
                 header.set_size(content.len() as u64);
-                (header.set_uid(0), header.set_gid(0), header.set_mtime(0));
+                header.set_uid(0);
+                header.set_gid(0);
+                header.set_mtime(0);
                 tar.append_data(&mut header, name, content.as_bytes()).unwrap();
             }
             tar.into_inner().unwrap()

@@ -159,7 +159,7 @@ fn subkey_may_sign(key: &SignedPublicKey, subkey: &pgp::composed::SignedPublicSu
     good.max_by_key(|s| s.created().map(|t| t.as_secs())).is_some_and(|newest| !expired(&subkey.key, newest, now))
 }
 
-fn expired(key: &(impl KeyDetails + VerifyingKey), signature: &Signature, now: i64) -> bool {
+fn expired(key: &impl VerifyingKey, signature: &Signature, now: i64) -> bool {
     let valid = signature.key_expiration_time().map_or(0, |d| i64::from(d.as_secs()));
     valid > 0 && i64::from(key.created_at().as_secs()) + valid < now
 }

@@ -22,7 +22,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     let graph = graph::analyse(&request)?;
     let store = context::store(global)?;
     let directory = context::directory(global)?;
-    let progress = ui::Progress::new();
+    let progress = ui::Progress::start();
     let allow_network = args.allow_network.iter().map(|text| Label::parse_in(text, &request.here)).collect::<Result<_>>()?;
     let settings = Settings {
         mirror: args.mirror.clone(),
