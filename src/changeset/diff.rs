@@ -424,7 +424,7 @@ impl Captured {
             if let (Node::File { size, digest, .. }, Node::File { size: size_was, .. }) = (&mut now.node, &was.node)
                 && size == size_was
             {
-                *digest = hash(self.upper.open_file(path)?, path, &mut buffer, &mut |_| Ok(()))?;
+                *digest = hash(self.upper.open_file(path)?, *size, path, &mut buffer, &mut |_| Ok(()))?;
                 self.hashed.insert(path.clone(), *digest);
             }
             if now.same_as(was) {
@@ -533,8 +533,9 @@ impl Captured {
         let hashed = &mut self.hashed;
         let upper = &self.upper;
         let mut buffer = vec![];
-        let mut give = |path: &RootPath, _: &Entry, put: &mut dyn FnMut(&[u8]) -> Result<()>| {
-            let digest = hash(upper.open_file(path)?, path, &mut buffer, put)?;
+        let mut give = |path: &RootPath, entry: &Entry, put: &mut dyn FnMut(&[u8]) -> Result<()>| {
+            let size = if let Node::File { size, .. } = entry.node { size } else { 0 };
+            let digest = hash(upper.open_file(path)?, size, path, &mut buffer, put)?;
             hashed.insert(path.clone(), digest);
             Ok(())
         };
@@ -587,8 +588,10 @@ fn fill_in(changeset: &mut Changeset, hashed: &BTreeMap<RootPath, Digest>) -> Re
 }
 
 /// Reads a file once: for its digest, and for `put`.
-fn hash(mut file: File, path: &RootPath, buffer: &mut Vec<u8>, put: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<Digest> {
-    buffer.resize(PIECE, 0);
+fn hash(mut file: File, size: u64, path: &RootPath, buffer: &mut Vec<u8>, put: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<Digest> {
+    // No larger than needed: filling it is most of the time that a trivial rule's capture takes.
+    let enough = usize::try_from(size).unwrap_or(PIECE).clamp(4096, PIECE);
+    buffer.resize(enough.max(buffer.len()), 0);
     let mut hashing = Hashing::new(io::sink());
     loop {
         match file.read(buffer) {

@@ -13,7 +13,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::build::{Build, Output};
 use crate::execute::check;
-use crate::execute::request::key;
+use crate::execute::request::own_key;
 use crate::image::config::{self, ImageLayer};
 use crate::image::layer::{self, LayerInfo};
 use crate::image::layout::{self, LayoutImage};
@@ -111,7 +111,7 @@ impl Build<'_> {
             architecture: config::ARCHITECTURE,
         };
         let bytes = serde_json::to_vec(&document).map_err(|e| Error::failed(format!("can't write a request: {e}")))?;
-        Ok(key("image", &bytes))
+        Ok(own_key("image", &bytes))
     }
 
     /// The image that an instance came to.
@@ -251,7 +251,7 @@ impl Build<'_> {
         // Why a file was picked is no part of the layer.
         let content: BTreeMap<&RootPath, (&Option<Entry>, &Content)> = selection.iter().map(|(path, p)| (path, (&p.entry, &p.content))).collect();
         let document = postcard::to_stdvec(&(content, compression, self.options.epoch)).map_err(|e| Error::failed(format!("can't write a request: {e}")))?;
-        let action = key("layer", &document);
+        let action = own_key("layer", &document);
         if let Some(info) = self.store.action(&action).and_then(|bytes| serde_json::from_slice::<LayerInfo>(&bytes).ok())
             && self.store.has_blob(&info.digest)
         {

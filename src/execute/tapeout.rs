@@ -8,7 +8,7 @@ use crate::build_file::spec::{Id, Libraries, Spec, Tapeout};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::build::{Build, Output};
-use crate::execute::request::key;
+use crate::execute::request::own_key;
 use crate::execute::{rule, snapshot};
 use crate::label::Label;
 use crate::report::Event;
@@ -89,7 +89,7 @@ impl Build<'_> {
             base: self.base_selections(id)?,
         };
         let bytes = serde_json::to_vec(&document).map_err(|e| Error::failed(format!("can't write a request: {e}")))?;
-        Ok(key("tapeout", &bytes))
+        Ok(own_key("tapeout", &bytes))
     }
 
     /// The changesets that `include` sees: all below, but `//base:build`'s.

@@ -4,13 +4,14 @@
 //! file has none, and a volume's data is brought by the README's command into the volume that the claim
 //! names. It publishes every port that a container lists, so only those that the pod publishes are listed. A
 //! ConfigMap becomes a volume of its name that stays when the pod is gone, and old keys in it: so there is one
-//! for each folder of a container, with the digest of its content in its name. It ignores `subPath`.
+//! for each folder of a container, with the digest of its content in its name. It ignores `subPath`. An
+//! `emptyDir` becomes a volume of the name that it has in the pod.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::described::{Container, Pod, Port, Probe};
+use super::described::{Container, Pod, Port, Probe, Volume};
 use super::plan::{Configured, Plan, expands};
 use super::yaml;
 use crate::digest::Digest;
@@ -28,7 +29,7 @@ pub fn write(plan: &Plan) -> Result<String> {
         containers.push(made);
     }
     volumes.extend(pod.volumes.iter().filter(|v| pod.containers.iter().any(|c| c.mounts.iter().any(|m| m.volume.as_ref() == Some(&v.name)))).map(|volume| {
-        let name = volume_name(&volume.name);
+        let name = volume_name(pod, volume);
         match (volume.kind.as_str(), &volume.claim, &volume.host_path) {
             ("files", Some(claim), _) => json!({"name": name, "persistentVolumeClaim": {"claimName": claim}}),
             ("hostPath", _, Some(path)) => json!({"name": name, "hostPath": {"path": path}}),
@@ -66,9 +67,13 @@ pub fn published(ports: &[Port], containers: &[Container]) -> Vec<(u16, u16, Str
     published
 }
 
-/// Volumes of the pod, of configuration and of writable folders have names of one kind, so these are told apart.
-fn volume_name(name: &str) -> String {
-    format!("volume-{}", short(name))
+/// Volumes of the pod, of configuration and of writable folders are told apart by what stands before. podman
+/// makes a volume of this very name for an `emptyDir`, one for all pods: so the pod's name is in it.
+fn volume_name(pod: &Pod, volume: &Volume) -> String {
+    match volume.kind.as_str() {
+        "empty" => short(&format!("{}-empty-{}", pod.name, volume.name)),
+        _ => short(&format!("volume-{}", volume.name)),
+    }
 }
 
 struct Making<'a> {
@@ -151,12 +156,12 @@ impl Making<'_> {
     fn mounts(&mut self, configured: &[Configured]) -> Vec<Value> {
         let mut mounts = vec![];
         for mount in &self.container.mounts {
-            if let Some(volume) = &mount.volume {
-                mounts.push(json!({"name": volume_name(volume), "mountPath": mount.path, "readOnly": mount.read_only}));
+            if let Some(volume) = self.pod.volumes.iter().find(|v| Some(&v.name) == mount.volume.as_ref()) {
+                mounts.push(json!({"name": volume_name(self.pod, volume), "mountPath": mount.path, "readOnly": mount.read_only}));
             }
         }
         for (at, folder) in self.container.writable.iter().enumerate() {
-            let name = format!("writable-{}-{at}", short(&self.container.name));
+            let name = short(&format!("{}-writable-{}-{at}", self.pod.name, self.container.name));
             self.volumes.push(json!({"name": name, "emptyDir": {"medium": "Memory"}}));
             mounts.push(json!({"name": name, "mountPath": folder}));
         }
@@ -185,7 +190,7 @@ impl Making<'_> {
             };
         }
         let map = self.config_map(&format!("files{at}"), Value::Object(text), Value::Object(binary));
-        let name = format!("files-{}-{at}", short(&self.container.name));
+        let name = short(&format!("files-{}-{at}", self.container.name));
         let items: Vec<Value> = files.iter().map(|f| json!({"key": f.name, "path": f.name, "mode": f.mode & 0o777})).collect();
         self.volumes.push(json!({"name": name, "configMap": {"name": map, "items": items}}));
         name
@@ -205,8 +210,8 @@ impl Making<'_> {
 
 /// Names of volumes have at most 63 letters.
 fn short(name: &str) -> String {
-    match name.get(..31) {
-        Some(start) if name.len() > 40 => format!("{start}-{}", &Digest::of(name).hex()[..8]),
+    match name.get(..54) {
+        Some(start) if name.len() > 63 => format!("{start}-{}", &Digest::of(name).hex()[..8]),
         _ => name.to_string(),
     }
 }

@@ -37,7 +37,7 @@ use crate::sys::file::{self, Lock};
 use crate::sys::root::Root;
 use crate::tree::{Changeset, Layer, RootPath};
 
-pub use scratch::Scratch;
+pub use scratch::{Scratch, wait_until_clean};
 
 /// The layout that this program reads and writes.
 const FORMAT: &str = "1\n";

@@ -212,10 +212,10 @@ impl<'a> Closing<'a> {
         match &entry.node {
             Node::Link { .. } => {
                 self.visited.insert(path.clone());
-                // What a link leads to comes along, but not whole folders, and not into the workspace.
+                // What a link leads to comes along, with the links between; of a folder only what was picked in it.
                 let walk = self.world.walk(path, true);
                 let target = self.world.entry(&walk.path).is_some_and(|e| matches!(e.node, Node::File { .. }));
-                if walk.there && target && walk.path.top() != b"workspace" && !self.world.has(&walk.path) {
+                if walk.there && walk.path.top() != b"workspace" && (target || self.world.has(&walk.path)) {
                     self.bring(&path.to_string(), &Why::needed(path, "the target of the link"))?;
                 }
             }

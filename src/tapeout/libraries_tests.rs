@@ -64,7 +64,7 @@ fn ldd(program: &str) -> Vec<RootPath> {
 }
 
 #[test]
-fn the_closure_has_all_that_ldd_finds_and_runs_in_a_root_of_its_own() {
+fn the_closure_has_all_that_ldd_finds() {
     let mut tried = 0;
     for program in ["/usr/bin/redis-check-rdb", "/usr/bin/python3", "/usr/bin/git", "/usr/bin/curl", "/bin/sh", "/usr/bin/perl", "/usr/sbin/nginx", "/usr/bin/ls"] {
         let Ok(real) = std::fs::canonicalize(program) else { continue };
@@ -82,11 +82,53 @@ fn the_closure_has_all_that_ldd_finds_and_runs_in_a_root_of_its_own() {
     assert!(tried >= 2);
 }
 
+/// Writes an image of the host's files below a folder.
+fn lay_out(dir: &std::path::Path, layers: [&Selection; 2]) {
+    for (path, picked) in crate::tapeout::lookup::merged(layers) {
+        let (at, entry) = (path.below(dir), picked.entry.unwrap());
+        match (&entry.node, &picked.content) {
+            (Node::Folder, _) => std::fs::create_dir_all(&at).unwrap(),
+            (Node::Link { target }, _) => std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(target), &at).unwrap(),
+            (_, Content::Inline(bytes)) => std::fs::write(&at, bytes).unwrap(),
+            _ => drop(std::fs::copy(path.below("/".as_ref()), &at).unwrap()),
+        }
+    }
+}
+
+#[test]
+fn programs_run_with_nothing_but_their_closure() {
+    let inside = |dir: &std::path::Path, argv: &[&str]| Command::new("unshare").args(["-r", "/usr/sbin/chroot"]).arg(dir).args(argv).env_clear().output();
+    let allowed = Command::new("unshare").args(["-r", "true"]).output().is_ok_and(|out| out.status.success());
+    if !allowed {
+        eprintln!("skipped: no user namespace can be made here");
+        return;
+    }
+    for (program, args, says) in [
+        ("usr/bin/ls", &["/"][..], "etc"),
+        ("usr/bin/env", &["--version"], "coreutils"),
+        ("usr/bin/git", &["--version"], "git version"),
+        ("usr/bin/curl", &["--version"], "https"),
+        ("usr/bin/perl", &["-e", "use strict; print 'perl runs'"], "perl runs"),
+        ("usr/sbin/nginx", &["-v"], "nginx"),
+    ] {
+        let Some(real) = host().file(&path(program)) else { continue };
+        let selection = pick(&[&real.to_string()]);
+        let dir = tempfile::tempdir().unwrap();
+        let mut image = selection.clone();
+        add_folders(&mut image, host(), &BTreeMap::new()).unwrap();
+        lay_out(dir.path(), [&image, &closed(&selection).selection]);
+        // git opens it before all; a runtime would put the device there.
+        std::fs::write(dir.path().join("dev/null"), "").unwrap();
+        let out = inside(dir.path(), &[&[real.to_string().as_str()], args].concat()).unwrap();
+        let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        assert!(out.status.success() && text.contains(says), "{program}: {text}");
+    }
+}
+
 #[test]
 fn what_is_added_has_its_links_and_the_folders_above() {
     let closed = closed(&pick(&["usr/bin/ls"]));
-    let all: Vec<_> = closed.selection.iter().chain([]).collect();
-    for (path, picked) in &all {
+    for (path, picked) in &closed.selection {
         for above in path.ancestors().filter(|p| !p.is_root()) {
             let there = closed.selection.get(&above).is_some_and(|p| p.entry.as_ref().unwrap().is_folder());
             assert!(there || ["/usr", "/usr/bin"].contains(&above.to_string().as_str()), "{above} above {path}");
@@ -100,6 +142,35 @@ fn what_is_added_has_its_links_and_the_folders_above() {
     }
     let libc = closed.selection.iter().find(|(path, _)| path.name() == b"libc.so.6").unwrap();
     assert!(libc.1.why.starts_with("needed by /usr/") && libc.1.why.ends_with("(libc.so.6)"), "{}", libc.1.why);
+}
+
+#[test]
+fn a_link_brings_every_link_between_also_when_its_end_was_picked() {
+    let changes = [
+        ("usr", Entry::folder(0o755)),
+        ("usr/x", Entry::link("/etc/y")),
+        ("etc", Entry::folder(0o755)),
+        ("etc/y", Entry::link("../opt/z")),
+        ("etc/dir", Entry::link("../opt/more")),
+        ("opt", Entry::folder(0o755)),
+        ("opt/z", Entry::file(b"end", 0o644)),
+        ("opt/more", Entry::folder(0o755)),
+        ("opt/more/inside", Entry::file(b"inside", 0o644)),
+    ];
+    let changes = changes.map(|(p, e)| (path(p), Change { was: None, now: Some(e) })).into();
+    let view = Stack(vec![Changes { digest: Digest::of("links"), changeset: Arc::new(Changeset { time: 0, changes }) }]);
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("opt")).unwrap();
+    std::fs::write(dir.path().join("opt/z"), "end").unwrap();
+    for picked in [&["usr/x", "opt/z"][..], &["usr/x"]] {
+        let selection = picked.iter().map(|p| (path(p), World::new([], &view).pick(&path(p), String::new()).unwrap())).collect();
+        let closed = closed_with(&view, &OnDisk(dir.path().into()), &selection, &Libraries::Search(true), &[]).unwrap();
+        assert_eq!(closed.selection[&path("etc/y")].why, "needed by /usr/x (the target of the link)");
+        assert_eq!(closed.selection.contains_key(&path("opt/z")), picked.len() == 1);
+    }
+    let selection = [(path("etc/dir"), World::new([], &view).pick(&path("etc/dir"), String::new()).unwrap())].into();
+    let closed = closed_with(&view, &OnDisk(dir.path().into()), &selection, &Libraries::Search(true), &[]).unwrap();
+    assert!(!closed.selection.contains_key(&path("opt/more")), "a folder does not come with a link");
 }
 
 #[test]
