@@ -1,9 +1,9 @@
 //! The command line: the only place that prints, reads the environment or exits.
 
 pub mod args;
-pub mod ui;
 pub mod commands;
 pub mod context;
+pub mod ui;
 
 use std::process::ExitCode;
 

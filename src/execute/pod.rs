@@ -99,13 +99,20 @@ impl Build<'_> {
             VolumeKind::Files(files) => files.as_slice(),
             _ => &[],
         });
-        let sources: Vec<_> = pod.files.iter().chain(in_volumes).filter_map(|f| f.source.clone()).map(Source::Path).collect();
+        let sources: Vec<_> =
+            pod.files.iter().chain(in_volumes).filter_map(|f| f.source.clone()).map(Source::Path).collect();
         let sources = if sources.is_empty() { None } else { Some(self.sources(instance, &sources)?.digest) };
         let images = pod.containers.iter().filter_map(|container| match container.image {
             ImageRef::Built(image) => Some(self.built(image).map(|built| built.manifest.digest)),
             ImageRef::Registry(_) => None,
         });
-        let document = Document { label: &instance.label, pod, images: images.collect::<Result<_>>()?, sources, epoch: self.options.epoch };
+        let document = Document {
+            label: &instance.label,
+            pod,
+            images: images.collect::<Result<_>>()?,
+            sources,
+            epoch: self.options.epoch,
+        };
         let bytes = serde_json::to_vec(&document).map_err(|e| Error::failed(format!("can't write a request: {e}")))?;
         Ok(own_key("pod", &bytes))
     }

@@ -60,7 +60,8 @@ impl Scratch {
         let path = self.path.join(name);
         fs::DirBuilder::new().mode(0o755).create(&path).map_err(|e| Error::io("mkdir", &path, e))?;
         // The umask may have taken bits away, and what becomes a snapshot's root must not depend on it.
-        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).map_err(|e| Error::io("chmod", &path, e))?;
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .map_err(|e| Error::io("chmod", &path, e))?;
         Ok(path)
     }
 }
@@ -118,7 +119,10 @@ pub(super) fn remove_stale(tmp: &Path) {
         let path = entry.path();
         let stale = match File::open(path.join("lock")) {
             Ok(lock) => file::lock(&lock, Lock::TryExclusive).unwrap_or(false),
-            Err(_) => entry.metadata().and_then(|m| m.modified()).is_ok_and(|t| t.elapsed().is_ok_and(|age| age.as_secs() > 60)),
+            Err(_) => entry
+                .metadata()
+                .and_then(|m| m.modified())
+                .is_ok_and(|t| t.elapsed().is_ok_and(|age| age.as_secs() > 60)),
         };
         if stale {
             let _ = file::remove_tree(&path);

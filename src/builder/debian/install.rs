@@ -38,7 +38,13 @@ pub struct Unpacked {
 }
 
 /// Unpacks packages that lie in the store.
-pub fn prepare(store: &Store, packages: &[&LockedPackage], architecture: &str, time: i64, progress: &dyn Progress) -> Result<Unpacked> {
+pub fn prepare(
+    store: &Store,
+    packages: &[&LockedPackage],
+    architecture: &str,
+    time: i64,
+    progress: &dyn Progress,
+) -> Result<Unpacked> {
     let scratch = store.scratch()?;
     let files = scratch.folder("files")?;
     let root = Root::open(&files)?;
@@ -64,7 +70,10 @@ fn unpack_all(store: &Store, packages: &[&LockedPackage], root: &Root, progress:
     let work = || {
         while let Some(place) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
             let package = packages[*place];
-            let result = store.blob(&package.digest).and_then(|file| unpack_deb(file, root)).map_err(|e| e.context(format!("package {}", package.name)));
+            let result = store
+                .blob(&package.digest)
+                .and_then(|file| unpack_deb(file, root))
+                .map_err(|e| e.context(format!("package {}", package.name)));
             if result.is_err() {
                 next.store(order.len(), Ordering::Relaxed);
             }
@@ -100,7 +109,10 @@ fn merge(packages: &[&LockedPackage], debs: &[Deb]) -> Result<Owners> {
             if known.implied {
                 all.insert(path.clone(), owner.clone());
             } else if known.content.is_some() || owner.content.is_some() {
-                return Err(Error::failed(format!("packages {} and {} both have {path}", from[path], packages[place].name)));
+                return Err(Error::failed(format!(
+                    "packages {} and {} both have {path}",
+                    from[path], packages[place].name
+                )));
             }
         }
     }
@@ -138,7 +150,8 @@ impl Base<'_> {
     }
 
     fn own(&mut self, path: &str, mode: u32) -> Result<()> {
-        let owner = Owner { uid: 0, gid: 0, mode, xattrs: BTreeMap::new(), device: None, content: None, implied: false };
+        let owner =
+            Owner { uid: 0, gid: 0, mode, xattrs: BTreeMap::new(), device: None, content: None, implied: false };
         self.owners.entry(RootPath::new(path)?).or_insert(owner);
         Ok(())
     }
@@ -150,7 +163,15 @@ impl Base<'_> {
         let mut file = crate::sys::file::create_file_at(std::os::fd::AsFd::as_fd(&folder), path.name(), mode)?;
         std::io::Write::write_all(&mut file, content).map_err(|e| Error::io("write", path.below(self.files), e))?;
         let digest = crate::digest::Digest::of(content);
-        let owner = Owner { uid: 0, gid: 0, mode, xattrs: BTreeMap::new(), device: None, content: Some((digest, content.len() as u64)), implied: false };
+        let owner = Owner {
+            uid: 0,
+            gid: 0,
+            mode,
+            xattrs: BTreeMap::new(),
+            device: None,
+            content: Some((digest, content.len() as u64)),
+            implied: false,
+        };
         self.owners.insert(path, owner);
         Ok(())
     }
@@ -184,7 +205,8 @@ impl Base<'_> {
 
     fn package(&mut self, name: &str, deb: &Deb, status: &mut String, triggers: &mut Triggers) -> Result<()> {
         let member = |member: &str| deb.control.get(member).map(|(bytes, _)| bytes.as_slice()).unwrap_or_default();
-        let control = std::str::from_utf8(member("control")).map_err(|_| Error::failed("its control file is not UTF-8"))?;
+        let control =
+            std::str::from_utf8(member("control")).map_err(|_| Error::failed("its control file is not UTF-8"))?;
         let control = control.trim_matches('\n');
         if control.is_empty() || control.contains("\n\n") || field(control, "Package") != name {
             return Err(Error::failed("its control file is not its own"));
@@ -252,7 +274,10 @@ impl Triggers {
             };
             if trigger.starts_with('/') {
                 let _ = writeln!(self.file, "{trigger} {package}{suffix}");
-            } else if trigger.contains('/') || trigger.starts_with('.') || matches!(trigger, "File" | "Unincorp" | "Lock") {
+            } else if trigger.contains('/')
+                || trigger.starts_with('.')
+                || matches!(trigger, "File" | "Unincorp" | "Lock")
+            {
                 return Err(Error::failed(format!("its trigger {trigger:?} can't be a file name")));
             } else {
                 let _ = writeln!(self.explicit.entry(trigger.into()).or_default(), "{package}{suffix}");
@@ -351,7 +376,12 @@ fn stages(packages: &[LockedPackage]) -> Vec<BTreeSet<&str>> {
     let mut rest: BTreeSet<&str> = by_name.keys().copied().collect();
     while !rest.is_empty() {
         let before = |names: &BTreeSet<&str>| -> BTreeSet<&str> {
-            let first = names.iter().flat_map(|name| by_name[name].before.iter()).map(String::as_str).filter(|n| rest.contains(n)).collect();
+            let first = names
+                .iter()
+                .flat_map(|name| by_name[name].before.iter())
+                .map(String::as_str)
+                .filter(|n| rest.contains(n))
+                .collect();
             closure(&first).intersection(&rest).copied().collect()
         };
         // The innermost set of what has to come before: it needs nothing to be before itself.
@@ -430,7 +460,17 @@ mod tests {
     fn package(name: &str, depends: &[&str], before: &[&str]) -> LockedPackage {
         let set = |names: &[&str]| names.iter().map(|n| n.to_string()).collect::<BTreeSet<_>>();
         let depends = set(&[depends, before].concat());
-        LockedPackage { name: name.into(), version: "1".into(), digest: Digest::of(name), size: 1, file: "x".into(), suite: "s".into(), base: false, depends, before: set(before) }
+        LockedPackage {
+            name: name.into(),
+            version: "1".into(),
+            digest: Digest::of(name),
+            size: 1,
+            file: "x".into(),
+            suite: "s".into(),
+            base: false,
+            depends,
+            before: set(before),
+        }
     }
 
     #[test]
