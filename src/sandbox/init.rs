@@ -25,7 +25,7 @@ use crate::sandbox::spec::{Hit, Outcome, Status};
 use crate::sandbox::start::{self, ROLE, not_a_folder};
 use crate::sandbox::step;
 use crate::sys::mount::{self, Setting, attribute};
-use crate::sys::{file, process};
+use crate::sys::{file, process, seccomp};
 
 /// An order holds scripts and the environment.
 const LONGEST_ORDER: u64 = 256 << 20;
@@ -436,6 +436,10 @@ impl<'a> Watch<'a> {
     }
 
     fn wait_for(&mut self, started: &step::Started) -> Result<End> {
+        let mut listener = started.listener.as_ref();
+        if let Some(fd) = listener {
+            seccomp::prefer_one_cpu(fd.as_fd());
+        }
         loop {
             let timeout = match self.deadline.map(|at| at.saturating_duration_since(Instant::now())) {
                 Some(Duration::ZERO) => return Ok(End::Time),
@@ -447,7 +451,7 @@ impl<'a> Watch<'a> {
                 PollFd::new(self.children.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.control.as_fd(), PollFlags::empty()),
             ];
-            if let Some(listener) = &started.listener {
+            if let Some(listener) = listener {
                 fds.push(PollFd::new(listener.as_fd(), PollFlags::POLLIN));
             }
             match poll(&mut fds, timeout) {
@@ -455,14 +459,17 @@ impl<'a> Watch<'a> {
                 Err(errno) => return Err(Error::io("poll", "", errno)),
             }
             let has = |i: usize, flag| fds.get(i).and_then(PollFd::revents).is_some_and(|e| e.intersects(flag));
-            let (child, parent, asked) =
-                (has(0, PollFlags::POLLIN), has(1, PollFlags::POLLHUP), has(2, PollFlags::POLLIN));
+            let (child, parent) = (has(0, PollFlags::POLLIN), has(1, PollFlags::POLLHUP));
+            let (asked, silent) = (has(2, PollFlags::POLLIN), has(2, PollFlags::POLLHUP));
             if parent {
                 // Whoever started us is dead. So is everything in here, then.
                 std::process::exit(1);
             }
-            if let (true, Some(listener)) = (asked, &started.listener) {
-                self.owners.answer(listener.as_fd());
+            match listener {
+                Some(fd) if asked => self.owners.answer(fd.as_fd()),
+                // All that could ask are dead. Asked again, it would say so again, until they are reaped.
+                Some(_) if silent => listener = None,
+                _ => {}
             }
             if child {
                 while let Ok(Some(_)) = self.children.read_signal() {}
