@@ -91,7 +91,13 @@ pub enum Forecast {
 
 impl<'a> Build<'a> {
     /// Nothing runs yet.
-    pub fn new(store: &'a Store, graph: &'a Graph, base: &'a Base, options: &'a Options, report: &'a dyn Report) -> Self {
+    pub fn new(
+        store: &'a Store,
+        graph: &'a Graph,
+        base: &'a Base,
+        options: &'a Options,
+        report: &'a dyn Report,
+    ) -> Self {
         let outputs = graph.instances.iter().map(|_| OnceLock::new()).collect();
         Self { store, graph, order: Order::of(graph), base, options, report, outputs }
     }
@@ -101,7 +107,8 @@ impl<'a> Build<'a> {
         let deps: Vec<_> = self.graph.instances.iter().map(|i| i.deps.clone()).collect();
         let result = schedule::run(&deps, self.options.jobs, |id| {
             let instance = &self.graph.instances[id];
-            let output = self.instance(id).map_err(|e| e.context(format!("{} {}", kind(&instance.spec), instance.label)))?;
+            let output =
+                self.instance(id).map_err(|e| e.context(format!("{} {}", kind(&instance.spec), instance.label)))?;
             let _ = self.outputs[id].set(output);
             Ok(())
         });
@@ -147,7 +154,9 @@ impl<'a> Build<'a> {
             rule::run(self.store, request, &stack, (!request.packages.is_empty()).then_some(&renumber))
         });
         self.report.event(Event::Ended { what: &name });
-        let (layer, weakened) = made.map_err(|e| e.next(format!("see all that it printed: tapeout log {}", instance.label)).at(instance.place.clone(), ""))?;
+        let (layer, weakened) = made.map_err(|e| {
+            e.next(format!("see all that it printed: tapeout log {}", instance.label)).at(instance.place.clone(), "")
+        })?;
         for text in weakened {
             self.report.event(Event::Note { text: &format!("{name}: {text}") });
         }
@@ -208,8 +217,15 @@ impl<'a> Build<'a> {
     }
 
     pub(super) fn sources(&self, instance: &Instance, sources: &[Source]) -> Result<Layer> {
-        sources::gather(self.store, instance.label.package(), instance.folder.as_deref(), sources, &self.options.inputs, self.options.epoch)
-            .map_err(|e| e.at(instance.place.clone(), ""))
+        sources::gather(
+            self.store,
+            instance.label.package(),
+            instance.folder.as_deref(),
+            sources,
+            &self.options.inputs,
+            self.options.epoch,
+        )
+        .map_err(|e| e.at(instance.place.clone(), ""))
     }
 
     pub(super) fn snapshot(&self, id: Id, sources: Option<&Layer>) -> Result<Snapshot> {
@@ -234,7 +250,9 @@ impl<'a> Build<'a> {
             return Err(Error::request("it wants the network, and --offline forbids it").at(instance.place.clone(), ""));
         }
         if !self.options.allow_network.contains(label) {
-            return Err(Error::request("it wants the host's network").at(instance.place.clone(), "").next(format!("allow it by name: --allow-network {label}")));
+            return Err(Error::request("it wants the host's network")
+                .at(instance.place.clone(), "")
+                .next(format!("allow it by name: --allow-network {label}")));
         }
         Ok(())
     }
@@ -289,7 +307,8 @@ impl<'a> Build<'a> {
                 None => Some(Output::Changeset(None)),
                 Some((request, _)) => rule::cached(self.store, &request).map(|digest| Output::Changeset(Some(digest))),
             },
-            Spec::Archive(archive) => super::fetch::cached(self.store, instance, archive, self.time(id)).map(|digest| Output::Changeset(Some(digest))),
+            Spec::Archive(archive) => super::fetch::cached(self.store, instance, archive, self.time(id))
+                .map(|digest| Output::Changeset(Some(digest))),
             Spec::Tapeout(_) => self.cached_tapeout(id)?,
             Spec::Image(image) => self.cached_image(id, image)?.map(Output::Image),
             Spec::Pod(_) => None,

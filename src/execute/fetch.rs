@@ -55,9 +55,12 @@ pub fn archive(build: &Build, instance: &Instance, archive: &Archive, time: i64)
     if !build.store.has_blob(&expected) {
         fetch(build, instance, archive, &expected)?;
     }
-    let digest = unpack(build.store, instance, archive, &expected, time)
-        .map_err(|e| e.context(format!("unpack {}", archive.urls.first().map_or("it", String::as_str))).at(instance.place.clone(), ""))?;
-    let document = serde_json::to_vec(&Outcome { format: FORMAT, changeset: digest }).map_err(|e| Error::failed(e.to_string()))?;
+    let digest = unpack(build.store, instance, archive, &expected, time).map_err(|e| {
+        e.context(format!("unpack {}", archive.urls.first().map_or("it", String::as_str)))
+            .at(instance.place.clone(), "")
+    })?;
+    let document =
+        serde_json::to_vec(&Outcome { format: FORMAT, changeset: digest }).map_err(|e| Error::failed(e.to_string()))?;
     build.store.record_action(&action(instance, archive, time)?, &document)?;
     build.report.event(Event::Done { verb: "unpacked", what: &instance.label.to_string(), detail: "" });
     Ok(digest)
@@ -89,7 +92,8 @@ fn fetch_one(build: &Build, instance: &Instance, url: &str, expected: &Digest, n
     let mut partial = build.store.begin()?;
     let local = |path: &Path| File::open(path).map_err(|e| Error::io("open", path, e));
     if let Some(input) = url.strip_prefix("input:") {
-        let path = build.options.inputs.get(input).ok_or_else(|| Error::request(format!("no input is named {input:?}")))?;
+        let path =
+            build.options.inputs.get(input).ok_or_else(|| Error::request(format!("no input is named {input:?}")))?;
         io::copy(&mut local(path)?, &mut partial).map_err(|e| Error::io("read", path, e))?;
     } else if let Some(path) = url.strip_prefix("file:") {
         let folder = instance.folder.as_deref().ok_or_else(|| Error::request("a built-in package has no files"))?;
@@ -134,16 +138,21 @@ fn unpack(store: &Store, instance: &Instance, archive: &Archive, blob: &Digest, 
         false => unpack::unpack(file, &into, &options, &mut owners, &mut |_| {})?,
     }
     if owners.is_empty() {
-        return Err(Error::failed("the archive has nothing below strip_prefix").why(format!("strip_prefix is {:?}", archive.strip_prefix)).next("leave strip_prefix out, and look at what is in it"));
+        return Err(Error::failed("the archive has nothing below strip_prefix")
+            .why(format!("strip_prefix is {:?}", archive.strip_prefix))
+            .next("leave strip_prefix out, and look at what is in it"));
     }
     let mut normal = Owners::new();
     for (path, mut owner) in owners {
         if owner.device.is_some() {
-            return Err(Error::failed(format!("the archive holds a device: {path}")).next("leave it out of the archive"));
+            return Err(
+                Error::failed(format!("the archive holds a device: {path}")).next("leave it out of the archive")
+            );
         }
         owner.xattrs.clear();
         (owner.uid, owner.gid) = (0, 0);
-        let is_folder = file::stat_at(into.as_fd(), path.as_bytes())?.is_some_and(|s| file::kind(&s) == nix::sys::stat::SFlag::S_IFDIR);
+        let is_folder = file::stat_at(into.as_fd(), path.as_bytes())?
+            .is_some_and(|s| file::kind(&s) == nix::sys::stat::SFlag::S_IFDIR);
         owner.mode = if is_folder || owner.mode & 0o111 != 0 { 0o755 } else { 0o644 };
         normal.insert(folder.join(path.as_bytes())?, owner);
     }

@@ -69,7 +69,10 @@ fn find<'a>(table: &'a str, name: &str) -> Option<Vec<&'a str>> {
 }
 
 fn number(fields: &[&str], at: usize) -> Result<u32> {
-    fields.get(at).and_then(|n| n.parse().ok()).ok_or_else(|| Error::failed(format!("the line of {} in /etc/passwd or group has no number", fields[0])))
+    fields
+        .get(at)
+        .and_then(|n| n.parse().ok())
+        .ok_or_else(|| Error::failed(format!("the line of {} in /etc/passwd or group has no number", fields[0])))
 }
 
 /// Gives the names that an installation added the numbers that the lock has for them.
@@ -124,7 +127,9 @@ mod tests {
     fn a_user_is_a_name_or_a_number_with_or_without_a_group() {
         let passwd = "root:x:0:0:::\nweb:x:33:34:::\n";
         let group = "root:x:0:\nwww:x:34:\nssl:x:50:web\n";
-        for (text, expected) in [("", (0, 0)), ("web", (33, 34)), ("33", (33, 34)), ("web:ssl", (33, 50)), ("7", (7, 7)), ("7:8", (7, 8))] {
+        for (text, expected) in
+            [("", (0, 0)), ("web", (33, 34)), ("33", (33, 34)), ("web:ssl", (33, 50)), ("7", (7, 7)), ("7:8", (7, 8))]
+        {
             assert_eq!(resolve(text, passwd, group).unwrap(), expected, "{text}");
         }
         for bad in ["nobody", "web:nobody", "-1", ":"] {

@@ -30,7 +30,14 @@ pub fn folder(package: &Package) -> String {
 
 /// Copies the sources of a rule into the store. Without any, the changeset still has the folder
 /// that the rule works in.
-pub fn gather(store: &Store, package: &Package, from: Option<&Path>, sources: &[Source], inputs: &BTreeMap<String, PathBuf>, time: i64) -> Result<Layer> {
+pub fn gather(
+    store: &Store,
+    package: &Package,
+    from: Option<&Path>,
+    sources: &[Source],
+    inputs: &BTreeMap<String, PathBuf>,
+    time: i64,
+) -> Result<Layer> {
     let top = RootPath::new(folder(package))?;
     let mut found = Found::default();
     found.folders_to(&top);
@@ -96,16 +103,21 @@ impl Found {
             } else if kind.is_file() {
                 let digest = File::open(found.path()).and_then(Digest::of_reader);
                 let (digest, size) = digest.map_err(|e| {
-                    Error::io("read", found.path(), e).with_kind(crate::error::Kind::Request).next("make it readable, or leave it out of the sources")
+                    Error::io("read", found.path(), e)
+                        .with_kind(crate::error::Kind::Request)
+                        .next("make it readable, or leave it out of the sources")
                 })?;
                 let mode = if metadata.permissions().mode() & 0o111 != 0 { 0o755 } else { 0o644 };
                 let node = Node::File { size, digest, group: None };
                 self.add(path.clone(), Entry { node, ..Entry::file(b"", mode) });
                 self.files.insert(path, found.path().to_path_buf());
             } else {
-                return Err(Error::request(format!("a source that is neither file, folder nor link: {}", found.path().display()))
-                    .why(format!("its mode is {:o}", metadata.mode()))
-                    .next("leave it out of the sources"));
+                return Err(Error::request(format!(
+                    "a source that is neither file, folder nor link: {}",
+                    found.path().display()
+                ))
+                .why(format!("its mode is {:o}", metadata.mode()))
+                .next("leave it out of the sources"));
             }
         }
         Ok(())
@@ -141,7 +153,8 @@ impl Found {
                     set_mode(&to, entry.mode)?;
                 }
                 Node::Link { target } => {
-                    std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(target), &to).map_err(|e| Error::io("symlink", &to, e))?;
+                    std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(target), &to)
+                        .map_err(|e| Error::io("symlink", &to, e))?;
                 }
                 Node::File { size, digest, .. } => {
                     let from = &self.files[path];
@@ -166,7 +179,9 @@ impl Found {
 /// A link above a source must not lead out of its package: the build file is somebody else's.
 fn stays_inside(path: &Path, package: &Path) -> Result<()> {
     let real = |path: &Path| {
-        fs::canonicalize(path).map_err(|e| Error::io("open", path, e).with_kind(crate::error::Kind::Request).next("name a source that exists"))
+        fs::canonicalize(path).map_err(|e| {
+            Error::io("open", path, e).with_kind(crate::error::Kind::Request).next("name a source that exists")
+        })
     };
     let parent = real(path.parent().unwrap_or(package))?;
     if parent.starts_with(real(package)?) {

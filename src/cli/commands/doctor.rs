@@ -34,8 +34,11 @@ pub fn run(global: &Global) -> Result<()> {
     if probe.can_run() {
         return Ok(());
     }
-    let missing: Vec<_> = probe.findings.iter().filter(|f| f.state == State::Missing).map(|f| f.name.as_str()).collect();
-    Err(Error::failed("no rule can run on this machine").why(format!("it lacks: {}", missing.join(", "))).next("see what tapeout doctor says of each"))
+    let missing: Vec<_> =
+        probe.findings.iter().filter(|f| f.state == State::Missing).map(|f| f.name.as_str()).collect();
+    Err(Error::failed("no rule can run on this machine")
+        .why(format!("it lacks: {}", missing.join(", ")))
+        .next("see what tapeout doctor says of each"))
 }
 
 fn text(examined: &Examined) -> String {
