@@ -91,9 +91,9 @@ pub struct Build {
     pub labels: Vec<String>,
     #[command(flatten)]
     pub ask: Ask,
-    /// Where images and pods go
-    #[arg(short, long, value_name = "DIR", default_value = "tapeout-out")]
-    pub output: PathBuf,
+    /// Where images and pods go [default: tapeout-out in the workspace]
+    #[arg(short, long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
     /// How many rules run at once [default: the number of processors]
     #[arg(short, long, value_name = "N")]
     pub jobs: Option<NonZeroUsize>,

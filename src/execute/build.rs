@@ -197,7 +197,8 @@ impl<'a> Build<'a> {
             None => (0, 0),
             Some(name) => identity::user(self.store, &snapshot.stack(self.store, self.graph, &self.order)?, name)?,
         };
-        let below = self.order.below[id].iter().filter_map(|&below| match &self.graph.instances[below].spec {
+        let below = self.order.as_written(id);
+        let below = below.iter().filter_map(|&below| match &self.graph.instances[below].spec {
             Spec::Rule(rule) => Some(&rule.exports),
             _ => None,
         });

@@ -99,7 +99,7 @@ impl Build<'_> {
         };
         let in_base: BTreeSet<Id> = image.base.map(|base| self.order.below[base].clone()).unwrap_or_default();
         let mut selections = vec![];
-        for &below in self.order.below[id].difference(&in_base) {
+        for below in self.order.as_written(id).into_iter().filter(|below| !in_base.contains(below)) {
             if let (Spec::Tapeout(_), Output::Selection { selection, .. }) =
                 (&self.graph.instances[below].spec, self.output(below)?)
             {
@@ -156,6 +156,7 @@ impl Build<'_> {
             selections.push(self.read_selection(&digest)?);
         }
         self.prune(id, image, &mut selections)?;
+        self.clash(id, &names, &selections)?;
         let base_files = self.base_files(image)?;
         tapeout::settle::settle(std::slice::from_ref(&base_files), &mut selections);
         if image.layers == Layers::Single {
@@ -215,6 +216,40 @@ impl Build<'_> {
                 (path, crate::tree::Picked { entry: Some(entry), content, why: "tapeouts = ALL".to_string() })
             })
             .collect())
+    }
+
+    /// Two rules that put different things at one path are an error, unless one comes after the other.
+    fn clash(&self, id: Id, names: &[String], selections: &[Selection]) -> Result<()> {
+        let instance_of = |name: &str| {
+            self.order.as_written(id).into_iter().find(|&i| self.graph.instances[i].label.to_string() == name)
+        };
+        let mut first: BTreeMap<&RootPath, (usize, &Entry)> = BTreeMap::new();
+        for (at, selection) in selections.iter().enumerate() {
+            for (path, picked) in selection {
+                let Some(entry) = picked.entry.as_ref() else { continue };
+                let Some(&(before, other)) = first.get(path) else {
+                    first.insert(path, (at, entry));
+                    continue;
+                };
+                let ordered = match (instance_of(&names[before]), instance_of(&names[at])) {
+                    (Some(before), Some(at)) => self.order.below[at].contains(&before),
+                    _ => true,
+                };
+                if !ordered && !entry.same_as(other) && !(entry.is_folder() && other.is_folder()) {
+                    let error = Error::failed(format!(
+                        "two rules put different things at {path}: {} and {}",
+                        names[before], names[at]
+                    ));
+                    return Err(error.at(self.graph.instances[id].place.clone(), "both are in this image").next(
+                        format!(
+                            "exclude it from one of them, or give {} a dependency on {}: it then has the last word",
+                            names[at], names[before]
+                        ),
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn prune(&self, id: Id, image: &Image, selections: &mut [Selection]) -> Result<()> {

@@ -67,7 +67,7 @@ pub fn run(
 fn spec(store: &Store, request: &Request, snapshot: &Stack, scratch: &Scratch) -> Result<Spec> {
     let packages = (!request.packages.is_empty()).then(|| lay_out(store, &request.packages, scratch)).transpose()?;
     Ok(Spec {
-        lower: snapshot.0.iter().map(|layer| store.changeset_files_path(&layer.digest)).collect(),
+        lower: folders(store, snapshot),
         upper: scratch.path().join("upper"),
         work: scratch.folder("work")?,
         root: scratch.folder("root")?,
@@ -83,6 +83,14 @@ fn spec(store: &Store, request: &Request, snapshot: &Stack, scratch: &Scratch) -
         hostname: "tapeout".to_string(),
         ..Spec::default()
     })
+}
+
+/// The folders to stack, the lowest first. Rules that changed the same in the same way share one
+/// changeset, and the kernel stacks a folder once: the highest place counts.
+fn folders(store: &Store, snapshot: &Stack) -> Vec<PathBuf> {
+    let digests: Vec<_> = snapshot.0.iter().map(|layer| layer.digest).collect();
+    let highest = digests.iter().enumerate().filter(|(at, digest)| !digests[at + 1..].contains(digest));
+    highest.map(|(_, digest)| store.changeset_files_path(digest)).collect()
 }
 
 /// A folder with the packages under their names. Hard links are safe here: it is mounted read-only.

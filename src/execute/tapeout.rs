@@ -119,7 +119,7 @@ impl Build<'_> {
             return Ok(vec![]);
         }
         let mut joined = vec![];
-        for &below in &self.order.below[id] {
+        for below in self.order.as_written(id) {
             if let (Spec::Tapeout(spec), Output::Selection { selection, .. }) =
                 (&self.graph.instances[below].spec, self.output(below)?)
             {

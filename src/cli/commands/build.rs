@@ -36,7 +36,10 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     let options = Options {
         jobs: args.jobs.unwrap_or_else(processors),
         epoch: base.epoch,
-        output: directory.join(&args.output),
+        output: match &args.output {
+            Some(output) => directory.join(output),
+            None => request.workspace.root.join("tapeout-out"),
+        },
         allow_network,
         inputs: request.workspace.inputs.clone(),
         offline: global.offline,
