@@ -37,7 +37,12 @@ impl Lock {
     pub fn read(folder: &Path, package: &Package, path: &str) -> Result<Self> {
         let name = Path::new(package.path()).join(path).display().to_string();
         let wrong = |e: Error| e.with_kind(Kind::Request).next("name a lock file of this package: a regular file, no link in its path");
-        let file = RootPath::new(path).and_then(|path| Root::open(folder)?.open_file(&path)).map_err(wrong)?;
+        let below = RootPath::new(path).map_err(wrong)?;
+        let root = Root::open(folder).map_err(wrong)?;
+        if root.stat(&below).map_err(wrong)?.is_none() {
+            return Err(wrong(Error::request(format!("there is no file {path:?} in {package}"))));
+        }
+        let file = root.open_file(&below).map_err(wrong)?;
         let mut bytes = vec![];
         file.take(SIZE + 1).read_to_end(&mut bytes).map_err(|e| Error::io("read", &name, e))?;
         if bytes.len() as u64 > SIZE {
