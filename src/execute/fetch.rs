@@ -171,7 +171,8 @@ pub fn get(build: &Build, instance: &Instance, urls: &[String], expected: &Expec
     if let Some(digest) = expected.known(build.store) {
         return Ok(digest);
     }
-    let name = instance.label.to_string();
+    let file = urls.first().and_then(|url| url.rsplit('/').next()).unwrap_or_default();
+    let name = format!("{} {file}", instance.label);
     let mut failures = vec![];
     build.report.event(Event::Started { what: &name, total: None });
     for url in urls {
@@ -184,10 +185,7 @@ pub fn get(build: &Build, instance: &Instance, urls: &[String], expected: &Expec
         }
     }
     build.report.event(Event::Ended { what: &name });
-    let mut error = Error::failed(match urls.first() {
-        Some(url) => format!("no place gave {}", url.rsplit('/').next().unwrap_or(url)),
-        None => "no place is named".to_string(),
-    });
+    let mut error = Error::failed(format!("no place gave {file}"));
     error = error.at(instance.place.clone(), "");
     for (url, failure) in failures {
         error = error.why(format!("{}: {failure}", shown(url)));
