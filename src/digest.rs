@@ -70,7 +70,10 @@ impl FromStr for Digest {
     fn from_str(text: &str) -> Result<Self, Error> {
         match text.strip_prefix("sha256:") {
             Some(hex) => Self::from_hex(hex),
-            None => Err(Error::request(format!("not a digest: {text:?}")).next("write sha256: and 64 lower-case hex digits")),
+            None => {
+                Err(Error::request(format!("not a digest: {text:?}"))
+                    .next("write sha256: and 64 lower-case hex digits"))
+            }
         }
     }
 }
@@ -149,8 +152,15 @@ mod tests {
     #[test]
     fn what_is_not_a_digest_is_refused() {
         let hex = Digest::of("abc").hex();
-        for bad in [String::new(), hex.clone(), format!("sha256:{}", &hex[1..]), format!("sha256:{}", hex.to_uppercase()),
-            format!("sha512:{hex}"), "sha256:../../etc".into(), format!("sha256:{hex}0")] {
+        for bad in [
+            String::new(),
+            hex.clone(),
+            format!("sha256:{}", &hex[1..]),
+            format!("sha256:{}", hex.to_uppercase()),
+            format!("sha512:{hex}"),
+            "sha256:../../etc".into(),
+            format!("sha256:{hex}0"),
+        ] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
     }

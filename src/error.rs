@@ -70,7 +70,9 @@ impl Error {
         let made = Self::failed(format!("{call}({}): {}", path.display(), Plain(&error)));
         match error.raw_os_error() {
             Some(libc::ENOSPC) => made.next(format!("make room on the file system that holds {}", path.display())),
-            Some(libc::EDQUOT) => made.next(format!("your quota on the file system that holds {} is used up", path.display())),
+            Some(libc::EDQUOT) => {
+                made.next(format!("your quota on the file system that holds {} is used up", path.display()))
+            }
             _ => made,
         }
     }

@@ -43,7 +43,9 @@ fn check(whole: &str, text: &str, what: &str) -> Result<()> {
         } else {
             continue;
         };
-        return Err(Error::request(format!("not a {what}: {whole:?}")).why(reason).next("write //path/to/package:name"));
+        return Err(Error::request(format!("not a {what}: {whole:?}"))
+            .why(reason)
+            .next("write //path/to/package:name"));
     }
     Ok(())
 }
@@ -69,7 +71,9 @@ impl Package {
 
     /// `self` or a package below it.
     pub fn holds(&self, other: &Package) -> bool {
-        self.0.is_empty() || other.0 == self.0 || (other.0.starts_with(&self.0) && other.0.as_bytes()[self.0.len()] == b'/')
+        self.0.is_empty()
+            || other.0 == self.0
+            || (other.0.starts_with(&self.0) && other.0.as_bytes()[self.0.len()] == b'/')
     }
 }
 
@@ -239,7 +243,20 @@ mod tests {
 
     #[test]
     fn what_could_leave_its_place_is_refused() {
-        for bad in ["//a:../b", "//../a:b", "//a:", "//a", "//a:b//c", "//a:-x", "//a:b c", "//a:b\n", "//a:b\0", "", "//a:$x", "//x/build_pod:y"] {
+        for bad in [
+            "//a:../b",
+            "//../a:b",
+            "//a:",
+            "//a",
+            "//a:b//c",
+            "//a:-x",
+            "//a:b c",
+            "//a:b\n",
+            "//a:b\0",
+            "",
+            "//a:$x",
+            "//x/build_pod:y",
+        ] {
             assert!(Label::parse_in(bad, &app()).is_err(), "{bad:?}");
         }
     }
@@ -247,7 +264,15 @@ mod tests {
     #[test]
     fn patterns_hold_what_they_say() {
         let label: Label = "//app/sub:x".parse().unwrap();
-        for (text, expected) in [("//app/...", true), ("...", true), ("//...", true), ("//app:*", false), ("//app/sub", true), ("sub:x", true), ("//ap/...", false)] {
+        for (text, expected) in [
+            ("//app/...", true),
+            ("...", true),
+            ("//...", true),
+            ("//app:*", false),
+            ("//app/sub", true),
+            ("sub:x", true),
+            ("//ap/...", false),
+        ] {
             assert_eq!(Pattern::parse_in(text, &app()).unwrap().matches(&label), expected, "{text}");
         }
     }

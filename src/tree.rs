@@ -243,7 +243,12 @@ impl Entry {
     pub fn same_as(&self, other: &Self) -> bool {
         match (&self.node, &other.node) {
             (Node::File { size: s, digest: d, .. }, Node::File { size: t, digest: e, .. }) => {
-                s == t && d == e && self.mode == other.mode && self.uid == other.uid && self.gid == other.gid && self.xattrs == other.xattrs
+                s == t
+                    && d == e
+                    && self.mode == other.mode
+                    && self.uid == other.uid
+                    && self.gid == other.gid
+                    && self.xattrs == other.xattrs
             }
             _ => self == other,
         }
@@ -323,13 +328,21 @@ impl Stack {
         let mut all: BTreeMap<RootPath, (Entry, Digest)> = BTreeMap::new();
         let above = above(folder);
         for layer in &self.0 {
-            if layer.changeset.hides(&above) || layer.changeset.changes.get(folder).is_some_and(|c| c.now.as_ref().is_none_or(|e| !e.is_folder())) {
+            if layer.changeset.hides(&above)
+                || layer.changeset.changes.get(folder).is_some_and(|c| c.now.as_ref().is_none_or(|e| !e.is_folder()))
+            {
                 all.clear();
                 continue;
             }
             for (path, change) in layer.changeset.below(folder).filter(|(path, _)| *path != folder) {
-                if change.now.as_ref().is_none_or(|e| !e.is_folder()) && all.get(path).is_some_and(|(e, _)| e.is_folder()) {
-                    let gone: Vec<_> = all.range(path.clone()..).take_while(|(p, _)| p.starts_with(path)).map(|(p, _)| p.clone()).collect();
+                if change.now.as_ref().is_none_or(|e| !e.is_folder())
+                    && all.get(path).is_some_and(|(e, _)| e.is_folder())
+                {
+                    let gone: Vec<_> = all
+                        .range(path.clone()..)
+                        .take_while(|(p, _)| p.starts_with(path))
+                        .map(|(p, _)| p.clone())
+                        .collect();
                     for path in gone {
                         all.remove(&path);
                     }
@@ -463,15 +476,18 @@ mod tests {
 
     #[test]
     fn links_are_followed_inside_the_root() {
-        let stack = Stack(vec![layer("1", &[
-            ("usr", Some(Entry::folder(0o755))),
-            ("usr/lib", Some(Entry::folder(0o755))),
-            ("usr/lib/libz.so.1", Some(Entry::link("libz.so.1.2"))),
-            ("usr/lib/libz.so.1.2", Some(Entry::file(b"z", 0o644))),
-            ("lib", Some(Entry::link("usr/lib"))),
-            ("up", Some(Entry::link("../../../usr/lib"))),
-            ("loop", Some(Entry::link("/loop"))),
-        ])]);
+        let stack = Stack(vec![layer(
+            "1",
+            &[
+                ("usr", Some(Entry::folder(0o755))),
+                ("usr/lib", Some(Entry::folder(0o755))),
+                ("usr/lib/libz.so.1", Some(Entry::link("libz.so.1.2"))),
+                ("usr/lib/libz.so.1.2", Some(Entry::file(b"z", 0o644))),
+                ("lib", Some(Entry::link("usr/lib"))),
+                ("up", Some(Entry::link("../../../usr/lib"))),
+                ("loop", Some(Entry::link("/loop"))),
+            ],
+        )]);
         assert_eq!(stack.resolve(&path("lib/libz.so.1")).unwrap(), path("usr/lib/libz.so.1.2"));
         assert_eq!(stack.resolve(&path("up/libz.so.1")).unwrap(), path("usr/lib/libz.so.1.2"));
         assert!(stack.resolve(&path("loop")).is_none());

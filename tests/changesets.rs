@@ -257,7 +257,11 @@ fn odd_files_come_through() {
     for expected in [
         format!("-rw-r--r-- 0/0 0 1970-01-01 00:00 odd/{long} link to odd/hard").as_str(),
         "-rwsr-sr-x 0/0 2 1970-01-01 00:00 odd/suid",
-        if root { "d--------- 0/0 0 1970-01-01 00:00 odd/closed/" } else { "drwxr-xr-x 0/0 0 1970-01-01 00:00 odd/closed/" },
+        if root {
+            "d--------- 0/0 0 1970-01-01 00:00 odd/closed/"
+        } else {
+            "drwxr-xr-x 0/0 0 1970-01-01 00:00 odd/closed/"
+        },
         "lrwxrwxrwx 0/0 0 1970-01-01 00:00 odd/link -> /nowhere/at/all",
         "-rw-r--r-- 0/0 1048576 1970-01-01 00:00 odd/sparse",
         "-rw-r--r-- 0/0 2 1970-01-01 00:00 odd/a\\377b",
@@ -320,9 +324,12 @@ fn image_of(room: &Room, folder: &str, compression: Compression, to: &Path) {
             let content = Content::Stored { changeset: layer.digest, path: path.clone() };
             (path.clone(), Picked { entry: change.now.clone(), content, why: String::new() })
         };
-        let selection: Selection = layer.changeset.changes.iter().filter(|(p, _)| p.top() == folder.as_bytes()).map(picked).collect();
+        let selection: Selection =
+            layer.changeset.changes.iter().filter(|(p, _)| p.top() == folder.as_bytes()).map(picked).collect();
         let mut blob = room.store.begin().unwrap();
-        let info = write_layer(&selection, &files, compression, 1_000_000_000, NonZeroUsize::new(2).unwrap(), &mut blob).unwrap();
+        let info =
+            write_layer(&selection, &files, compression, 1_000_000_000, NonZeroUsize::new(2).unwrap(), &mut blob)
+                .unwrap();
         assert_eq!(blob.finish().unwrap().digest, info.digest);
         layers.push(ImageLayer { info, created_by: format!("//rule:{}", layers.len()) });
     }
@@ -360,7 +367,8 @@ fn other_tools_read_our_layers() {
          echo gone > gone; echo 1 > d/old; mkfifo pipe; chmod 1777 e"
     ));
     room.rule("cd /odd; rm gone; rm -r d; mkdir d; echo 2 > d/new; echo more >> suid; chmod 6711 suid");
-    for (compression, name) in [(Compression::Gzip, "gzip"), (Compression::None, "plain"), (Compression::Zstd, "zstd")] {
+    for (compression, name) in [(Compression::Gzip, "gzip"), (Compression::None, "plain"), (Compression::Zstd, "zstd")]
+    {
         let temp = tempfile::tempdir().unwrap();
         let layout = temp.path().join("layout");
         image_of(&room, "odd", compression, &layout);
@@ -373,7 +381,13 @@ fn other_tools_read_our_layers() {
             let archive = format!("oci-archive:{}/archive:latest", temp.path().display());
             output(Command::new("skopeo").args(["copy", "-q", "--insecure-policy", &named, &archive]));
             let back = temp.path().join("back");
-            output(Command::new("skopeo").args(["copy", "-q", "--insecure-policy", &archive, &format!("oci:{}:latest", back.display())]));
+            output(Command::new("skopeo").args([
+                "copy",
+                "-q",
+                "--insecure-policy",
+                &archive,
+                &format!("oci:{}:latest", back.display()),
+            ]));
             let [ours, theirs] = [&layout, &back].map(|at| Layout::open(at).unwrap().images().unwrap().remove(0));
             assert_eq!(ours.config.rootfs(), theirs.config.rootfs(), "{name}");
             // skopeo compresses what isn't.
@@ -382,17 +396,40 @@ fn other_tools_read_our_layers() {
         // umoci of Debian bookworm reads no zstd.
         if compression != Compression::Zstd && has("umoci") {
             let bundle = temp.path().join("bundle");
-            output(Command::new("umoci").args(["unpack", "--rootless", "--image", &format!("{}:latest", layout.display())]).arg(&bundle));
+            output(
+                Command::new("umoci")
+                    .args(["unpack", "--rootless", "--image", &format!("{}:latest", layout.display())])
+                    .arg(&bundle),
+            );
             let odd = bundle.join("rootfs/odd");
-            let mut names: Vec<_> = fs::read_dir(&odd).unwrap().map(|e| std::os::unix::ffi::OsStringExt::into_vec(e.unwrap().file_name())).collect();
+            let mut names: Vec<_> = fs::read_dir(&odd)
+                .unwrap()
+                .map(|e| std::os::unix::ffi::OsStringExt::into_vec(e.unwrap().file_name()))
+                .collect();
             names.sort();
-            assert_eq!(names, [b"a\xffb".to_vec(), b"d".to_vec(), b"e".to_vec(), b"hard".to_vec(), b"link".to_vec(), long.clone().into_bytes(), b"pipe".to_vec(), b"sparse".to_vec(), b"suid".to_vec()]);
+            assert_eq!(
+                names,
+                [
+                    b"a\xffb".to_vec(),
+                    b"d".to_vec(),
+                    b"e".to_vec(),
+                    b"hard".to_vec(),
+                    b"link".to_vec(),
+                    long.clone().into_bytes(),
+                    b"pipe".to_vec(),
+                    b"sparse".to_vec(),
+                    b"suid".to_vec()
+                ]
+            );
             assert_eq!(fs::read_dir(odd.join("d")).unwrap().count(), 1);
             assert_eq!(fs::read_to_string(odd.join("d/new")).unwrap(), "2\n");
             assert_eq!(fs::read_to_string(odd.join("suid")).unwrap(), "x\nmore\n");
             use std::os::unix::fs::MetadataExt;
             let meta = |at: &str| fs::symlink_metadata(odd.join(at)).unwrap();
-            assert_eq!((meta("suid").mode() & 0o7777, meta("e").mode() & 0o7777, meta("sparse").len()), (0o6711, 0o1777, 3 << 20));
+            assert_eq!(
+                (meta("suid").mode() & 0o7777, meta("e").mode() & 0o7777, meta("sparse").len()),
+                (0o6711, 0o1777, 3 << 20)
+            );
             assert_eq!((meta("hard").ino(), meta("hard").mtime()), (meta(&long).ino(), 1_000_000_000));
         }
     }
@@ -472,24 +509,38 @@ fn any_tree_has_one_name_and_comes_out_of_gnu_tar_as_it_went_in() {
             let temp = tempfile::tempdir().unwrap();
             lay_out(&tree, temp.path(), reverse);
             let upper = tapeout::sys::root::Root::open(temp.path()).unwrap();
-            changeset::capture(&upper, &Stack::default(), &[], &Options { time: 5, owner: (0, 0) }).unwrap().name().unwrap()
+            changeset::capture(&upper, &Stack::default(), &[], &Options { time: 5, owner: (0, 0) })
+                .unwrap()
+                .name()
+                .unwrap()
         };
         let (changeset, name) = captured(false);
         assert_eq!(captured(true).1, name, "seed {seed}");
-        let as_data: BTreeMap<_, _> = changeset.changes.iter().map(|(path, change)| (path.clone(), change.now.clone().unwrap())).collect();
-        assert_eq!(as_data, tree.iter().map(|(path, (entry, _))| (path.clone(), entry.clone())).collect(), "seed {seed}");
+        let as_data: BTreeMap<_, _> =
+            changeset.changes.iter().map(|(path, change)| (path.clone(), change.now.clone().unwrap())).collect();
+        assert_eq!(
+            as_data,
+            tree.iter().map(|(path, (entry, _))| (path.clone(), entry.clone())).collect(),
+            "seed {seed}"
+        );
 
         let picked = |(path, (entry, content)): (&RootPath, &(Entry, Vec<u8>))| {
-            (path.clone(), Picked { entry: Some(entry.clone()), content: Content::Inline(content.clone()), why: String::new() })
+            (
+                path.clone(),
+                Picked { entry: Some(entry.clone()), content: Content::Inline(content.clone()), why: String::new() },
+            )
         };
         let selection: Selection = tree.iter().map(picked).collect();
         let temp = tempfile::tempdir().unwrap();
         let archive = temp.path().join("layer.tar");
         let none = |_: &Digest| unreachable!("all content is inline");
-        write_layer(&selection, &none, Compression::None, 77, NonZeroUsize::MIN, File::create(&archive).unwrap()).unwrap();
+        write_layer(&selection, &none, Compression::None, 77, NonZeroUsize::MIN, File::create(&archive).unwrap())
+            .unwrap();
         let out = temp.path().join("out");
         fs::create_dir(&out).unwrap();
-        output(Command::new("tar").env("LC_ALL", "C").args(["--no-same-owner", "-xpf"]).arg(&archive).arg("-C").arg(&out));
+        output(
+            Command::new("tar").env("LC_ALL", "C").args(["--no-same-owner", "-xpf"]).arg(&archive).arg("-C").arg(&out),
+        );
         let mut found = 0;
         for (path, (entry, content)) in &tree {
             let at = path.below(&out);
@@ -497,7 +548,10 @@ fn any_tree_has_one_name_and_comes_out_of_gnu_tar_as_it_went_in() {
             found += 1;
             assert_eq!(meta.mtime(), 77, "{path}");
             match &entry.node {
-                Node::Link { target } => assert_eq!(std::os::unix::ffi::OsStrExt::as_bytes(fs::read_link(&at).unwrap().as_os_str()), target.as_slice()),
+                Node::Link { target } => assert_eq!(
+                    std::os::unix::ffi::OsStrExt::as_bytes(fs::read_link(&at).unwrap().as_os_str()),
+                    target.as_slice()
+                ),
                 Node::Folder => assert!(meta.is_dir() && meta.mode() & 0o7777 == entry.mode, "{path}"),
                 _ => assert!(fs::read(&at).unwrap() == *content && meta.mode() & 0o7777 == entry.mode, "{path}"),
             }

@@ -50,8 +50,6 @@ fn a_wrong_request_exits_2_and_a_failed_build_exits_1() {
     workspace.run("no-such-command").failure(2);
     workspace.run("build").failure(2);
     workspace.run("build //app:nothing").failure(2).stderr_has("//app:nothing");
-    // A short name stands for an image in build files and on image commands; here it may be anything.
-    workspace.run("build //app:web").failure(2).stderr_has("did you mean //app:web/build_image?");
     workspace.run("build //nowhere:build").failure(2).stderr_has("nowhere");
     workspace.run("build --parameter //app:wrod=x //app:web/build_image").failure(2).stderr_has("//app:wrod");
     workspace.file("bad/build.star", "rule(\"build\", deps = [\"//base:build\"], run = \"echo before; exit 3\")");
@@ -85,7 +83,7 @@ fn a_second_build_runs_nothing_and_a_changed_parameter_runs_what_reads_it() {
 #[test]
 fn labels_are_relative_to_the_folder_one_stands_in() {
     let Some(workspace) = workspace() else { return };
-    for label in [":web/build_image", "web/build_image", "//app:web/build_image"] {
+    for label in [":web", ":web/build_image", "web/build_image", "//app:web/build_image"] {
         let outcome = workspace.run(&format!("-C app build {label} --dry-run")).success();
         assert!(outcome.stdout.contains("//app:web/build_image"), "{label}{outcome}");
     }
@@ -133,6 +131,20 @@ fn log_shows_what_a_rule_printed_also_of_one_that_failed() {
     workspace.file("bad/build.star", "rule(\"build\", deps = [\"//base:build\"], run = \"echo last words; exit 3\")");
     workspace.run("build //bad:build").failure(1);
     workspace.run("log //bad:build").success().stdout_has("last words");
+}
+
+/// Everybody calls the builder "bookworm", and has one store.
+#[test]
+fn workspaces_whose_builders_have_one_name_do_not_disturb_each_other() {
+    let (one, other) = (Workspace::debian(), Workspace::debian());
+    for workspace in [&one, &other] {
+        workspace.file("app/build.star", BUILD);
+    }
+    other.file("tapeout.toml", other.read("tapeout.toml").replace("epoch = 1767225600", "epoch = 1700000000"));
+    one.run("build //app:web/build_image").success();
+    other.run("build //app:web/build_image").success();
+    one.run("log //app:build").success().stdout_has("the log says hello");
+    one.run("build --dry-run //app:web/build_image").success().stdout_has("cached").says_not("run ");
 }
 
 #[test]

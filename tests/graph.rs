@@ -40,8 +40,11 @@ fn refused(what: &str, folder: &Path) -> Error {
 
 #[test]
 fn hostile_build_files_end_in_an_error_with_the_line() {
-    let loops = "def f():\n    for i in range(1000000000):\n        for j in range(1000000000):\n            pass\nf()\n";
-    let doubled = |start: &str| format!("def f():\n    x = {start}\n    for i in range(60):\n        x = x + x\n    return x\ny = f()\n");
+    let loops =
+        "def f():\n    for i in range(1000000000):\n        for j in range(1000000000):\n            pass\nf()\n";
+    let doubled = |start: &str| {
+        format!("def f():\n    x = {start}\n    for i in range(60):\n        x = x + x\n    return x\ny = f()\n")
+    };
     let cases: Vec<(&str, String, usize)> = vec![
         ("endless loops", loops.to_string(), 5),
         ("recursion", "def f(n):\n    return f(n + 1)\nf(0)\n".to_string(), 2),

@@ -111,7 +111,10 @@ fn a_commit_that_is_not_there_and_a_machine_without_git_are_errors() {
     build(&workspace, "file:///nowhere", &commit).failure(1).stderr_has("/nowhere");
     build(&workspace, &outer, &commit).success();
     let bare = Workspace::tiny();
-    build(&bare, &outer, &commit).failure(1).stderr_has("git is needed, and this machine has none").stderr_has("install git");
+    build(&bare, &outer, &commit)
+        .failure(1)
+        .stderr_has("git is needed, and this machine has none")
+        .stderr_has("install git");
 }
 
 #[test]
@@ -128,7 +131,12 @@ fn no_configuration_of_the_user_or_the_repository_changes_what_git_does() {
         format!("[uploadpack]\npackObjectsHook = {touch}; cat\n[core]\nfsmonitor = {touch}\n[url \"file:///nowhere\"]\ninsteadOf = file://\n"),
     )
     .expect("write");
-    script(&workspace, &format!("cd repositories/outer; git config core.fsmonitor \"{touch}\"; git config filter.x.smudge \"{touch}\"; echo '* filter=x' >.git/info/attributes"));
+    script(
+        &workspace,
+        &format!(
+            "cd repositories/outer; git config core.fsmonitor \"{touch}\"; git config filter.x.smudge \"{touch}\"; echo '* filter=x' >.git/info/attributes"
+        ),
+    );
     let outer = workspace.path("repositories/outer").display().to_string();
     workspace.file("app/build.star", format!("git('source', urls = ['file://{outer}'], commit = '{commit}')\n"));
     workspace.run("build //app:source").success();
@@ -138,13 +146,17 @@ fn no_configuration_of_the_user_or_the_repository_changes_what_git_does() {
 #[test]
 fn an_archive_is_patched_or_refused() {
     let workspace = with_tools();
-    script(&workspace, "mkdir -p app/x-1/d; cd app; echo old >x-1/d/file; echo gone >x-1/gone; tar -czf x.tar.gz x-1; rm -r x-1");
+    script(
+        &workspace,
+        "mkdir -p app/x-1/d; cd app; echo old >x-1/d/file; echo gone >x-1/gone; tar -czf x.tar.gz x-1; rm -r x-1",
+    );
     let sha256 = script(&workspace, "sha256sum app/x.tar.gz | cut -c 1-64");
     workspace.file(
         "app/build.star",
         format!("archive('source', urls = ['file:x.tar.gz'], sha256 = '{sha256}', strip_prefix = 'x-1', patches = ['p/1.patch', 'p/2.patch'])\nrule('see', deps = [':source'], run = 'cat source/d/file source/new/file; test ! -e source/gone; test -x source/new/file')\n"),
     );
-    let first = "--- a/d/file\n+++ b/d/file\n@@ -1 +1 @@\n-old\n+new\n--- a/gone\n+++ /dev/null\n@@ -1 +0,0 @@\n-gone\n";
+    let first =
+        "--- a/d/file\n+++ b/d/file\n@@ -1 +1 @@\n-old\n+new\n--- a/gone\n+++ /dev/null\n@@ -1 +0,0 @@\n-gone\n";
     let second = "--- a/d/file\n+++ b/d/file\n@@ -1 +1,2 @@\n new\n+newer\ndiff --git a/new/file b/new/file\nnew file mode 100755\n--- /dev/null\n+++ b/new/file\n@@ -0,0 +1 @@\n+made\n";
     workspace.file("app/p/1.patch", first).file("app/p/2.patch", second);
     workspace.run("build //app:see").success();
@@ -153,7 +165,12 @@ fn an_archive_is_patched_or_refused() {
     workspace.run("build //app:see").success();
     workspace.run("log //app:see").success().stdout_has("newest");
     workspace.file("app/p/1.patch", first.replace("-old", "-other"));
-    workspace.run("build //app:see").failure(1).stderr_has("p/1.patch").stderr_has("doesn't match").stderr_has("app/build.star:1");
+    workspace
+        .run("build //app:see")
+        .failure(1)
+        .stderr_has("p/1.patch")
+        .stderr_has("doesn't match")
+        .stderr_has("app/build.star:1");
 }
 
 /// A workspace with lock files whose packages lie in folders that stand for crates.io, PyPI and npm.
@@ -177,15 +194,30 @@ fn locked(workspace: &Workspace) {
     write("crates/itoa/itoa-1.0.1.crate", "a crate");
     write("files/six-1.16.0-py2.py3-none-any.whl", "a wheel");
     write("npm/is-odd/-/is-odd-3.0.1.tgz", "a package");
-    let hash = |program: &str, path: &str| script(workspace, &format!("{program} '{}' | cut -d ' ' -f 1", registry.join(path).display()));
-    let (of_crate, of_wheel) = (hash("sha256sum", "crates/itoa/itoa-1.0.1.crate"), hash("sha256sum", "files/six-1.16.0-py2.py3-none-any.whl"));
+    let hash = |program: &str, path: &str| {
+        script(workspace, &format!("{program} '{}' | cut -d ' ' -f 1", registry.join(path).display()))
+    };
+    let (of_crate, of_wheel) =
+        (hash("sha256sum", "crates/itoa/itoa-1.0.1.crate"), hash("sha256sum", "files/six-1.16.0-py2.py3-none-any.whl"));
     write(
         "six.html",
-        &format!("<a href=\"https://files.example/six-1.16.0.tar.gz#sha256={}\">x</a><a href=\"https://files.example/six-1.16.0-py2.py3-none-any.whl#sha256={of_wheel}\">x</a>", "a".repeat(64)),
+        &format!(
+            "<a href=\"https://files.example/six-1.16.0.tar.gz#sha256={}\">x</a><a href=\"https://files.example/six-1.16.0-py2.py3-none-any.whl#sha256={of_wheel}\">x</a>",
+            "a".repeat(64)
+        ),
     );
-    let of_package = script(workspace, &format!("openssl dgst -sha512 -binary '{}' | base64 -w 0", registry.join("npm/is-odd/-/is-odd-3.0.1.tgz").display()));
+    let of_package = script(
+        workspace,
+        &format!(
+            "openssl dgst -sha512 -binary '{}' | base64 -w 0",
+            registry.join("npm/is-odd/-/is-odd-3.0.1.tgz").display()
+        ),
+    );
     workspace.file("app/Cargo.lock", format!("version = 3\n[[package]]\nname = \"itoa\"\nversion = \"1.0.1\"\nsource = \"registry+https://github.com/rust-lang/crates.io-index\"\nchecksum = \"{of_crate}\"\n"));
-    workspace.file("app/requirements.lock", format!("six==1.16.0 \\\n    --hash=sha256:{} \\\n    --hash=sha256:{of_wheel}\n", "a".repeat(64)));
+    workspace.file(
+        "app/requirements.lock",
+        format!("six==1.16.0 \\\n    --hash=sha256:{} \\\n    --hash=sha256:{of_wheel}\n", "a".repeat(64)),
+    );
     workspace.file("app/package-lock.json", format!("{{\"lockfileVersion\": 3, \"packages\": {{\"\": {{}}, \"node_modules/is-odd\": {{\"version\": \"3.0.1\", \"integrity\": \"sha512-{of_package}\"}}}}}}\n"));
     workspace.file("app/build.star", SEE);
 }
@@ -212,7 +244,8 @@ fn what_lock_files_pin_is_fetched_once_and_then_found_without_any_network() {
     workspace.run("build //app:see").success();
     workspace.run("log //app:see").success().stdout_has("a cratea wheela package");
     fs::remove_dir_all(workspace.everything().join("registry")).expect("remove");
-    workspace.file("app/build.star", SEE.replace("; ip -o addr | grep -v lo:", "").replace("test $RUN = 1", "echo again"));
+    workspace
+        .file("app/build.star", SEE.replace("; ip -o addr | grep -v lo:", "").replace("test $RUN = 1", "echo again"));
     workspace.run("build --offline //app:see").success();
     workspace.run("log //app:see").success().stdout_has("a packageagain");
 }
@@ -230,7 +263,12 @@ fn another_content_than_a_lock_file_pins_is_refused() {
         let workspace = with_tools();
         locked(&workspace);
         fs::write(workspace.everything().join("registry").join(path), "something else").expect("write");
-        workspace.run("build //app:see").failure(1).stderr_has(what).stderr_has("not what its digest says").stderr_has("app/build.star:2");
+        workspace
+            .run("build //app:see")
+            .failure(1)
+            .stderr_has(what)
+            .stderr_has("not what its digest says")
+            .stderr_has("app/build.star:2");
     }
 }
 
@@ -250,7 +288,8 @@ fn build_twice(package: &str, changed: &str, from: &str, to: &str) {
     let workspace = languages();
     let run = |options: &str| workspace.run(&format!("build -C languages {options} //{package}:hello/build_image"));
     run("").success();
-    let plan = workspace.run(&format!("build -C languages --dry-run --json //{package}:hello/build_image")).success().json();
+    let plan =
+        workspace.run(&format!("build -C languages --dry-run --json //{package}:hello/build_image")).success().json();
     let steps = plan.as_array().expect("steps");
     assert!(steps.iter().all(|step| step["hermetic"] == true), "{plan:#}");
     let made = digest(&workspace, &format!("-C languages //{package}:build"));
@@ -266,7 +305,10 @@ fn build_twice(package: &str, changed: &str, from: &str, to: &str) {
     let build = workspace.read(&format!("languages/{package}/build.star"));
     let template = if package == "rust" { "cargo" } else { package };
     let (load, call) = build.split_once(&format!("\n{template}(")).expect("a call");
-    workspace.file(&format!("languages/{package}/build.star"), format!("{load}\n{template}(env = {{\"UNUSED\": \"1\"}}, {call}"));
+    workspace.file(
+        &format!("languages/{package}/build.star"),
+        format!("{load}\n{template}(env = {{\"UNUSED\": \"1\"}}, {call}"),
+    );
     workspace.run(&format!("build -C languages //{package}:build")).success().says("built");
     assert_eq!(made, digest(&workspace, &format!("-C languages //{package}:build")));
 }

@@ -53,7 +53,8 @@ pub fn decompress<'a>(reader: impl Read + Send + 'a, limit: u64) -> io::Result<B
         Format::Plain => return Ok(Box::new(Limited { inner: input, went_in: None, came_out: 0, limit })),
         Format::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
         Format::Xz => {
-            let stream = liblzma::stream::Stream::new_stream_decoder(XZ_MEMORY, liblzma::stream::CONCATENATED).map_err(io::Error::other)?;
+            let stream = liblzma::stream::Stream::new_stream_decoder(XZ_MEMORY, liblzma::stream::CONCATENATED)
+                .map_err(io::Error::other)?;
             Box::new(liblzma::bufread::XzDecoder::new_stream(input, stream))
         }
         Format::Zstd => {
@@ -137,7 +138,13 @@ mod tests {
     #[test]
     fn each_format_is_known_by_its_first_bytes() {
         let text = b"a text that is long enough to be compressed, compressed, compressed".as_slice();
-        for packed in [text.to_vec(), gzip(text), xz(text), zstd::encode_all(text, 3).unwrap(), [gzip(&text[..9]), gzip(&text[9..])].concat()] {
+        for packed in [
+            text.to_vec(),
+            gzip(text),
+            xz(text),
+            zstd::encode_all(text, 3).unwrap(),
+            [gzip(&text[..9]), gzip(&text[9..])].concat(),
+        ] {
             assert_eq!(read(&packed, 1000).unwrap(), text);
         }
         assert_eq!(read(b"", 10).unwrap(), b"");

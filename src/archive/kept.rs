@@ -14,7 +14,8 @@ use crate::tree::{Node, RootPath};
 /// CAP_DAC_READ_SEARCH on the host: `ovl_can_decode_fh` in fs/overlayfs/util.c.) A file that was
 /// touched has lost the mark, and counts as the one at its path.
 pub fn mark(path: &RootPath, time: i64) -> (i64, i64) {
-    let hash = (path.as_bytes().iter()).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    let hash = (path.as_bytes().iter())
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
     (time, 1 + (hash % 999_999_999) as i64)
 }
 

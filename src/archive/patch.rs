@@ -157,7 +157,9 @@ fn parse(patch: &[u8]) -> Result<Vec<FilePatch<'_>>> {
     while let Some(line) = lines.get(at) {
         let number = at + 1;
         let bad = |what: &str| Error::failed(format!("line {number} of the patch: {what}"));
-        if let (Some(old), Some(new)) = (line.strip_prefix(b"--- "), lines.get(at + 1).and_then(|next| next.strip_prefix(b"+++ "))) {
+        if let (Some(old), Some(new)) =
+            (line.strip_prefix(b"--- "), lines.get(at + 1).and_then(|next| next.strip_prefix(b"+++ ")))
+        {
             let mut one = std::mem::take(&mut coming);
             (one.old, one.new) = (path(old)?, path(new)?);
             if one.old.is_none() && one.new.is_none() {
@@ -199,7 +201,11 @@ fn path(text: &[u8]) -> Result<Option<RootPath>> {
         return Ok(None);
     }
     let Some(slash) = name.iter().position(|b| *b == b'/') else {
-        return Err(Error::failed(format!("a file's name without a folder before it: {:?}", String::from_utf8_lossy(name))).next("write a patch for -p1: diff -ru a b, or git diff"));
+        return Err(Error::failed(format!(
+            "a file's name without a folder before it: {:?}",
+            String::from_utf8_lossy(name)
+        ))
+        .next("write a patch for -p1: diff -ru a b, or git diff"));
     };
     let path = RootPath::new(&name[slash + 1..])?;
     if path.is_root() || name.starts_with(b"\"") {

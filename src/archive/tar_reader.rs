@@ -187,8 +187,10 @@ impl<R: Read> Tar<R> {
             None => header.entry_size().map_err(malformed)?,
         };
         let sparse_name = pax.get(&b"GNU.sparse.name"[..]);
-        let name = one_of(extended.long_name, sparse_name.or(pax.get(&b"path"[..])), "names")?.unwrap_or_else(|| header.path_bytes().into_owned());
-        let link = one_of(extended.long_link, pax.get(&b"linkpath"[..]), "link targets")?.or_else(|| header.link_name_bytes().map(|l| l.into_owned()));
+        let name = one_of(extended.long_name, sparse_name.or(pax.get(&b"path"[..])), "names")?
+            .unwrap_or_else(|| header.path_bytes().into_owned());
+        let link = one_of(extended.long_link, pax.get(&b"linkpath"[..]), "link targets")?
+            .or_else(|| header.link_name_bytes().map(|l| l.into_owned()));
         let shown = String::from_utf8_lossy(&name).into_owned();
         let entry = || -> Result<()> {
             let pieces = self.pieces(header, &pax, stored)?;
@@ -208,7 +210,8 @@ impl<R: Read> Tar<R> {
             if self.bytes > self.limits.bytes {
                 return Err(malformed(format!("it holds more than {} bytes", self.limits.bytes)));
             }
-            let mut content = Content { reader: &mut self.reader, pieces: &pieces.data, at: 0, size: pieces.size, piece: 0 };
+            let mut content =
+                Content { reader: &mut self.reader, pieces: &pieces.data, at: 0, size: pieces.size, piece: 0 };
             on_item(item, &mut content)?;
             content.finish()?;
             self.skip(padding(stored))
@@ -225,7 +228,11 @@ impl<R: Read> Tar<R> {
             return Ok(Pieces { data: vec![(0, stored)], size: stored });
         }
         let number = |key: &[u8]| pax.get(key).map(|text| decimal(text, "GNU.sparse"));
-        match (number(b"GNU.sparse.major").transpose()?, number(b"GNU.sparse.minor").transpose()?, number(b"GNU.sparse.realsize").transpose()?) {
+        match (
+            number(b"GNU.sparse.major").transpose()?,
+            number(b"GNU.sparse.minor").transpose()?,
+            number(b"GNU.sparse.realsize").transpose()?,
+        ) {
             (Some(1), Some(0), Some(size)) => self.pax_sparse(stored, size),
             _ => Err(malformed("it has a sparse file of a kind that is not read here")
                 .next("pack it without tar's --sparse")),
@@ -269,7 +276,12 @@ impl<R: Read> Tar<R> {
             self.reader.read_exact(&mut map[start..]).map_err(broken)?;
             numbers = lines_of_numbers(&map)?;
             if let Some(count) = numbers.first() {
-                wanted = usize::try_from(*count).ok().filter(|c| *c <= MAX_PIECES).ok_or_else(|| malformed("a sparse file has too many pieces"))? * 2 + 1;
+                wanted = usize::try_from(*count)
+                    .ok()
+                    .filter(|c| *c <= MAX_PIECES)
+                    .ok_or_else(|| malformed("a sparse file has too many pieces"))?
+                    * 2
+                    + 1;
             }
         }
         let data = numbers[1..wanted].chunks(2).map(|pair| (pair[0], pair[1])).collect();
@@ -386,7 +398,11 @@ fn parse_pax(mut bytes: &[u8]) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     let mut records = BTreeMap::new();
     while !bytes.is_empty() {
         let (record, rest) = pax_record(bytes).ok_or_else(|| malformed("a PAX record is broken"))?;
-        let equals = record.iter().position(|b| *b == b'=').filter(|at| *at > 0).ok_or_else(|| malformed("a PAX record is broken"))?;
+        let equals = record
+            .iter()
+            .position(|b| *b == b'=')
+            .filter(|at| *at > 0)
+            .ok_or_else(|| malformed("a PAX record is broken"))?;
         let (key, value) = (&record[..equals], &record[equals + 1..]);
         if value.is_empty() && (key == b"path" || key == b"linkpath" || key == b"size") {
             return Err(malformed("a PAX record is empty"));
@@ -400,14 +416,17 @@ fn parse_pax(mut bytes: &[u8]) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
 /// The first record without its length and newline, and what follows it.
 fn pax_record(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let space = bytes.iter().take(8).position(|b| *b == b' ')?;
-    let length: usize = std::str::from_utf8(&bytes[..space]).ok().filter(|t| t.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()?;
+    let length: usize =
+        std::str::from_utf8(&bytes[..space]).ok().filter(|t| t.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()?;
     let record = bytes.get(space + 1..length)?;
     Some((record.strip_suffix(b"\n")?, &bytes[length..]))
 }
 
 /// Global records change every entry after them: only those that change nothing are read.
 fn check_global(records: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<()> {
-    let harmless = |key: &[u8]| matches!(key, b"comment" | b"mtime" | b"atime" | b"ctime" | b"uname" | b"gname" | b"charset" | b"hdrcharset");
+    let harmless = |key: &[u8]| {
+        matches!(key, b"comment" | b"mtime" | b"atime" | b"ctime" | b"uname" | b"gname" | b"charset" | b"hdrcharset")
+    };
     match records.keys().find(|key| !harmless(key)) {
         Some(key) => Err(malformed(format!("a global PAX record sets {:?}", String::from_utf8_lossy(key)))),
         None => Ok(()),
@@ -416,7 +435,9 @@ fn check_global(records: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<()> {
 
 fn decimal(text: &[u8], what: &str) -> Result<u64> {
     let digits = std::str::from_utf8(text).ok().filter(|t| !t.is_empty() && t.bytes().all(|b| b.is_ascii_digit()));
-    digits.and_then(|t| t.parse().ok()).ok_or_else(|| malformed(format!("{what} is not a number: {:?}", String::from_utf8_lossy(text))))
+    digits
+        .and_then(|t| t.parse().ok())
+        .ok_or_else(|| malformed(format!("{what} is not a number: {:?}", String::from_utf8_lossy(text))))
 }
 
 fn id(pax: &BTreeMap<Vec<u8>, Vec<u8>>, key: &[u8], header: io::Result<u64>) -> Result<u32> {
@@ -441,7 +462,8 @@ fn xattrs(pax: &BTreeMap<Vec<u8>, Vec<u8>>) -> BTreeMap<Vec<u8>, Vec<u8>> {
 
 fn kind(header: &Header, name: &[u8], link: Vec<u8>, pieces: &Pieces) -> Result<Kind> {
     let device = |character| -> Result<Kind> {
-        let number = |n: io::Result<Option<u32>>| n.map_err(malformed)?.ok_or_else(|| malformed("a device without numbers"));
+        let number =
+            |n: io::Result<Option<u32>>| n.map_err(malformed)?.ok_or_else(|| malformed("a device without numbers"));
         Ok(Kind::Device { character, major: number(header.device_major())?, minor: number(header.device_minor())? })
     };
     match header.entry_type() {
@@ -449,7 +471,9 @@ fn kind(header: &Header, name: &[u8], link: Vec<u8>, pieces: &Pieces) -> Result<
         EntryType::Regular | EntryType::Continuous if name.ends_with(b"/") => Ok(Kind::Folder),
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Ok(Kind::File(pieces.size)),
         EntryType::Directory => Ok(Kind::Folder),
-        EntryType::Symlink if link.is_empty() || link.len() > 4095 || link.contains(&0) => Err(malformed("a symbolic link without a target")),
+        EntryType::Symlink if link.is_empty() || link.len() > 4095 || link.contains(&0) => {
+            Err(malformed("a symbolic link without a target"))
+        }
         EntryType::Symlink => Ok(Kind::Link(link)),
         EntryType::Link => RootPath::new(&link).map(Kind::HardLink).map_err(|e| e.context("the target of a hard link")),
         EntryType::Char => device(true),
@@ -541,7 +565,8 @@ pub(crate) mod tests {
     #[test]
     fn a_pax_size_counts_and_hides_no_entry() {
         let inner = entry(&header(b'0', "hidden", 0), b"");
-        let tar = archive(&[pax(&[("size", inner.len().to_string().as_bytes())]), entry(&header(b'0', "a", 0), &inner)]);
+        let tar =
+            archive(&[pax(&[("size", inner.len().to_string().as_bytes())]), entry(&header(b'0', "a", 0), &inner)]);
         let items = list(&tar).unwrap();
         assert_eq!(items.len(), 1);
         assert_eq!(items[0].1, inner);
@@ -555,7 +580,9 @@ pub(crate) mod tests {
 
     #[test]
     fn what_is_malformed_is_an_error_and_never_skipped() {
-        let broken_pax = |text: &[u8]| archive(&[entry(&header(b'x', "p", text.len() as u64), text), entry(&header(b'0', "a", 0), b"")]);
+        let broken_pax = |text: &[u8]| {
+            archive(&[entry(&header(b'x', "p", text.len() as u64), text), entry(&header(b'0', "a", 0), b"")])
+        };
         let mut wrong_sum = header(b'0', "a", 0);
         wrong_sum.as_mut_bytes()[0] = b'b';
         let mut bad_link = header(b'1', "a", 0);
@@ -570,9 +597,22 @@ pub(crate) mod tests {
             ("a pax record without a key", broken_pax(b"6 =xy\n")),
             ("a pax size", archive(&[pax(&[("size", b"1x")]), entry(&header(b'0', "a", 1), b"1")])),
             ("a pax name with a NUL", archive(&[pax(&[("path", b"a\0b")]), entry(&header(b'0', "a", 0), b"")])),
-            ("two names", archive(&[pax(&[("path", b"a")]), entry(&header(b'L', "L", 2), b"b\0"), entry(&header(b'0', "c", 0), b"")])),
-            ("two pax headers", archive(&[pax(&[("path", b"a")]), pax(&[("path", b"b")]), entry(&header(b'0', "c", 0), b"")])),
-            ("a global path", archive(&[entry(&header(b'g', "g", 9), b"9 path=a\n"), entry(&header(b'0', "c", 0), b"")])),
+            (
+                "two names",
+                archive(&[
+                    pax(&[("path", b"a")]),
+                    entry(&header(b'L', "L", 2), b"b\0"),
+                    entry(&header(b'0', "c", 0), b""),
+                ]),
+            ),
+            (
+                "two pax headers",
+                archive(&[pax(&[("path", b"a")]), pax(&[("path", b"b")]), entry(&header(b'0', "c", 0), b"")]),
+            ),
+            (
+                "a global path",
+                archive(&[entry(&header(b'g', "g", 9), b"9 path=a\n"), entry(&header(b'0', "c", 0), b"")]),
+            ),
             ("a pax header at the end", archive(&[pax(&[("path", b"a")])])),
             ("a checksum", archive(&[entry(&wrong_sum, b"")])),
             ("a folder with content", archive(&[entry(&header(b'5', "a", 5), b"12345")])),
@@ -615,8 +655,17 @@ pub(crate) mod tests {
         let mut content = b"1\n2\n3\n".to_vec();
         content.resize(512, 0);
         content.extend_from_slice(b"abc");
-        let records: &[(&str, &[u8])] = &[("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0"), ("GNU.sparse.name", b"s"), ("GNU.sparse.realsize", b"6")];
-        let tar = archive(&[pax(records), entry(&header(b'0', "GNUSparseFile.0/s", content.len() as u64), &content), entry(&header(b'0', "next", 0), b"")]);
+        let records: &[(&str, &[u8])] = &[
+            ("GNU.sparse.major", b"1"),
+            ("GNU.sparse.minor", b"0"),
+            ("GNU.sparse.name", b"s"),
+            ("GNU.sparse.realsize", b"6"),
+        ];
+        let tar = archive(&[
+            pax(records),
+            entry(&header(b'0', "GNUSparseFile.0/s", content.len() as u64), &content),
+            entry(&header(b'0', "next", 0), b""),
+        ]);
         let items = list(&tar).unwrap();
         assert_eq!((items[0].0.path.to_string().as_str(), items[0].1.as_slice()), ("/s", &b"\0\0abc\0"[..]));
         assert_eq!(items[1].0.path.to_string(), "/next");

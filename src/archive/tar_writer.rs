@@ -107,8 +107,10 @@ impl<W: Write> TarWriter<W> {
 
     /// Writes a piece of the last member's content.
     pub fn content(&mut self, bytes: &[u8]) -> Result<()> {
-        self.owed = (self.owed.checked_sub(bytes.len() as u64))
-            .ok_or_else(|| Error::failed("a file grew while it was written into an archive").next("build again when nothing changes the store"))?;
+        self.owed = (self.owed.checked_sub(bytes.len() as u64)).ok_or_else(|| {
+            Error::failed("a file grew while it was written into an archive")
+                .next("build again when nothing changes the store")
+        })?;
         self.put(bytes)?;
         if self.owed == 0 {
             let padding = std::mem::take(&mut self.padding);
@@ -141,9 +143,12 @@ impl<W: Write> TarWriter<W> {
         if self.owed == 0 {
             return Ok(());
         }
-        Err(Error::failed(format!("a file ended too early while it was written into an archive: {} bytes are missing", self.owed))
-            .why(format!("seen at {}", String::from_utf8_lossy(path)))
-            .next("run tapeout fsck"))
+        Err(Error::failed(format!(
+            "a file ended too early while it was written into an archive: {} bytes are missing",
+            self.owed
+        ))
+        .why(format!("seen at {}", String::from_utf8_lossy(path)))
+        .next("run tapeout fsck"))
     }
 
     fn pad(&mut self, size: u64) -> Result<()> {
@@ -260,13 +265,18 @@ impl Header {
         if let Kind::Device { major, minor, .. } = member.kind
             && !(header.block.octal(MAJOR, major.into()) && header.block.octal(MINOR, minor.into()))
         {
-            return Err(Error::failed(format!("a device number that tar can't hold: {major}:{minor}")).why(shown(member.path)));
+            return Err(
+                Error::failed(format!("a device number that tar can't hold: {major}:{minor}")).why(shown(member.path))
+            );
         }
         for (key, value) in member.xattrs {
             if key.contains(&b'=') || key.contains(&0) || key.is_empty() {
-                return Err(Error::failed(format!("an extended attribute whose name tar can't hold: {:?}", String::from_utf8_lossy(key)))
-                    .why(format!("{} has it", shown(member.path)))
-                    .next("remove it in the rule: setfattr -x NAME FILE"));
+                return Err(Error::failed(format!(
+                    "an extended attribute whose name tar can't hold: {:?}",
+                    String::from_utf8_lossy(key)
+                ))
+                .why(format!("{} has it", shown(member.path)))
+                .next("remove it in the rule: setfattr -x NAME FILE"));
             }
             header.record(&[b"SCHILY.xattr.", key.as_slice()].concat(), value);
         }
@@ -351,7 +361,13 @@ pub fn canonical<W: Write>(changeset: &Changeset, out: W, give: &mut Give) -> Re
     tar.finish()
 }
 
-fn canonical_member<W: Write>(tar: &mut TarWriter<W>, links: &mut Links, time: i64, path: &RootPath, change: &Change) -> Result<()> {
+fn canonical_member<W: Write>(
+    tar: &mut TarWriter<W>,
+    links: &mut Links,
+    time: i64,
+    path: &RootPath,
+    change: &Change,
+) -> Result<()> {
     let was = change.was.as_ref().map(Digest::to_string);
     let mut records = vec![];
     if change.now.is_none() {
@@ -403,7 +419,9 @@ impl Links {
             }
             Node::Folder => Kind::Folder,
             Node::Link { target } => Kind::Link(target),
-            Node::Device { character, major, minor } => Kind::Device { character: *character, major: *major, minor: *minor },
+            Node::Device { character, major, minor } => {
+                Kind::Device { character: *character, major: *major, minor: *minor }
+            }
             Node::Fifo => Kind::Fifo,
             Node::Socket => Kind::File(0),
         }
@@ -427,7 +445,17 @@ mod tests {
         let mut tar = TarWriter::new(vec![]);
         for (path, kind, content) in members {
             let xattrs = BTreeMap::new();
-            tar.member(&Member { path, kind: *kind, mode: 0o644, uid: 0, gid: 0, mtime: 1, xattrs: &xattrs, records: &[] }).unwrap();
+            tar.member(&Member {
+                path,
+                kind: *kind,
+                mode: 0o644,
+                uid: 0,
+                gid: 0,
+                mtime: 1,
+                xattrs: &xattrs,
+                records: &[],
+            })
+            .unwrap();
             if !content.is_empty() {
                 tar.content(content).unwrap();
             }
@@ -467,7 +495,10 @@ mod tests {
 
     #[test]
     fn a_name_that_is_not_utf8_comes_back_as_bytes() {
-        let seen = read(&archive(&[(b"a\xff\xfeb", Kind::Link(b"\xff"), b""), (&[b"x".repeat(99), b"\xff\xff".to_vec()].concat(), Kind::Fifo, b"")]));
+        let seen = read(&archive(&[
+            (b"a\xff\xfeb", Kind::Link(b"\xff"), b""),
+            (&[b"x".repeat(99), b"\xff\xff".to_vec()].concat(), Kind::Fifo, b""),
+        ]));
         assert_eq!((seen[0].0.as_slice(), seen[0].2.as_slice()), (&b"a\xff\xfeb"[..], &b"\xff"[..]));
         assert!(seen[1].0.ends_with(b"x\xff\xff"));
     }
@@ -477,9 +508,26 @@ mod tests {
         let mut tar = TarWriter::new(vec![]);
         let xattrs = BTreeMap::from([(b"user.x".to_vec(), b"a\0\nb".to_vec())]);
         let kind = Kind::File(1 << 40);
-        tar.member(&Member { path: b"f", kind, mode: 0o4755, uid: u32::MAX - 1, gid: 1 << 21, mtime: -5, xattrs: &xattrs, records: &[("A.b", "c")] }).unwrap();
+        tar.member(&Member {
+            path: b"f",
+            kind,
+            mode: 0o4755,
+            uid: u32::MAX - 1,
+            gid: 1 << 21,
+            mtime: -5,
+            xattrs: &xattrs,
+            records: &[("A.b", "c")],
+        })
+        .unwrap();
         let text = String::from_utf8_lossy(&tar.out).into_owned();
-        for record in ["18 uid=4294967294\n", "15 gid=2097152\n", "22 size=1099511627776\n", "12 mtime=-5\n", " SCHILY.xattr.user.x=a\0\nb\n", "8 A.b=c\n"] {
+        for record in [
+            "18 uid=4294967294\n",
+            "15 gid=2097152\n",
+            "22 size=1099511627776\n",
+            "12 mtime=-5\n",
+            " SCHILY.xattr.user.x=a\0\nb\n",
+            "8 A.b=c\n",
+        ] {
             assert!(text.contains(record), "{record:?}");
         }
         assert!(tar.finish().is_err(), "content is missing");
@@ -487,7 +535,16 @@ mod tests {
 
     #[test]
     fn content_of_another_length_than_said_is_an_error() {
-        let member = |size| Member { path: b"f", kind: Kind::File(size), mode: 0, uid: 0, gid: 0, mtime: 0, xattrs: const { &BTreeMap::new() }, records: &[] };
+        let member = |size| Member {
+            path: b"f",
+            kind: Kind::File(size),
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            mtime: 0,
+            xattrs: const { &BTreeMap::new() },
+            records: &[],
+        };
         let mut tar = TarWriter::new(vec![]);
         tar.member(&member(3)).unwrap();
         assert!(tar.content(b"1234").is_err());
@@ -500,7 +557,8 @@ mod tests {
     #[test]
     fn an_attribute_whose_name_has_an_equals_sign_is_an_error() {
         let xattrs = BTreeMap::from([(b"user.a=b".to_vec(), vec![])]);
-        let member = Member { path: b"f", kind: Kind::Folder, mode: 0, uid: 0, gid: 0, mtime: 0, xattrs: &xattrs, records: &[] };
+        let member =
+            Member { path: b"f", kind: Kind::Folder, mode: 0, uid: 0, gid: 0, mtime: 0, xattrs: &xattrs, records: &[] };
         assert!(TarWriter::new(vec![]).member(&member).unwrap_err().next_step().is_some());
     }
 
@@ -514,7 +572,12 @@ mod tests {
             Some(entry)
         };
         let was = Digest::of("x");
-        let changes = [("d", Some(Entry::folder(0o755)), Some(was)), ("d/gone", None, Some(was)), ("one", linked("1"), None), ("two", linked("1"), None)];
+        let changes = [
+            ("d", Some(Entry::folder(0o755)), Some(was)),
+            ("d/gone", None, Some(was)),
+            ("one", linked("1"), None),
+            ("two", linked("1"), None),
+        ];
         let changes = changes.into_iter().map(|(p, now, was)| (root(p), Change { was, now })).collect();
         let mut given = vec![];
         let bytes = canonical(&Changeset { time: 7, changes }, vec![], &mut |path, _, put| {
@@ -523,7 +586,10 @@ mod tests {
         })
         .unwrap();
         assert_eq!(given, ["/one"]);
-        let seen: Vec<_> = read(&bytes).into_iter().map(|(p, kind, link, _)| (String::from_utf8(p).unwrap(), kind as char, String::from_utf8(link).unwrap())).collect();
+        let seen: Vec<_> = read(&bytes)
+            .into_iter()
+            .map(|(p, kind, link, _)| (String::from_utf8(p).unwrap(), kind as char, String::from_utf8(link).unwrap()))
+            .collect();
         let expected = [("d/", '5', ""), ("d/gone", '0', ""), ("one", '0', ""), ("two", '1', "one")];
         assert_eq!(seen, expected.map(|(p, k, l)| (p.to_string(), k, l.to_string())));
         let text = String::from_utf8_lossy(&bytes);

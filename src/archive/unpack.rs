@@ -62,7 +62,13 @@ pub type Owners = BTreeMap<RootPath, Owner>;
 
 /// Unpacks a tar stream, compressed or not, and adds what it created to `owners`. `on_path` is told
 /// each entry's path as the archive has it.
-pub fn unpack(reader: impl Read + Send, into: &Root, options: &Options, owners: &mut Owners, on_path: &mut dyn FnMut(&RootPath)) -> Result<()> {
+pub fn unpack(
+    reader: impl Read + Send,
+    into: &Root,
+    options: &Options,
+    owners: &mut Owners,
+    on_path: &mut dyn FnMut(&RootPath),
+) -> Result<()> {
     // Headers and padding come on top of the content.
     let most = options.limits.bytes.saturating_add(options.limits.entries.saturating_mul(4096));
     let plain = decompress(reader, most).map_err(|e| Error::failed(format!("the archive can't be read: {e}")))?;
@@ -70,7 +76,13 @@ pub fn unpack(reader: impl Read + Send, into: &Root, options: &Options, owners: 
 }
 
 /// The same of a stream that isn't compressed.
-pub fn unpack_plain(plain: impl Read, into: &Root, options: &Options, owners: &mut Owners, on_path: &mut dyn FnMut(&RootPath)) -> Result<()> {
+pub fn unpack_plain(
+    plain: impl Read,
+    into: &Root,
+    options: &Options,
+    owners: &mut Owners,
+    on_path: &mut dyn FnMut(&RootPath),
+) -> Result<()> {
     let mut unpacker = Unpacker::new(into, options, owners);
     read_tar(plain, &options.limits, &mut |item, content| {
         on_path(&item.path);
@@ -97,7 +109,10 @@ pub fn unpack_zip(zip: File, into: &Root, options: &Options, owners: &mut Owners
         // The size in the directory is a claim: the cap counts what comes out.
         let mut capped = (&mut entry).take(left + 1);
         unpacker.apply(item, &mut capped)?;
-        left = capped.limit().checked_sub(1).ok_or_else(|| Error::failed(format!("the zip file holds more than {} bytes", limits.bytes)))?;
+        left = capped
+            .limit()
+            .checked_sub(1)
+            .ok_or_else(|| Error::failed(format!("the zip file holds more than {} bytes", limits.bytes)))?;
     }
     Ok(())
 }
@@ -176,7 +191,8 @@ impl<'a> Unpacker<'a> {
             Kind::HardLink(target) => return self.add_hard_link(&folder, &name, path, target),
             Kind::File(_) => {
                 let file = self.create(&folder, &name)?;
-                let (file, digest, size) = self.write(file, content).map_err(|e| Error::io("write", path.below(self.into.path()), e))?;
+                let (file, digest, size) =
+                    self.write(file, content).map_err(|e| Error::io("write", path.below(self.into.path()), e))?;
                 let mode = std::fs::Permissions::from_mode(item.mode);
                 file.set_permissions(mode).map_err(|e| Error::io("fchmod", path.below(self.into.path()), e))?;
                 Some((digest, size))
@@ -238,7 +254,8 @@ impl<'a> Unpacker<'a> {
             _ => {}
         }
         make_folder(parent.fd.as_fd(), name)?;
-        let implied = Owner { uid: 0, gid: 0, mode: 0o755, xattrs: BTreeMap::new(), device: None, content: None, implied: true };
+        let implied =
+            Owner { uid: 0, gid: 0, mode: 0o755, xattrs: BTreeMap::new(), device: None, content: None, implied: true };
         self.record(parent.path.join(name)?, implied);
         Ok(())
     }
@@ -247,7 +264,11 @@ impl<'a> Unpacker<'a> {
         let kind = file::stat_at(folder.fd.as_fd(), name)?.map(|stat| file::kind(&stat));
         match kind {
             Some(SFlag::S_IFDIR) => {}
-            Some(SFlag::S_IFLNK) if self.options.follow_folder_links && self.into.folder_following(&item.path).is_ok() => return Ok(()),
+            Some(SFlag::S_IFLNK)
+                if self.options.follow_folder_links && self.into.folder_following(&item.path).is_ok() =>
+            {
+                return Ok(());
+            }
             Some(_) => {
                 self.make_room(folder, name)?;
                 make_folder(folder.fd.as_fd(), name)?;
@@ -262,11 +283,15 @@ impl<'a> Unpacker<'a> {
     }
 
     fn add_hard_link(&mut self, folder: &Folder, name: &[u8], path: RootPath, target: &RootPath) -> Result<()> {
-        let missing = || Error::failed(format!("{path} is a hard link to {target}, which the archive does not hold before it"));
+        let missing =
+            || Error::failed(format!("{path} is a hard link to {target}, which the archive does not hold before it"));
         let target = stripped(target, &self.options.strip_prefix).filter(|t| !t.is_root()).ok_or_else(missing)?;
-        let (from, from_path) = self.into.folder_following(&target.parent().unwrap_or_default()).map_err(|_| missing())?;
+        let (from, from_path) =
+            self.into.folder_following(&target.parent().unwrap_or_default()).map_err(|_| missing())?;
         let from_path = from_path.join(target.name())?;
-        let stat = file::stat_at(from.as_fd(), target.name())?.filter(|stat| file::kind(stat) != SFlag::S_IFDIR).ok_or_else(missing)?;
+        let stat = file::stat_at(from.as_fd(), target.name())?
+            .filter(|stat| file::kind(stat) != SFlag::S_IFDIR)
+            .ok_or_else(missing)?;
         if from_path == path {
             return Ok(());
         }
@@ -322,7 +347,8 @@ impl<'a> Unpacker<'a> {
     }
 
     fn forget(&mut self, path: &RootPath) {
-        let gone: Vec<_> = self.owners.range(path.clone()..).map(|(p, _)| p).take_while(|p| p.starts_with(path)).cloned().collect();
+        let gone: Vec<_> =
+            self.owners.range(path.clone()..).map(|(p, _)| p).take_while(|p| p.starts_with(path)).cloned().collect();
         for path in gone {
             self.created.remove(&path);
             self.owners.remove(&path);
@@ -422,7 +448,9 @@ pub fn tree_of(folder: &Root, owners: &Owners, time: i64) -> Result<Changeset> {
     groups.sort();
     for (number, paths) in (0..).zip(&groups) {
         for path in paths {
-            if let Some(Change { now: Some(Entry { node: Node::File { group, .. }, .. }), .. }) = walk.changes.get_mut(path) {
+            if let Some(Change { now: Some(Entry { node: Node::File { group, .. }, .. }), .. }) =
+                walk.changes.get_mut(path)
+            {
                 *group = Some(number);
             }
         }
@@ -463,7 +491,9 @@ impl Walk<'_> {
     fn folder(&mut self, dir: BorrowedFd, path: &RootPath) -> Result<()> {
         for name in file::list(dir)? {
             let path = path.join(&name)?;
-            let stat = file::stat_at(dir, &name)?.ok_or_else(|| Error::io("stat", file::shown(dir, &name), io::Error::from_raw_os_error(libc::ENOENT)))?;
+            let stat = file::stat_at(dir, &name)?.ok_or_else(|| {
+                Error::io("stat", file::shown(dir, &name), io::Error::from_raw_os_error(libc::ENOENT))
+            })?;
             let owner = self.owners.get(&path);
             let entry = Entry {
                 mode: owner.map_or(stat.st_mode & 0o7777, |o| o.mode),
@@ -503,7 +533,8 @@ fn node(dir: BorrowedFd, name: &[u8], stat: &nix::sys::stat::FileStat, owner: Op
         SFlag::S_IFREG => {
             let (digest, size) = match owner.and_then(|o| o.content) {
                 Some(known) => known,
-                None => Digest::of_reader(file::open_regular_at(dir, name)?).map_err(|e| Error::io("read", file::shown(dir, name), e))?,
+                None => Digest::of_reader(file::open_regular_at(dir, name)?)
+                    .map_err(|e| Error::io("read", file::shown(dir, name), e))?,
             };
             Node::File { size, digest, group: None }
         }
@@ -580,7 +611,9 @@ mod tests {
             here.nothing_outside_changed();
             drop(outcome);
         }
-        for (first, second) in [(link(b'2', "s", "../secret"), file("s", "changed")), (link(b'2', "s", "../secret"), link(b'1', "h", "s"))] {
+        for (first, second) in
+            [(link(b'2', "s", "../secret"), file("s", "changed")), (link(b'2', "s", "../secret"), link(b'1', "h", "s"))]
+        {
             let here = Here::new();
             let tree = here.unpack(&Options::default(), &[first, second]).unwrap();
             here.nothing_outside_changed();
@@ -623,33 +656,66 @@ mod tests {
         null.set_device_minor(3).unwrap();
         null.set_cksum();
         let capability = [&[1u8, 0, 0, 3][..], &[0; 16], &[9, 9, 9, 9]].concat();
-        let attributes = pax(&[("SCHILY.xattr.security.capability", &capability), ("SCHILY.xattr.user.a", b"1"), ("SCHILY.xattr.user.overlay.opaque", b"y"), ("SCHILY.xattr.trusted.x", b"1")]);
+        let attributes = pax(&[
+            ("SCHILY.xattr.security.capability", &capability),
+            ("SCHILY.xattr.user.a", b"1"),
+            ("SCHILY.xattr.user.overlay.opaque", b"y"),
+            ("SCHILY.xattr.trusted.x", b"1"),
+        ]);
         let mut closed = header(b'5', "closed", 0);
         closed.set_mode(0);
         closed.set_cksum();
-        let tree = here.unpack(&Options::default(), &[attributes, entry(&su, b"x"), entry(&null, b""), entry(&closed, b""), file("closed/x", "1"), entry(&header(b'6', "fifo", 0), b"")]).unwrap();
+        let tree = here
+            .unpack(
+                &Options::default(),
+                &[
+                    attributes,
+                    entry(&su, b"x"),
+                    entry(&null, b""),
+                    entry(&closed, b""),
+                    file("closed/x", "1"),
+                    entry(&header(b'6', "fifo", 0), b""),
+                ],
+            )
+            .unwrap();
         assert_eq!((tree["/su"].mode, tree["/su"].uid, tree["/su"].gid), (0o4755, 33, 44));
-        assert_eq!(tree["/su"].xattrs.keys().map(|k| String::from_utf8_lossy(k).into_owned()).collect::<Vec<_>>(), ["security.capability", "user.a"]);
+        assert_eq!(
+            tree["/su"].xattrs.keys().map(|k| String::from_utf8_lossy(k).into_owned()).collect::<Vec<_>>(),
+            ["security.capability", "user.a"]
+        );
         assert_eq!(tree["/su"].xattrs[&b"security.capability"[..]], [&[1u8, 0, 0, 2][..], &[0; 16]].concat());
         assert_eq!(tree["/null"].node, Node::Device { character: true, major: 1, minor: 3 });
         assert_eq!(std::fs::metadata(here.root().path().join("null")).unwrap().len(), 0);
         assert_eq!(tree["/closed"].mode, 0);
-        assert_eq!(std::fs::symlink_metadata(here.root().path().join("closed")).unwrap().permissions().mode() & 0o7777, 0);
+        assert_eq!(
+            std::fs::symlink_metadata(here.root().path().join("closed")).unwrap().permissions().mode() & 0o7777,
+            0
+        );
         assert_eq!(tree["/closed/x"], Entry::file(b"1", 0o644));
         assert_eq!(tree["/fifo"].node, Node::Fifo);
-        let time = |name: &str| std::os::unix::fs::MetadataExt::mtime(&std::fs::symlink_metadata(here.root().path().join(name)).unwrap());
+        let time = |name: &str| {
+            std::os::unix::fs::MetadataExt::mtime(&std::fs::symlink_metadata(here.root().path().join(name)).unwrap())
+        };
         assert!(["su", "null", "closed", "fifo"].iter().all(|name| time(name) == 1000));
     }
 
     #[test]
     fn linked_names_are_one_group_and_separate_files() {
         let here = Here::new();
-        let tree = here.unpack(&Options::default(), &[file("z", "zz"), link(b'1', "y", "z"), file("b", "bb"), link(b'1', "d/c", "/b"), file("alone", "x")]).unwrap();
+        let tree = here
+            .unpack(
+                &Options::default(),
+                &[file("z", "zz"), link(b'1', "y", "z"), file("b", "bb"), link(b'1', "d/c", "/b"), file("alone", "x")],
+            )
+            .unwrap();
         let group = |name: &str| match tree[name].node {
             Node::File { group, .. } => group,
             _ => panic!("{name} is no file"),
         };
-        assert_eq!((group("/b"), group("/d/c"), group("/y"), group("/z"), group("/alone")), (Some(0), Some(0), Some(1), Some(1), None));
+        assert_eq!(
+            (group("/b"), group("/d/c"), group("/y"), group("/z"), group("/alone")),
+            (Some(0), Some(0), Some(1), Some(1), None)
+        );
         let metadata = |name: &str| std::fs::metadata(here.root().path().join(name)).unwrap();
         for name in ["b", "d/c", "y", "z"] {
             assert_eq!(std::os::unix::fs::MetadataExt::nlink(&metadata(name)), 1, "{name}");
@@ -663,7 +729,12 @@ mod tests {
         for (follow, expected) in [(true, Node::Link { target: b"usr/lib".to_vec() }), (false, Node::Folder)] {
             let here = Here::new();
             let options = Options { follow_folder_links: follow, ..Options::default() };
-            let tree = here.unpack(&options, &[folder("usr/lib"), link(b'2', "lib", "usr/lib"), folder("lib/"), file("lib/x", "1")]).unwrap();
+            let tree = here
+                .unpack(
+                    &options,
+                    &[folder("usr/lib"), link(b'2', "lib", "usr/lib"), folder("lib/"), file("lib/x", "1")],
+                )
+                .unwrap();
             assert_eq!(tree["/lib"].node, expected);
             assert_eq!(tree.contains_key("/usr/lib/x"), follow);
         }
@@ -680,7 +751,18 @@ mod tests {
     fn a_prefix_is_dropped_and_what_is_not_below_it_left_out() {
         let here = Here::new();
         let options = Options { strip_prefix: RootPath::new("zlib-1.3").unwrap(), ..Options::default() };
-        let tree = here.unpack(&options, &[folder("zlib-1.3"), file("zlib-1.3/a", "1"), link(b'1', "zlib-1.3/b", "zlib-1.3/a"), file("other", "2"), file("zlib-1.30", "3")]).unwrap();
+        let tree = here
+            .unpack(
+                &options,
+                &[
+                    folder("zlib-1.3"),
+                    file("zlib-1.3/a", "1"),
+                    link(b'1', "zlib-1.3/b", "zlib-1.3/a"),
+                    file("other", "2"),
+                    file("zlib-1.30", "3"),
+                ],
+            )
+            .unwrap();
         assert_eq!(tree.keys().collect::<Vec<_>>(), ["/a", "/b"]);
     }
 
@@ -689,14 +771,47 @@ mod tests {
         let here = Here::new();
         let options = Options { whiteouts: true, ..Options::default() };
         let mut owners = Owners::new();
-        here.apply(&options, &mut owners, &[file("a/old", "1"), file("a/both", "1"), file("gone/x", "1"), file("kept", "1"), link(b'2', "l", "a"), file("f", "1"), file("d/deep/x", "1")]).unwrap();
-        here.apply(&options, &mut owners, &[file("a/both", "2"), file("a/new", "2"), file("a/.wh..wh..opq", ""), file(".wh.gone", ""), file(".wh.never", ""),
-            folder("l"), folder("f"), file("d/deep/y", "2"), file("d/.wh.deep", "")]).unwrap();
+        here.apply(
+            &options,
+            &mut owners,
+            &[
+                file("a/old", "1"),
+                file("a/both", "1"),
+                file("gone/x", "1"),
+                file("kept", "1"),
+                link(b'2', "l", "a"),
+                file("f", "1"),
+                file("d/deep/x", "1"),
+            ],
+        )
+        .unwrap();
+        here.apply(
+            &options,
+            &mut owners,
+            &[
+                file("a/both", "2"),
+                file("a/new", "2"),
+                file("a/.wh..wh..opq", ""),
+                file(".wh.gone", ""),
+                file(".wh.never", ""),
+                folder("l"),
+                folder("f"),
+                file("d/deep/y", "2"),
+                file("d/.wh.deep", ""),
+            ],
+        )
+        .unwrap();
         let tree = here.tree(&owners).unwrap();
-        assert_eq!(tree.keys().collect::<Vec<_>>(), ["/a", "/a/both", "/a/new", "/d", "/d/deep", "/d/deep/y", "/f", "/kept", "/l"]);
+        assert_eq!(
+            tree.keys().collect::<Vec<_>>(),
+            ["/a", "/a/both", "/a/new", "/d", "/d/deep", "/d/deep/y", "/f", "/kept", "/l"]
+        );
         assert_eq!(tree["/a/both"], Entry::file(b"2", 0o644));
         assert!(tree["/l"].is_folder() && tree["/f"].is_folder());
-        assert!(here.apply(&options, &mut owners, &[file("a/.wh...", "")]).is_err() && here.apply(&options, &mut owners, &[file("a/.wh.", "")]).is_err());
+        assert!(
+            here.apply(&options, &mut owners, &[file("a/.wh...", "")]).is_err()
+                && here.apply(&options, &mut owners, &[file("a/.wh.", "")]).is_err()
+        );
         here.nothing_outside_changed();
     }
 
@@ -727,14 +842,26 @@ mod tests {
         };
         let here = Here::new();
         let mut owners = Owners::new();
-        unpack_zip(zip(&[("d/run", 0o755, "x"), ("l", libc::S_IFLNK, "d/run")]), &here.root(), &Options::default(), &mut owners).unwrap();
+        unpack_zip(
+            zip(&[("d/run", 0o755, "x"), ("l", libc::S_IFLNK, "d/run")]),
+            &here.root(),
+            &Options::default(),
+            &mut owners,
+        )
+        .unwrap();
         let tree = here.tree(&owners).unwrap();
         assert_eq!((&tree["/d/run"], &tree["/l"]), (&Entry::file(b"x", 0o755), &Entry::link("d/run")));
-        for bad in [zip(&[("../secret", 0o644, "changed")]), zip(&[("up", libc::S_IFLNK, ".."), ("up/../../secret", 0o644, "changed")])] {
+        for bad in [
+            zip(&[("../secret", 0o644, "changed")]),
+            zip(&[("up", libc::S_IFLNK, ".."), ("up/../../secret", 0o644, "changed")]),
+        ] {
             assert!(unpack_zip(bad, &here.root(), &Options::default(), &mut Owners::new()).is_err());
         }
         let small = Options { limits: Limits { bytes: 10, ..Limits::default() }, ..Options::default() };
-        assert!(unpack_zip(zip(&[("a", 0o644, "12345"), ("b", 0o644, "123456")]), &here.root(), &small, &mut Owners::new()).is_err());
+        assert!(
+            unpack_zip(zip(&[("a", 0o644, "12345"), ("b", 0o644, "123456")]), &here.root(), &small, &mut Owners::new())
+                .is_err()
+        );
         here.nothing_outside_changed();
     }
 }

@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 use super::data::{Data, Record};
 use super::reference;
 use super::spec::{
-    Archive, Compression, Export, Fetched, Git, Ids, Image, Layers, Libraries, Limits, Owners, Rule, Source, Spec, Step,
-    Tapeout, Wheel,
+    Archive, Compression, Export, Fetched, Git, Ids, Image, Layers, Libraries, Limits, Owners, Rule, Source, Spec,
+    Step, Tapeout, Wheel,
 };
 use crate::error::Result;
 use crate::label::{Label, Package};
@@ -390,7 +390,9 @@ impl<'a> Attributes<'a> {
                     Some(Data::Text(_)) => {}
                     other => self.wrong_type("sources", "input(NAME)", other.unwrap_or(&Data::None)),
                 },
-                Data::Record(Record { kind, fields }) if kind == "fetched" => made.extend(self.fetched(fields).map(Source::Fetched)),
+                Data::Record(Record { kind, fields }) if kind == "fetched" => {
+                    made.extend(self.fetched(fields).map(Source::Fetched))
+                }
                 Data::Record(Record { kind, fields }) if kind == "wheel" => match wheel(fields) {
                     Some(wheel) if self.relative("sources", &wheel.folder) => made.push(Source::Wheel(wheel)),
                     Some(_) => {}
@@ -403,26 +405,34 @@ impl<'a> Attributes<'a> {
     }
 
     fn fetched(&mut self, fields: &BTreeMap<String, Data>) -> Option<Fetched> {
-        let (Some(Data::Text(path)), Some(Data::Text(digest)), Some(urls)) = (fields.get("path"), fields.get("digest"), fields.get("urls").and_then(texts))
+        let (Some(Data::Text(path)), Some(Data::Text(digest)), Some(urls)) =
+            (fields.get("path"), fields.get("digest"), fields.get("urls").and_then(texts))
         else {
             self.fault("sources", None, "fetched(PATH, urls = [\"…\"], digest = \"sha256:…\") takes strings", None);
             return None;
         };
-        let length = [("sha256:", 64), ("sha512:", 128)].into_iter().find_map(|(name, length)| Some((digest.strip_prefix(name)?, length)));
+        let length = [("sha256:", 64), ("sha512:", 128)]
+            .into_iter()
+            .find_map(|(name, length)| Some((digest.strip_prefix(name)?, length)));
         if !length.is_some_and(|(hex, length)| is_hex(hex, length)) {
             let next = "write sha256: or sha512:, and its hex digits in lower case";
             self.fault("sources", Some(digest), format!("not a digest: {digest:?}"), Some(next));
             return None;
         }
         let good = self.relative("sources", path);
-        (self.urls("sources", &urls, ARCHIVE_URLS) && good).then(|| Fetched { path: path.clone(), urls, digest: digest.clone() })
+        (self.urls("sources", &urls, ARCHIVE_URLS) && good).then(|| Fetched {
+            path: path.clone(),
+            urls,
+            digest: digest.clone(),
+        })
     }
 
     /// URLs of these kinds, at least one.
     fn urls(&mut self, attribute: &str, urls: &[String], known: &[&str]) -> bool {
         let before = self.faults.len();
         for url in urls {
-            if !known.iter().any(|scheme| url.starts_with(scheme)) || url.contains(|c: char| c.is_control() || c == ' ') {
+            if !known.iter().any(|scheme| url.starts_with(scheme)) || url.contains(|c: char| c.is_control() || c == ' ')
+            {
                 self.fault(
                     attribute,
                     Some(url),

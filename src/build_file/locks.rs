@@ -36,7 +36,9 @@ impl Lock {
     /// Reads one of a package.
     pub fn read(folder: &Path, package: &Package, path: &str) -> Result<Self> {
         let name = Path::new(package.path()).join(path).display().to_string();
-        let wrong = |e: Error| e.with_kind(Kind::Request).next("name a lock file of this package: a regular file, no link in its path");
+        let wrong = |e: Error| {
+            e.with_kind(Kind::Request).next("name a lock file of this package: a regular file, no link in its path")
+        };
         let below = RootPath::new(path).map_err(wrong)?;
         let root = Root::open(folder).map_err(wrong)?;
         if root.stat(&below).map_err(wrong)?.is_none() {
@@ -73,7 +75,9 @@ impl Lock {
 
 /// A name or a version that may stand in a file name and in a URL.
 fn is_plain(text: &str) -> bool {
-    !text.is_empty() && !text.starts_with(['.', '-']) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+-".contains(&b))
+    !text.is_empty()
+        && !text.starts_with(['.', '-'])
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+-".contains(&b))
 }
 
 fn is_hex(text: &str, digits: usize) -> bool {

@@ -181,7 +181,12 @@ pub const FUNCTIONS: &[Function] = &[
         attributes: &[
             a("name", "string", REQUIRED, "Its name."),
             DOC,
-            a("urls", "list of strings", REQUIRED, "Repositories, tried in order: `https:`, `http:`, `file:/…`, `input:NAME`."),
+            a(
+                "urls",
+                "list of strings",
+                REQUIRED,
+                "Repositories, tried in order: `https:`, `http:`, `file:/…`, `input:NAME`.",
+            ),
             a("commit", "string", REQUIRED, "The whole commit id, 40 hex digits."),
             a("submodules", "bool", "False", "True: the submodules too, and theirs."),
             a("into", "string", "its name", "The folder below the package's."),

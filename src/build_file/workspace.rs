@@ -131,9 +131,14 @@ fn parse(text: &str) -> Result<Raw> {
     }
     for (from, to) in &raw.mirrors {
         let is_url = |text: &str| ["https://", "http://", "file:/"].iter().any(|scheme| text.starts_with(scheme));
-        let wrong = if from.starts_with("file:") || !is_url(from) { Some(from) } else { Some(to).filter(|to| !is_url(to)) };
+        let wrong =
+            if from.starts_with("file:") || !is_url(from) { Some(from) } else { Some(to).filter(|to| !is_url(to)) };
         if let Some(wrong) = wrong {
-            return refuse(wrong, format!("not a URL: {wrong:?}"), "write \"https://pypi.org/simple\" = \"https://mirror/simple\"");
+            return refuse(
+                wrong,
+                format!("not a URL: {wrong:?}"),
+                "write \"https://pypi.org/simple\" = \"https://mirror/simple\"",
+            );
         }
     }
     if let Some(builder) = &raw.builder {

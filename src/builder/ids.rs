@@ -68,12 +68,19 @@ impl Renumbering {
 
 /// Compares the accounts before and after an installation. `users` and `groups` are the lock's numbers;
 /// names that it doesn't know are added.
-pub fn renumber(before: Accounts, after: Accounts, users: &mut BTreeMap<String, u32>, groups: &mut BTreeMap<String, u32>) -> Result<Renumbering> {
+pub fn renumber(
+    before: Accounts,
+    after: Accounts,
+    users: &mut BTreeMap<String, u32>,
+    groups: &mut BTreeMap<String, u32>,
+) -> Result<Renumbering> {
     let (old_users, old_groups) = (numbers(before.passwd), numbers(before.group));
     let (new_users, new_groups) = (numbers(after.passwd), numbers(after.group));
     // A number that an old name has too can't be told apart from it, and stays.
     let fresh = |old: &BTreeMap<String, u32>, new: &BTreeMap<String, u32>| -> BTreeMap<String, u32> {
-        let is_fresh = |name: &String, number: &u32| !old.contains_key(name) && ALLOCATED.contains(number) && !old.values().any(|o| o == number);
+        let is_fresh = |name: &String, number: &u32| {
+            !old.contains_key(name) && ALLOCATED.contains(number) && !old.values().any(|o| o == number)
+        };
         new.iter().filter(|(name, number)| is_fresh(name, number)).map(|(n, i)| (n.clone(), *i)).collect()
     };
     let (fresh_users, fresh_groups) = (fresh(&old_users, &new_users), fresh(&old_groups, &new_groups));
@@ -87,22 +94,33 @@ pub fn renumber(before: Accounts, after: Accounts, users: &mut BTreeMap<String, 
         let both = free(name, [&*users, &*groups], [&kept_users, &kept_groups]);
         let one = [users.get(name), groups.get(name)].into_iter().flatten().next().copied();
         if fresh_users.contains_key(name) && !users.contains_key(name) {
-            let number = one.filter(|n| !users.values().any(|u| u == n) && !kept_users.contains(n)).or(both).ok_or_else(|| full(name))?;
+            let number = one
+                .filter(|n| !users.values().any(|u| u == n) && !kept_users.contains(n))
+                .or(both)
+                .ok_or_else(|| full(name))?;
             users.insert(name.clone(), number);
         }
         let one = users.get(name).copied().or(one);
         if fresh_groups.contains_key(name) && !groups.contains_key(name) {
-            let number = one.filter(|n| !groups.values().any(|g| g == n) && !kept_groups.contains(n)).or(both).ok_or_else(|| full(name))?;
+            let number = one
+                .filter(|n| !groups.values().any(|g| g == n) && !kept_groups.contains(n))
+                .or(both)
+                .ok_or_else(|| full(name))?;
             groups.insert(name.clone(), number);
         }
     }
-    let map = |fresh: &BTreeMap<String, u32>, lock: &BTreeMap<String, u32>, kept: &BTreeSet<u32>| -> Result<BTreeMap<u32, u32>> {
+    let map = |fresh: &BTreeMap<String, u32>,
+               lock: &BTreeMap<String, u32>,
+               kept: &BTreeSet<u32>|
+     -> Result<BTreeMap<u32, u32>> {
         let mut map = BTreeMap::new();
         for (name, old) in fresh {
             let new = lock[name];
             if kept.contains(&new) {
-                return Err(Error::failed(format!("the lock gives number {new} to {name}, which another name has in this builder"))
-                    .next(format!("remove {name} from [users] and [groups] in tapeout.lock")));
+                return Err(Error::failed(format!(
+                    "the lock gives number {new} to {name}, which another name has in this builder"
+                ))
+                .next(format!("remove {name} from [users] and [groups] in tapeout.lock")));
             }
             if map.insert(*old, new).is_some_and(|other| other != new) {
                 return Err(Error::failed(format!("{name} shares number {old} with another new name")));
@@ -121,7 +139,9 @@ fn full(name: &str) -> Error {
 fn free(name: &str, lock: [&BTreeMap<String, u32>; 2], kept: [&BTreeSet<u32>; 2]) -> Option<u32> {
     let hex = Digest::of(name).hex();
     let start = u32::from_str_radix(&hex[..7], 16).unwrap_or(0) % COUNT;
-    (0..COUNT).map(|step| FIRST + (start + step) % COUNT).find(|number| !lock.iter().any(|l| l.values().any(|n| n == number)) && !kept.iter().any(|k| k.contains(number)))
+    (0..COUNT).map(|step| FIRST + (start + step) % COUNT).find(|number| {
+        !lock.iter().any(|l| l.values().any(|n| n == number)) && !kept.iter().any(|k| k.contains(number))
+    })
 }
 
 /// Name to number: the first and third field. What isn't of this form is left alone.
@@ -152,7 +172,12 @@ mod tests {
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\n_apt:x:100:65534::/nonexistent:/usr/sbin/nologin\n";
     const GROUP: &str = "root:x:0:\nnogroup:x:65534:\n";
 
-    fn run(passwd: &str, group: &str, users: &mut BTreeMap<String, u32>, groups: &mut BTreeMap<String, u32>) -> (String, String) {
+    fn run(
+        passwd: &str,
+        group: &str,
+        users: &mut BTreeMap<String, u32>,
+        groups: &mut BTreeMap<String, u32>,
+    ) -> (String, String) {
         let (passwd, group) = (format!("{PASSWD}{passwd}"), format!("{GROUP}{group}"));
         let before = Accounts { passwd: PASSWD.as_bytes(), group: GROUP.as_bytes() };
         let after = Accounts { passwd: passwd.as_bytes(), group: group.as_bytes() };
@@ -167,7 +192,12 @@ mod tests {
         let one = run("redis:x:101:101::/:/f\n", "redis:x:101:\n", &mut users, &mut groups);
         let (mut users2, mut groups2) = (BTreeMap::new(), BTreeMap::new());
         run("messagebus:x:101:101::/:/f\n", "messagebus:x:101:\n_ssh:x:102:\n", &mut users2, &mut groups2);
-        let two = run("messagebus:x:101:101::/:/f\nredis:x:102:103::/:/f\n", "messagebus:x:101:\n_ssh:x:102:\nredis:x:103:\n", &mut users2, &mut groups2);
+        let two = run(
+            "messagebus:x:101:101::/:/f\nredis:x:102:103::/:/f\n",
+            "messagebus:x:101:\n_ssh:x:102:\nredis:x:103:\n",
+            &mut users2,
+            &mut groups2,
+        );
         assert_eq!(users["redis"], users2["redis"]);
         assert_eq!(users["redis"], groups["redis"]);
         let line = |text: &str, name: &str| text.lines().find(|l| l.starts_with(name)).unwrap().to_string();
@@ -178,8 +208,14 @@ mod tests {
 
     #[test]
     fn fixed_numbers_stay_and_numbers_that_swap_do_not_mix() {
-        let (mut users, mut groups) = (BTreeMap::from([("a".to_string(), 101), ("b".to_string(), 102)]), BTreeMap::new());
-        let (passwd, _) = run("a:x:102:50::/:/f\nb:x:101:50::/:/f\nc:x:50:50::/:/f\nd:x:1000:1000::/:/f\n", "", &mut users, &mut groups);
+        let (mut users, mut groups) =
+            (BTreeMap::from([("a".to_string(), 101), ("b".to_string(), 102)]), BTreeMap::new());
+        let (passwd, _) = run(
+            "a:x:102:50::/:/f\nb:x:101:50::/:/f\nc:x:50:50::/:/f\nd:x:1000:1000::/:/f\n",
+            "",
+            &mut users,
+            &mut groups,
+        );
         for line in ["a:x:101:50:", "b:x:102:50:", "c:x:50:50:", "d:x:1000:1000:"] {
             assert!(passwd.contains(line), "{passwd}");
         }

@@ -23,9 +23,12 @@ use crate::tree::RootPath;
 /// The largest manifest, index or config (registries allow 4 MiB).
 const MAX_DOCUMENT: u64 = 4 << 20;
 
-const INDEX: [&str; 2] = ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
-const MANIFEST: [&str; 2] = ["application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"];
-const CONFIG: [&str; 2] = ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
+const INDEX: [&str; 2] =
+    ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
+const MANIFEST: [&str; 2] =
+    ["application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"];
+const CONFIG: [&str; 2] =
+    ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
 const LAYERS: [&str; 5] = [
     "application/vnd.oci.image.layer.v1.tar",
     "application/vnd.oci.image.layer.v1.tar+gzip",
@@ -87,13 +90,32 @@ struct DockerManifest {
 pub fn from_layout(layout: &Root, tag: Option<&str>, architecture: &str, into: &Root) -> Result<Owners> {
     let bytes = read(layout, "index.json", MAX_DOCUMENT)?;
     let index: Index = document(&bytes, None, "manifests", "layers").map_err(|e| e.context("index.json"))?;
-    let named: Vec<_> = index.manifests.iter().filter(|d| tag.is_none_or(|t| d.annotations.get("org.opencontainers.image.ref.name").is_some_and(|n| n == t))).collect();
-    let known = || index.manifests.iter().filter_map(|d| d.annotations.get("org.opencontainers.image.ref.name").map(String::as_str)).collect::<Vec<_>>().join(", ");
+    let named: Vec<_> = index
+        .manifests
+        .iter()
+        .filter(|d| tag.is_none_or(|t| d.annotations.get("org.opencontainers.image.ref.name").is_some_and(|n| n == t)))
+        .collect();
+    let known = || {
+        index
+            .manifests
+            .iter()
+            .filter_map(|d| d.annotations.get("org.opencontainers.image.ref.name").map(String::as_str))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     let descriptor = match named.as_slice() {
         [one] => *one,
-        [] => return Err(Error::request(format!("the image layout {} has no image {:?}", layout.path().display(), tag.unwrap_or_default())).next(format!("it has: {}", known()))),
+        [] => {
+            return Err(Error::request(format!(
+                "the image layout {} has no image {:?}",
+                layout.path().display(),
+                tag.unwrap_or_default()
+            ))
+            .next(format!("it has: {}", known())));
+        }
         several => platform(several.iter().copied(), architecture).ok_or_else(|| {
-            Error::request(format!("the image layout {} has several images", layout.path().display())).next(format!("name one: oci:DIR:TAG with one of {}", known()))
+            Error::request(format!("the image layout {} has several images", layout.path().display()))
+                .next(format!("name one: oci:DIR:TAG with one of {}", known()))
         })?,
     };
     let manifest = find_manifest(layout, descriptor, architecture, 0)?;
@@ -128,7 +150,10 @@ fn find_manifest(layout: &Root, descriptor: &Descriptor, architecture: &str, dep
 
 fn apply_manifest(layout: &Root, manifest: &Manifest, into: &Root) -> Result<Owners> {
     if !CONFIG.contains(&manifest.config.media_type.as_str()) {
-        return Err(Error::failed(format!("it is no container image: its config is a {:?}", manifest.config.media_type)));
+        return Err(Error::failed(format!(
+            "it is no container image: its config is a {:?}",
+            manifest.config.media_type
+        )));
     }
     let config: Config = json(&blob(layout, &manifest.config)?)?;
     if config.rootfs.diff_ids.len() != manifest.layers.len() {
@@ -137,16 +162,26 @@ fn apply_manifest(layout: &Root, manifest: &Manifest, into: &Root) -> Result<Own
     let mut owners = Owners::new();
     for (layer, diff_id) in manifest.layers.iter().zip(&config.rootfs.diff_ids) {
         if !LAYERS.contains(&layer.media_type.as_str()) || !layer.urls.is_empty() {
-            return Err(Error::failed(format!("layer {} is a {:?}, which is not read here", layer.digest, layer.media_type)));
+            return Err(Error::failed(format!(
+                "layer {} is a {:?}, which is not read here",
+                layer.digest, layer.media_type
+            )));
         }
         let file = layout.open_file(&blob_path(&layer.digest)?)?;
-        apply_layer(file.take(layer.size + 1), Some((&layer.digest, layer.size)), diff_id, into, &mut owners).map_err(|e| e.context(format!("layer {}", layer.digest)))?;
+        apply_layer(file.take(layer.size + 1), Some((&layer.digest, layer.size)), diff_id, into, &mut owners)
+            .map_err(|e| e.context(format!("layer {}", layer.digest)))?;
     }
     Ok(owners)
 }
 
 /// Applies one layer; what came out counts only if both digests are right.
-fn apply_layer(reader: impl Read + Send, stored: Option<(&Digest, u64)>, diff_id: &Digest, into: &Root, owners: &mut Owners) -> Result<()> {
+fn apply_layer(
+    reader: impl Read + Send,
+    stored: Option<(&Digest, u64)>,
+    diff_id: &Digest,
+    into: &Root,
+    owners: &mut Owners,
+) -> Result<()> {
     let options = Options { whiteouts: true, ..Options::default() };
     let failed = |e: std::io::Error| Error::failed(format!("it can't be read: {e}"));
     let (mut packed, mut plain) = (Tee::new(reader), None);
@@ -195,7 +230,13 @@ impl<R: Read> Read for Tee<R> {
 }
 
 /// An OCI archive: a layout as a tar file. It is unpacked into `scratch` first.
-pub fn from_oci_archive(file: &Path, tag: Option<&str>, architecture: &str, scratch: &Root, into: &Root) -> Result<Owners> {
+pub fn from_oci_archive(
+    file: &Path,
+    tag: Option<&str>,
+    architecture: &str,
+    scratch: &Root,
+    into: &Root,
+) -> Result<Owners> {
     unpack_archive(file, scratch)?;
     from_layout(scratch, tag, architecture, into)
 }
@@ -203,16 +244,19 @@ pub fn from_oci_archive(file: &Path, tag: Option<&str>, architecture: &str, scra
 /// A docker archive (`docker save`). It is unpacked into `scratch` first.
 pub fn from_docker_archive(file: &Path, tag: Option<&str>, scratch: &Root, into: &Root) -> Result<Owners> {
     unpack_archive(file, scratch)?;
-    let images: Vec<DockerManifest> = json(&read(scratch, "manifest.json", MAX_DOCUMENT)?).map_err(|e| e.context("manifest.json"))?;
+    let images: Vec<DockerManifest> =
+        json(&read(scratch, "manifest.json", MAX_DOCUMENT)?).map_err(|e| e.context("manifest.json"))?;
     let wanted = |image: &&DockerManifest| tag.is_none_or(|t| image.repo_tags.iter().flatten().any(|name| name == t));
     let image = match images.iter().filter(wanted).collect::<Vec<_>>().as_slice() {
         [one] => *one,
         _ => {
             let names: Vec<_> = images.iter().flat_map(|i| i.repo_tags.iter().flatten()).map(String::as_str).collect();
-            return Err(Error::request(format!("{} does not have exactly one image of that name", file.display())).next(format!("it has: {}", names.join(", "))));
+            return Err(Error::request(format!("{} does not have exactly one image of that name", file.display()))
+                .next(format!("it has: {}", names.join(", "))));
         }
     };
-    let config: Config = json(&read(scratch, &image.config, MAX_DOCUMENT)?).map_err(|e| e.context("the image's config"))?;
+    let config: Config =
+        json(&read(scratch, &image.config, MAX_DOCUMENT)?).map_err(|e| e.context("the image's config"))?;
     if config.rootfs.diff_ids.len() != image.layers.len() {
         return Err(Error::failed("the image's config and manifest have different numbers of layers"));
     }
@@ -347,7 +391,12 @@ mod tests {
     use std::path::PathBuf;
 
     fn layer(files: &[(&str, &str)]) -> Vec<u8> {
-        archive(&files.iter().map(|(name, content)| entry(&header(b'0', name, content.len() as u64), content.as_bytes())).collect::<Vec<_>>())
+        archive(
+            &files
+                .iter()
+                .map(|(name, content)| entry(&header(b'0', name, content.len() as u64), content.as_bytes()))
+                .collect::<Vec<_>>(),
+        )
     }
 
     fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -374,13 +423,28 @@ mod tests {
             let packed = [gzip(&layers[0]), zstd::encode_all(layers[1].as_slice(), 1).unwrap()];
             let types = [LAYERS[1], LAYERS[2]];
             let diff_ids: Vec<_> = layers.iter().map(|l| format!("{:?}", Digest::of(l).to_string())).collect();
-            let described: Vec<_> = packed.iter().zip(types).map(|(bytes, media_type)| image.put(media_type, bytes)).collect();
-            let config = change(format!(r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#, diff_ids.join(",")));
+            let described: Vec<_> =
+                packed.iter().zip(types).map(|(bytes, media_type)| image.put(media_type, bytes)).collect();
+            let config = change(format!(
+                r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
+                diff_ids.join(",")
+            ));
             let config = image.put(CONFIG[0], config.as_bytes());
-            let manifest = change(format!(r#"{{"schemaVersion":2,"mediaType":"{}","config":{config},"layers":[{}]}}"#, MANIFEST[0], described.join(",")));
+            let manifest = change(format!(
+                r#"{{"schemaVersion":2,"mediaType":"{}","config":{config},"layers":[{}]}}"#,
+                MANIFEST[0],
+                described.join(",")
+            ));
             let manifest = image.put(MANIFEST[0], manifest.as_bytes());
-            let named = format!(r#"{},"annotations":{{"org.opencontainers.image.ref.name":"v1"}}}}"#, &manifest[..manifest.len() - 1]);
-            std::fs::write(image.layout().join("index.json"), format!(r#"{{"schemaVersion":2,"manifests":[{named}]}}"#)).unwrap();
+            let named = format!(
+                r#"{},"annotations":{{"org.opencontainers.image.ref.name":"v1"}}}}"#,
+                &manifest[..manifest.len() - 1]
+            );
+            std::fs::write(
+                image.layout().join("index.json"),
+                format!(r#"{{"schemaVersion":2,"manifests":[{named}]}}"#),
+            )
+            .unwrap();
             image
         }
 
@@ -399,7 +463,11 @@ mod tests {
             let root = Root::open(into.path()).unwrap();
             let owners = from_layout(&Root::open(&self.layout()).unwrap(), tag, "amd64", &root)?;
             let tree = tree_of(&root, &owners, 0)?;
-            Ok(tree.changes.keys().map(|p| format!("{p}={}", std::fs::read_to_string(into.path().join(p.as_path())).unwrap())).collect())
+            Ok(tree
+                .changes
+                .keys()
+                .map(|p| format!("{p}={}", std::fs::read_to_string(into.path().join(p.as_path())).unwrap()))
+                .collect())
         }
     }
 
@@ -416,7 +484,8 @@ mod tests {
     #[test]
     fn one_flipped_byte_in_any_blob_is_found() {
         let image = Image::new();
-        let mut blobs: Vec<_> = std::fs::read_dir(image.layout().join("blobs/sha256")).unwrap().map(|e| e.unwrap().path()).collect();
+        let mut blobs: Vec<_> =
+            std::fs::read_dir(image.layout().join("blobs/sha256")).unwrap().map(|e| e.unwrap().path()).collect();
         blobs.sort();
         assert_eq!(blobs.len(), 4);
         for path in blobs {
@@ -436,12 +505,19 @@ mod tests {
 
     #[test]
     fn a_document_must_be_what_it_says_and_nothing_twice() {
-        let changes: [(&str, fn(String) -> String); 7] = [
+        type Change = (&'static str, fn(String) -> String);
+        let changes: [Change; 7] = [
             ("both an index and a manifest", |d| d.replace(r#""config""#, r#""manifests":[],"config""#)),
-            ("another media type", |d| d.replace(&format!(r#"2,"mediaType":"{}""#, MANIFEST[0]), &format!(r#"2,"mediaType":"{}""#, INDEX[0]))),
+            ("another media type", |d| {
+                d.replace(&format!(r#"2,"mediaType":"{}""#, MANIFEST[0]), &format!(r#"2,"mediaType":"{}""#, INDEX[0]))
+            }),
             ("a key twice", |d| d.replace(r#""architecture""#, r#""architecture":"arm64","architecture""#)),
-            ("a foreign layer", |d| d.replace(LAYERS[1], "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip")),
-            ("a digest that is a path", |d| if d.contains("layers\":[") { d.replace("sha256:", "sha256:../../") } else { d }),
+            ("a foreign layer", |d| {
+                d.replace(LAYERS[1], "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip")
+            }),
+            ("a digest that is a path", |d| {
+                if d.contains("layers\":[") { d.replace("sha256:", "sha256:../../") } else { d }
+            }),
             ("a diff ID of something else", |d| match d.find("sha256:").filter(|_| d.contains("diff_ids")) {
                 Some(at) => format!("{}{}{}", &d[..at], Digest::of("x"), &d[at + 71..]),
                 None => d,
@@ -475,10 +551,24 @@ mod tests {
         let manifest = r#"[{"Config":"c.json","RepoTags":["r:1"],"Layers":["l/layer.tar"]}]"#;
         let file_of = |name: &str, content: &[u8]| entry(&header(b'0', name, content.len() as u64), content);
         let docker = image.temp.path().join("docker.tar");
-        std::fs::write(&docker, archive(&[file_of("l/layer.tar", &plain), file_of("c.json", config.as_bytes()), file_of("manifest.json", manifest.as_bytes())])).unwrap();
+        std::fs::write(
+            &docker,
+            archive(&[
+                file_of("l/layer.tar", &plain),
+                file_of("c.json", config.as_bytes()),
+                file_of("manifest.json", manifest.as_bytes()),
+            ]),
+        )
+        .unwrap();
         let into = folder("into2");
         from_docker_archive(&docker, Some("r:1"), &folder("scratch2"), &into).unwrap();
         assert_eq!(std::fs::read_to_string(into.path().join("x")).unwrap(), "1");
-        assert!(from_docker_archive(&docker, Some("r:2"), &folder("scratch3"), &folder("into3")).unwrap_err().next_step().unwrap().contains("r:1"));
+        assert!(
+            from_docker_archive(&docker, Some("r:2"), &folder("scratch3"), &folder("into3"))
+                .unwrap_err()
+                .next_step()
+                .unwrap()
+                .contains("r:1")
+        );
     }
 }

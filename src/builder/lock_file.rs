@@ -71,7 +71,8 @@ impl Lock {
             Err(e) => return Err(Error::io("open", path, e)),
         };
         let mut text = String::new();
-        std::io::Read::read_to_string(&mut std::io::Read::take(file, MAX_SIZE), &mut text).map_err(|e| Error::io("read", path, e))?;
+        std::io::Read::read_to_string(&mut std::io::Read::take(file, MAX_SIZE), &mut text)
+            .map_err(|e| Error::io("read", path, e))?;
         Self::parse(&text, &path.display().to_string()).map(Some)
     }
 
@@ -101,12 +102,16 @@ impl Lock {
     }
 
     /// The named packages and all that they need, sorted by name.
-    pub fn closure<'a>(&'a self, names: impl IntoIterator<Item = &'a str>) -> Result<BTreeMap<&'a str, &'a LockedPackage>> {
+    pub fn closure<'a>(
+        &'a self,
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> Result<BTreeMap<&'a str, &'a LockedPackage>> {
         let mut closed = BTreeMap::new();
         let mut todo: Vec<&str> = names.into_iter().collect();
         while let Some(name) = todo.pop() {
             let package = self.packages.get(name).ok_or_else(|| {
-                Error::failed(format!("package {name} is not in the lock")).next("build without --locked, so that it is added")
+                Error::failed(format!("package {name} is not in the lock"))
+                    .next("build without --locked, so that it is added")
             })?;
             if closed.insert(package.name.as_str(), package).is_none() {
                 todo.extend(package.depends.iter().map(String::as_str));
@@ -134,10 +139,18 @@ impl Lock {
 
     /// As it is written to disk.
     pub fn to_text(&self) -> String {
-        let mut out = String::from("# tapeout.lock: exact packages of the builder. Written by tapeout; keep it under version control.\n");
+        let mut out = String::from(
+            "# tapeout.lock: exact packages of the builder. Written by tapeout; keep it under version control.\n",
+        );
         let quoted = |text: &str| toml::Value::String(text.into()).to_string();
-        let list = |names: &BTreeSet<String>| format!("[{}]", names.iter().map(|n| quoted(n)).collect::<Vec<_>>().join(", "));
-        let _ = writeln!(out, "version = {FORMAT}\narchitecture = {}\nsuite = {}", quoted(&self.architecture), quoted(&self.suite));
+        let list =
+            |names: &BTreeSet<String>| format!("[{}]", names.iter().map(|n| quoted(n)).collect::<Vec<_>>().join(", "));
+        let _ = writeln!(
+            out,
+            "version = {FORMAT}\narchitecture = {}\nsuite = {}",
+            quoted(&self.architecture),
+            quoted(&self.suite)
+        );
         for (title, numbers) in [("users", &self.users), ("groups", &self.groups)] {
             if !numbers.is_empty() {
                 let _ = writeln!(out, "\n[{title}]");
@@ -147,12 +160,27 @@ impl Lock {
             }
         }
         for pin in &self.index {
-            let _ = writeln!(out, "\n[[index]]\nsuite = {}\ncomponent = {}\ndate = {}\nsha256 = {}\nsize = {}",
-                quoted(&pin.suite), quoted(&pin.component), quoted(&pin.date), quoted(&pin.sha256), pin.size);
+            let _ = writeln!(
+                out,
+                "\n[[index]]\nsuite = {}\ncomponent = {}\ndate = {}\nsha256 = {}\nsize = {}",
+                quoted(&pin.suite),
+                quoted(&pin.component),
+                quoted(&pin.date),
+                quoted(&pin.sha256),
+                pin.size
+            );
         }
         for package in self.packages.values() {
-            let _ = writeln!(out, "\n[[package]]\nname = {}\nversion = {}\nsha256 = {}\nsize = {}\nfile = {}\nsuite = {}",
-                quoted(&package.name), quoted(&package.version), quoted(&package.digest.hex()), package.size, quoted(&package.file), quoted(&package.suite));
+            let _ = writeln!(
+                out,
+                "\n[[package]]\nname = {}\nversion = {}\nsha256 = {}\nsize = {}\nfile = {}\nsuite = {}",
+                quoted(&package.name),
+                quoted(&package.version),
+                quoted(&package.digest.hex()),
+                package.size,
+                quoted(&package.file),
+                quoted(&package.suite)
+            );
             if package.base {
                 out.push_str("base = true\n");
             }
@@ -211,13 +239,20 @@ impl Reader<'_> {
         let line = before.matches('\n').count();
         let column = before.rsplit('\n').next().unwrap_or_default().chars().count();
         let source = self.text.lines().nth(line).map(String::from);
-        let length = self.text.get(span.clone()).map_or(1, |t| t.lines().next().unwrap_or_default().chars().count()).max(1);
+        let length =
+            self.text.get(span.clone()).map_or(1, |t| t.lines().next().unwrap_or_default().chars().count()).max(1);
         let place = Place { file: self.file.into(), line: line + 1, column: column + 1, length, source };
-        Error::request(format!("the lock can't be read: {what}")).at(place, "").next("restore it from version control, or remove it to make a new one")
+        Error::request(format!("the lock can't be read: {what}"))
+            .at(place, "")
+            .next("restore it from version control, or remove it to make a new one")
     }
 
     fn check(&self, text: &Spanned<String>, good: bool, what: &str) -> Result<String> {
-        if good { Ok(text.get_ref().clone()) } else { Err(self.error(&text.span(), format!("not {what}: {:?}", text.get_ref()))) }
+        if good {
+            Ok(text.get_ref().clone())
+        } else {
+            Err(self.error(&text.span(), format!("not {what}: {:?}", text.get_ref())))
+        }
     }
 
     fn lock(&self, written: Written) -> Result<Lock> {
@@ -226,7 +261,11 @@ impl Reader<'_> {
             return Err(self.error(&written.version.span(), what));
         }
         let mut lock = Lock {
-            architecture: self.check(&written.architecture, is_name(written.architecture.get_ref()), "an architecture")?,
+            architecture: self.check(
+                &written.architecture,
+                is_name(written.architecture.get_ref()),
+                "an architecture",
+            )?,
             suite: self.check(&written.suite, is_suite(written.suite.get_ref()), "a suite")?,
             users: self.numbers(written.users)?,
             groups: self.numbers(written.groups)?,
@@ -234,7 +273,10 @@ impl Reader<'_> {
         };
         for pin in written.index {
             let (span, pin) = (pin.span(), pin.into_inner());
-            let good = is_suite(&pin.suite) && is_name(&pin.component) && Digest::from_hex(&pin.sha256).is_ok() && parse_time(&pin.date).is_some();
+            let good = is_suite(&pin.suite)
+                && is_name(&pin.component)
+                && Digest::from_hex(&pin.sha256).is_ok()
+                && parse_time(&pin.date).is_some();
             if !good {
                 return Err(self.error(&span, "not an index".into()));
             }
@@ -261,7 +303,8 @@ impl Reader<'_> {
         Ok(LockedPackage {
             name: self.check(&written.name, is_name(written.name.get_ref()), "a package")?,
             version: self.check(&written.version, version(written.version.get_ref()).is_some(), "a version")?,
-            digest: Digest::from_hex(written.sha256.get_ref()).map_err(|_| self.error(&written.sha256.span(), "not a SHA-256 digest".into()))?,
+            digest: Digest::from_hex(written.sha256.get_ref())
+                .map_err(|_| self.error(&written.sha256.span(), "not a SHA-256 digest".into()))?,
             size: written.size,
             file: self.check(&written.file, is_pool_path(written.file.get_ref()), "a path in an archive")?,
             suite: self.check(&written.suite, is_suite(written.suite.get_ref()), "a suite")?,
@@ -288,7 +331,9 @@ impl Reader<'_> {
 
 /// `bookworm`, `bookworm-security`, `buster/updates`.
 pub fn is_suite(text: &str) -> bool {
-    !text.is_empty() && text.len() < 128 && text.split('/').all(|part| !part.is_empty() && !part.starts_with('.'))
+    !text.is_empty()
+        && text.len() < 128
+        && text.split('/').all(|part| !part.is_empty() && !part.starts_with('.'))
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._/".contains(&b))
 }
 
@@ -298,8 +343,15 @@ mod tests {
 
     fn package(name: &str, depends: &[&str]) -> LockedPackage {
         LockedPackage {
-            name: name.into(), version: "1:1.0-1".into(), digest: Digest::of(name), size: 3, file: format!("pool/main/{name}.deb"), suite: "bookworm".into(),
-            base: name == "base", depends: depends.iter().map(|d| d.to_string()).collect(), before: BTreeSet::new(),
+            name: name.into(),
+            version: "1:1.0-1".into(),
+            digest: Digest::of(name),
+            size: 3,
+            file: format!("pool/main/{name}.deb"),
+            suite: "bookworm".into(),
+            base: name == "base",
+            depends: depends.iter().map(|d| d.to_string()).collect(),
+            before: BTreeSet::new(),
         }
     }
 
@@ -308,7 +360,13 @@ mod tests {
         Lock {
             architecture: "amd64".into(),
             suite: "bookworm".into(),
-            index: vec![Pinned { suite: "bookworm".into(), component: "main".into(), date: "2026-07-11T10:16:37Z".into(), sha256: Digest::of("i").hex(), size: 9 }],
+            index: vec![Pinned {
+                suite: "bookworm".into(),
+                component: "main".into(),
+                date: "2026-07-11T10:16:37Z".into(),
+                sha256: Digest::of("i").hex(),
+                size: 9,
+            }],
             users: BTreeMap::from([("redis".into(), 412), ("_ssh.x y".into(), 413)]),
             groups: BTreeMap::from([("redis".into(), 412)]),
             packages: packages.into_iter().map(|p| (p.name.clone(), p)).collect(),

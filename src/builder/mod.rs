@@ -62,7 +62,8 @@ impl std::str::FromStr for From {
 
     fn from_str(text: &str) -> Result<Self> {
         let bad = |why: &str| {
-            Error::request(format!("a builder can't be made from {text:?}")).why(why)
+            Error::request(format!("a builder can't be made from {text:?}"))
+                .why(why)
                 .next("write debian:SUITE, tar:FILE, dir:DIR, oci:DIR[:TAG], oci-archive:FILE or docker-archive:FILE")
         };
         let (kind, rest) = text.split_once(':').ok_or_else(|| bad("it has no kind before a colon"))?;
@@ -87,15 +88,6 @@ impl std::str::FromStr for From {
     }
 }
 
-/// A file of the host that a step sees.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Bind {
-    /// On the host.
-    pub host: PathBuf,
-    /// Absolute, in the sandbox; read-only.
-    pub inside: String,
-}
-
 /// Steps to run in the sandbox.
 #[derive(Debug, Clone)]
 pub struct Run {
@@ -105,8 +97,6 @@ pub struct Run {
     pub steps: Vec<Step>,
     /// Besides the sandbox's own.
     pub environment: BTreeMap<String, String>,
-    /// Files they see.
-    pub binds: Vec<Bind>,
     /// The time of the changeset.
     pub time: i64,
 }
@@ -162,13 +152,23 @@ pub fn ensure_lock(request: &Request) -> Result<Lock> {
     let lock = match &old {
         Some(old) if !request.update => {
             if (old.suite.as_str(), old.architecture.as_str()) != (archive.suite, archive.architecture) {
-                return Err(Error::request(format!("{} is for {} on {}, and the builder is {} on {}", request.lock.display(), old.suite, old.architecture, archive.suite, archive.architecture))
-                    .next("remove it, or run tapeout bootstrap --update"));
+                return Err(Error::request(format!(
+                    "{} is for {} on {}, and the builder is {} on {}",
+                    request.lock.display(),
+                    old.suite,
+                    old.architecture,
+                    archive.suite,
+                    archive.architecture
+                ))
+                .next("remove it, or run tapeout bootstrap --update"));
             }
             let mut lock = old.clone();
             let unlocked = lock.unlocked(request.packages);
             if request.locked && !unlocked.is_empty() {
-                return Err(stale(format!("the lock does not have these packages: {}", unlocked.into_iter().cloned().collect::<Vec<_>>().join(", "))));
+                return Err(stale(format!(
+                    "the lock does not have these packages: {}",
+                    unlocked.into_iter().cloned().collect::<Vec<_>>().join(", ")
+                )));
             }
             archive.extend(&mut lock, request.packages)?;
             lock
@@ -193,7 +193,12 @@ fn make_debian(request: &Request, configure: &dyn Configure) -> Result<Builder> 
     }
     let unpacked = unpacked(request, &packages, &part, time)?;
     request.progress.phase("configure", packages.len(), 0);
-    let run = Run { lower: vec![unpacked], steps: debian::install::configure_steps(), environment: debian::install::environment(), binds: vec![], time };
+    let run = Run {
+        lower: vec![unpacked],
+        steps: debian::install::configure_steps(),
+        environment: debian::install::environment(),
+        time,
+    };
     let configured = configure.run(&run)?;
     Ok(Builder {
         tag: request.tag.into(),
@@ -229,7 +234,8 @@ pub fn current(request: &Request, lock: Option<&Lock>, time: i64) -> Result<Opti
 fn unpacked(request: &Request, packages: &[&LockedPackage], part: &Digest, time: i64) -> Result<Digest> {
     let store = request.archive.store;
     let key = Digest::of(format!("tapeout unpacked 1\n{part}\n{time}\n"));
-    let known = store.action(&key).and_then(|bytes| String::from_utf8(bytes).ok()).and_then(|text| text.parse::<Digest>().ok());
+    let known =
+        store.action(&key).and_then(|bytes| String::from_utf8(bytes).ok()).and_then(|text| text.parse::<Digest>().ok());
     if let Some(known) = known.filter(|digest| store.has_changeset(digest)) {
         return Ok(known);
     }
@@ -239,32 +245,6 @@ fn unpacked(request: &Request, packages: &[&LockedPackage], part: &Digest, time:
     store.keep_changeset(digest, unpacked.changeset, &unpacked.files)?;
     store.record_action(&key, digest.to_string().as_bytes())?;
     Ok(digest)
-}
-
-/// What installs a union of packages into a builder: the run for the sandbox, and the packages that it
-/// adds. `None`: all of them are in the builder. The packages are brought into the store first.
-pub fn installation(builder: &Builder, lock: &Lock, union: &[String], archive: &Archive, time: i64, progress: &dyn Progress) -> Result<Option<(Run, Vec<LockedPackage>)>> {
-    let missing = lock.missing(union, &builder.packages)?;
-    if missing.is_empty() {
-        return Ok(None);
-    }
-    if missing.iter().any(|p| !archive.store.has_blob(&p.digest)) {
-        download(&missing.iter().collect::<Vec<_>>(), &archive.sources()?, archive.http, archive.store, progress)?;
-    }
-    let bind = |p: &LockedPackage| Bind { host: archive.store.blob_path(&p.digest), inside: format!("{}/{}.deb", debian::install::DEBS, p.name) };
-    let run = Run {
-        lower: builder.changesets.clone(),
-        steps: debian::install::install_steps(&missing),
-        environment: debian::install::environment(),
-        binds: missing.iter().map(bind).collect(),
-        time,
-    };
-    Ok(Some((run, missing)))
-}
-
-/// On a builder without a lock `packages` is a check: those that aren't installed.
-pub fn not_installed<'a>(builder: &Builder, packages: &'a [String]) -> Vec<&'a String> {
-    packages.iter().filter(|name| !builder.packages.contains_key(*name)).collect()
 }
 
 fn make_rootfs(request: &Request) -> Result<Builder> {
@@ -283,7 +263,14 @@ fn make_rootfs(request: &Request) -> Result<Builder> {
     store.keep_changeset(digest, changeset, &files)?;
     // A folder of the host is as it is today.
     let reproducible = !matches!(request.from, From::Folder(_));
-    Ok(Builder { tag: request.tag.into(), from: request.written.into(), changesets: vec![digest], packages, lock: None, reproducible })
+    Ok(Builder {
+        tag: request.tag.into(),
+        from: request.written.into(),
+        changesets: vec![digest],
+        packages,
+        lock: None,
+        reproducible,
+    })
 }
 
 fn unpack_rootfs(request: &Request, root: &Root, archive: impl Fn() -> Result<Root>) -> Result<Owners> {
@@ -307,7 +294,10 @@ mod tests {
         let parse = |text: &str| text.parse::<From>();
         assert_eq!(parse("debian:bookworm").unwrap(), From::Debian("bookworm".into()));
         assert_eq!(parse("oci:a/b:v1").unwrap(), From::Layout("a/b".into(), Some("v1".into())));
-        assert_eq!(parse("docker-archive:x.tar:repo/name:1").unwrap(), From::DockerArchive("x.tar".into(), Some("repo/name:1".into())));
+        assert_eq!(
+            parse("docker-archive:x.tar:repo/name:1").unwrap(),
+            From::DockerArchive("x.tar".into(), Some("repo/name:1".into()))
+        );
         assert_eq!(parse("tar:a:b.tar").unwrap(), From::Tar("a:b.tar".into()));
         for bad in ["bookworm", "debian:", "debian:../x", "debian:a b", "ftp:x", "host:x"] {
             let error = parse(bad).unwrap_err();

@@ -30,7 +30,11 @@ pub fn unpack_file(path: &Path, into: &Root, options: &Options, owners: &mut Own
     let mut start = [0; 4];
     let n = std::io::Read::read(&mut file, &mut start).map_err(|e| Error::io("read", path, e))?;
     std::io::Seek::rewind(&mut file).map_err(|e| Error::io("seek", path, e))?;
-    if is_zip(&start[..n]) { unpack_zip(file, into, options, owners) } else { unpack(file, into, options, owners, &mut |_| {}) }
+    if is_zip(&start[..n]) {
+        unpack_zip(file, into, options, owners)
+    } else {
+        unpack(file, into, options, owners, &mut |_| {})
+    }
 }
 
 /// Copies a folder of the host. Its owners are as the caller sees them: what isn't mapped in the
@@ -99,7 +103,11 @@ impl Copy<'_> {
             SFlag::S_IFCHR | SFlag::S_IFBLK => {
                 file::create_file_at(to, name, mode & 0o777)?;
                 let (major, minor) = (nix::sys::stat::major(stat.st_rdev), nix::sys::stat::minor(stat.st_rdev));
-                device = Some(Node::Device { character: file::kind(stat) == SFlag::S_IFCHR, major: major as u32, minor: minor as u32 });
+                device = Some(Node::Device {
+                    character: file::kind(stat) == SFlag::S_IFCHR,
+                    major: major as u32,
+                    minor: minor as u32,
+                });
             }
             // Nobody listens at a socket that was copied.
             _ => return Ok(()),
@@ -110,9 +118,11 @@ impl Copy<'_> {
                 xattrs.insert(attribute, value);
             }
         }
-        let root = |id: u32| if id == NOT_MAPPED { 0 } else { id };
+        let own = |id: u32, mine: u32| if id == NOT_MAPPED || id == mine { 0 } else { id };
+        let (uid, gid) =
+            (own(stat.st_uid, nix::unistd::geteuid().as_raw()), own(stat.st_gid, nix::unistd::getegid().as_raw()));
         let mode = if file::kind(stat) == SFlag::S_IFLNK { 0o777 } else { mode };
-        let owner = Owner { uid: root(stat.st_uid), gid: root(stat.st_gid), mode, xattrs: kept_xattrs(&xattrs), device, content, implied: false };
+        let owner = Owner { uid, gid, mode, xattrs: kept_xattrs(&xattrs), device, content, implied: false };
         self.owners.insert(path, owner);
         Ok(())
     }
@@ -161,7 +171,8 @@ pub fn installed_packages(root: &Root) -> Result<BTreeMap<String, String>> {
         return Ok(installed);
     }
     let mut bytes = vec![];
-    std::io::Read::read_to_end(&mut std::io::Read::take(root.open_file(&path)?, 256 << 20), &mut bytes).map_err(|e| Error::io("read", path.below(root.path()), e))?;
+    std::io::Read::read_to_end(&mut std::io::Read::take(root.open_file(&path)?, 256 << 20), &mut bytes)
+        .map_err(|e| Error::io("read", path.below(root.path()), e))?;
     for stanza in String::from_utf8_lossy(&bytes).split("\n\n") {
         let field = |name: &str| stanza.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(": ")).map(str::trim);
         if let (Some(name), Some(version), Some(status)) = (field("Package"), field("Version"), field("Status"))

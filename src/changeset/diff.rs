@@ -61,7 +61,8 @@ pub fn capture(upper: &Root, below: &Stack, recorded: &[Recorded], options: &Opt
     };
     walk.all()?;
     let Walk { found: changes, inodes, opaque, .. } = walk;
-    let mut captured = Captured { upper: upper.clone(), below: below.clone(), time: options.time, changes, hashed: BTreeMap::new() };
+    let mut captured =
+        Captured { upper: upper.clone(), below: below.clone(), time: options.time, changes, hashed: BTreeMap::new() };
     // Before anything is dropped: what is the same as below is not gone.
     for folder in &opaque {
         captured.expand(folder)?;
@@ -134,7 +135,14 @@ impl Walk<'_> {
         Ok(folder)
     }
 
-    fn entry(&mut self, dir: BorrowedFd, name: &[u8], path: &RootPath, stat: &FileStat, attributes: Attributes) -> Result<Entry> {
+    fn entry(
+        &mut self,
+        dir: BorrowedFd,
+        name: &[u8],
+        path: &RootPath,
+        stat: &FileStat,
+        attributes: Attributes,
+    ) -> Result<Entry> {
         let kind = file::kind(stat);
         let mut node = match kind {
             SFlag::S_IFREG => Node::File { size: stat.st_size as u64, digest: unread(), group: None },
@@ -174,7 +182,9 @@ impl Walk<'_> {
         let Some(model) = places::keeps_owner(path) else { return Ok(()) };
         let below = self.owners.below;
         let Some((as_was, _)) = below.get(path).or_else(|| below.get(&model)) else { return Ok(()) };
-        if (entry.uid, entry.gid) != (0, 0) || !matches!((&as_was.node, &entry.node), (Node::File { .. }, Node::File { .. })) {
+        if (entry.uid, entry.gid) != (0, 0)
+            || !matches!((&as_was.node, &entry.node), (Node::File { .. }, Node::File { .. }))
+        {
             return Ok(());
         }
         (entry.uid, entry.gid) = (as_was.uid, as_was.gid);
@@ -212,9 +222,12 @@ impl Attributes {
         for attribute in file::list_xattrs(dir, name)? {
             let value = || file::get_xattr(dir, name, &attribute).map(Option::unwrap_or_default);
             if attribute.starts_with(ESCAPED) {
-                return Err(Error::failed(format!("a rule set the attribute {} on {path}", String::from_utf8_lossy(&attribute[8..])))
-                    .why("overlay file systems read such attributes as orders")
-                    .next("remove it in the rule: setfattr -x NAME FILE"));
+                return Err(Error::failed(format!(
+                    "a rule set the attribute {} on {path}",
+                    String::from_utf8_lossy(&attribute[8..])
+                ))
+                .why("overlay file systems read such attributes as orders")
+                .next("remove it in the rule: setfattr -x NAME FILE"));
             }
             match attribute.as_slice() {
                 b"user.overlay.opaque" => found.opaque = value()? == b"y",
@@ -287,9 +300,21 @@ impl<'a> Owners<'a> {
         Self { below, recorded, owner, times, foreign: None }
     }
 
-    fn of(&mut self, dir: BorrowedFd, name: &[u8], path: &RootPath, node: &Node, stat: &FileStat, copied_up: bool) -> Result<Facts> {
+    fn of(
+        &mut self,
+        dir: BorrowedFd,
+        name: &[u8],
+        path: &RootPath,
+        node: &Node,
+        stat: &FileStat,
+        copied_up: bool,
+    ) -> Result<Facts> {
         let (uid, gid) = self.owner;
-        let mut facts = self.inherited(path, node, (stat.st_atime, stat.st_atime_nsec), copied_up).unwrap_or(Facts { uid, gid, device: None });
+        let mut facts = self.inherited(path, node, (stat.st_atime, stat.st_atime_nsec), copied_up).unwrap_or(Facts {
+            uid,
+            gid,
+            device: None,
+        });
         if !self.recorded.is_empty() {
             let fd = file::open_at(dir, name, OFlag::O_PATH)?;
             if let Some(recorded) = self.recorded.get(file::handle(fd.as_fd())?.as_slice()) {
@@ -319,7 +344,8 @@ impl<'a> Owners<'a> {
         }
         let roots = (!special).then_some(Facts { uid: 0, gid: 0, device: None });
         if access.1 != 0 && self.times.contains(&access.0) {
-            let from = self.foreign().get(&access).and_then(|all| all.iter().find(|entry| may_become(&entry.node, node)));
+            let from =
+                self.foreign().get(&access).and_then(|all| all.iter().find(|entry| may_become(&entry.node, node)));
             return from.map(|entry| Facts::of(entry)).or(roots);
         }
         here.map(|(entry, _)| Facts::of(entry)).or(roots)
@@ -380,7 +406,9 @@ impl Captured {
 
     /// Replaces the content of a file that changed; its mode, owner and attributes stay.
     pub fn replace_file(&mut self, path: &RootPath, bytes: &[u8]) -> Result<()> {
-        let Some(Entry { node: Node::File { size, digest, group }, mode, xattrs, .. }) = self.changes.get_mut(path).and_then(|c| c.now.as_mut()) else {
+        let Some(Entry { node: Node::File { size, digest, group }, mode, xattrs, .. }) =
+            self.changes.get_mut(path).and_then(|c| c.now.as_mut())
+        else {
             return Err(Error::failed(format!("{path} is no file of this changeset")));
         };
         (*size, *digest, *group) = (bytes.len() as u64, Digest::of(bytes), None);
@@ -418,13 +446,14 @@ impl Captured {
         for (path, change) in &mut self.changes {
             let Some(now) = &mut change.now else { continue };
             let Some((was, _)) = self.below.get(path) else { continue };
-            if now.is_folder() || (now.mode, now.uid, now.gid, &now.xattrs) != (was.mode, was.uid, was.gid, &was.xattrs) {
+            if now.is_folder() || (now.mode, now.uid, now.gid, &now.xattrs) != (was.mode, was.uid, was.gid, &was.xattrs)
+            {
                 continue;
             }
             if let (Node::File { size, digest, .. }, Node::File { size: size_was, .. }) = (&mut now.node, &was.node)
                 && size == size_was
             {
-                *digest = hash(self.upper.open_file(path)?, path, &mut buffer, &mut |_| Ok(()))?;
+                *digest = hash(self.upper.open_file(path)?, *size, path, &mut buffer, &mut |_| Ok(()))?;
                 self.hashed.insert(path.clone(), *digest);
             }
             if now.same_as(was) {
@@ -471,7 +500,9 @@ impl Captured {
         groups.sort();
         for (number, names) in (0u32..).zip(groups) {
             for (i, name) in names.iter().enumerate() {
-                if let Some(Entry { node: Node::File { group, .. }, .. }) = self.changes.get_mut(name).and_then(|c| c.now.as_mut()) {
+                if let Some(Entry { node: Node::File { group, .. }, .. }) =
+                    self.changes.get_mut(name).and_then(|c| c.now.as_mut())
+                {
                     *group = Some(number);
                 }
                 if i > 0 {
@@ -516,7 +547,8 @@ impl Captured {
     /// (`ovl_path_check_origin_xattr` in fs/overlayfs/inode.c).
     fn mark_whiteouts(&self) -> Result<()> {
         let removed = self.changes.iter().filter(|(_, change)| change.now.is_none());
-        let folders: BTreeSet<RootPath> = removed.filter_map(|(path, _)| path.parent()).filter(|folder| !folder.is_root()).collect();
+        let folders: BTreeSet<RootPath> =
+            removed.filter_map(|(path, _)| path.parent()).filter(|folder| !folder.is_root()).collect();
         for folder in folders {
             let dir = self.upper.folder(&folder.parent().unwrap_or_default())?;
             file::set_xattr(dir.as_fd(), folder.name(), ORIGIN, b"")?;
@@ -533,8 +565,9 @@ impl Captured {
         let hashed = &mut self.hashed;
         let upper = &self.upper;
         let mut buffer = vec![];
-        let mut give = |path: &RootPath, _: &Entry, put: &mut dyn FnMut(&[u8]) -> Result<()>| {
-            let digest = hash(upper.open_file(path)?, path, &mut buffer, put)?;
+        let mut give = |path: &RootPath, entry: &Entry, put: &mut dyn FnMut(&[u8]) -> Result<()>| {
+            let size = if let Node::File { size, .. } = entry.node { size } else { 0 };
+            let digest = hash(upper.open_file(path)?, size, path, &mut buffer, put)?;
             hashed.insert(path.clone(), digest);
             Ok(())
         };
@@ -587,8 +620,16 @@ fn fill_in(changeset: &mut Changeset, hashed: &BTreeMap<RootPath, Digest>) -> Re
 }
 
 /// Reads a file once: for its digest, and for `put`.
-fn hash(mut file: File, path: &RootPath, buffer: &mut Vec<u8>, put: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<Digest> {
-    buffer.resize(PIECE, 0);
+fn hash(
+    mut file: File,
+    size: u64,
+    path: &RootPath,
+    buffer: &mut Vec<u8>,
+    put: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<Digest> {
+    // No larger than needed: filling it is most of the time that a trivial rule's capture takes.
+    let enough = usize::try_from(size).unwrap_or(PIECE).clamp(4096, PIECE);
+    buffer.resize(enough.max(buffer.len()), 0);
     let mut hashing = Hashing::new(io::sink());
     loop {
         match file.read(buffer) {
@@ -726,7 +767,13 @@ mod tests {
             let (_, layer) = self.stack.get(&path(from)).unwrap();
             let stat = self.files(&layer.digest).unwrap().stat(&path(from)).unwrap().unwrap();
             self.attribute(at, "user.overlay.origin", b"");
-            file::set_times_at(File::open(&self.upper).unwrap().as_fd(), at.as_bytes(), (stat.st_atime, stat.st_atime_nsec), 1).unwrap();
+            file::set_times_at(
+                File::open(&self.upper).unwrap().as_fd(),
+                at.as_bytes(),
+                (stat.st_atime, stat.st_atime_nsec),
+                1,
+            )
+            .unwrap();
         }
 
         /// Captures with records, and puts the changeset on the stack.
@@ -759,7 +806,10 @@ mod tests {
         snapshot.write("etc/a", "1");
         snapshot.write("etc/b", "1");
         snapshot.write("usr/bin/x", "1");
-        assert_eq!(told(&snapshot.stacked()), ["+ /etc", "+ /etc/a", "+ /etc/b", "+ /usr", "+ /usr/bin", "+ /usr/bin/x"]);
+        assert_eq!(
+            told(&snapshot.stacked()),
+            ["+ /etc", "+ /etc/a", "+ /etc/b", "+ /usr", "+ /usr/bin", "+ /usr/bin/x"]
+        );
         snapshot.write("etc/a", "2");
         snapshot.write("etc/c", "1");
         snapshot.whiteout("etc/b");
@@ -814,7 +864,10 @@ mod tests {
             snapshot.write(at, "1");
         }
         let told = told(&snapshot.named().0);
-        assert_eq!(told, ["+ /dev", "+ /proc", "+ /run", "+ /sys", "+ /tmp", "+ /var", "+ /var/tmp", "+ /var/tmp/kept"]);
+        assert_eq!(
+            told,
+            ["+ /dev", "+ /proc", "+ /run", "+ /sys", "+ /tmp", "+ /var", "+ /var/tmp", "+ /var/tmp/kept"]
+        );
     }
 
     #[test]
@@ -824,7 +877,11 @@ mod tests {
             snapshot.write(name, if name == "null" { "" } else { name });
         }
         let record = |at: &str, uid, gid, device| Recorded { handle: snapshot.identity(at), uid, gid, device };
-        let recorded = [record("www", Some(33), Some(34), None), record("mail", Some(8), None, None), record("null", None, None, Some((true, 1, 3)))];
+        let recorded = [
+            record("www", Some(33), Some(34), None),
+            record("mail", Some(8), None, None),
+            record("null", None, None, Some((true, 1, 3))),
+        ];
         snapshot.stacked_with(&recorded);
         let (below, _) = snapshot.stack.get(&path("mail")).unwrap();
         assert_eq!((below.uid, below.gid), (8, 0));
@@ -889,7 +946,8 @@ mod tests {
     fn the_name_is_that_of_the_stream_and_depends_on_nothing_else() {
         let names = |reverse: bool| {
             let snapshot = Snapshot::new();
-            let mut files: Vec<_> = (0..50).map(|i| (format!("d{}/f{i}", i % 7), format!("{i}").repeat(i * 100))).collect();
+            let mut files: Vec<_> =
+                (0..50).map(|i| (format!("d{}/f{i}", i % 7), format!("{i}").repeat(i * 100))).collect();
             if reverse {
                 files.reverse();
             }
@@ -910,7 +968,10 @@ mod tests {
         snapshot.write("big", &"0123456789abcdef".repeat((ONE_THREAD as usize + 4096) / 16));
         let (changeset, digest) = snapshot.named();
         let mut out = vec![];
-        tar_writer::canonical(&changeset, &mut out, &mut |path, _, put| put(&fs::read(path.below(&snapshot.upper)).unwrap())).unwrap();
+        tar_writer::canonical(&changeset, &mut out, &mut |path, _, put| {
+            put(&fs::read(path.below(&snapshot.upper)).unwrap())
+        })
+        .unwrap();
         assert_eq!(Digest::of(&out), digest);
     }
 
@@ -927,7 +988,9 @@ mod tests {
         assert!(captured.replace_file(&path("etc/other"), b"").is_err());
         let (changeset, _) = captured.name().unwrap();
         assert_eq!(told(&changeset), ["  /etc", "+ /etc/group"]);
-        assert!(matches!(changeset.changes[&path("etc/group")].now.as_ref().unwrap().node, Node::File { size: 2, digest, .. } if digest == Digest::of("yy")));
+        assert!(
+            matches!(changeset.changes[&path("etc/group")].now.as_ref().unwrap().node, Node::File { size: 2, digest, .. } if digest == Digest::of("yy"))
+        );
     }
 
     #[test]
@@ -935,7 +998,8 @@ mod tests {
         let mut snapshot = Snapshot::new();
         snapshot.write("etc/shadow", "1");
         fs::set_permissions(snapshot.upper.join("etc/shadow"), fs::Permissions::from_mode(0o640)).unwrap();
-        let recorded = [Recorded { handle: snapshot.identity("etc/shadow"), uid: Some(0), gid: Some(42), device: None }];
+        let recorded =
+            [Recorded { handle: snapshot.identity("etc/shadow"), uid: Some(0), gid: Some(42), device: None }];
         snapshot.stacked_with(&recorded);
         snapshot.write("etc/shadow", "2");
         snapshot.write("etc/shadow-", "1");

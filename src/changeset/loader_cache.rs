@@ -120,7 +120,9 @@ fn order(a: &Library, b: &Library) -> Ordering {
 fn compare_names(mut a: &[u8], mut b: &[u8]) -> Ordering {
     fn digits(text: &mut &[u8]) -> u128 {
         let count = text.iter().take_while(|b| b.is_ascii_digit()).count();
-        let value = text[..count].iter().fold(0u128, |sum, digit| sum.saturating_mul(10).saturating_add(u128::from(digit - b'0')));
+        let value = text[..count]
+            .iter()
+            .fold(0u128, |sum, digit| sum.saturating_mul(10).saturating_add(u128::from(digit - b'0')));
         *text = &text[count..];
         value
     }
@@ -202,7 +204,14 @@ mod tests {
 
     fn library(name: &str, path: &str, folder: Option<&str>) -> Library {
         let hardware = if folder.is_some() { BY_FOLDER } else { 0 };
-        Library { flags: 0x303, name: name.into(), path: path.into(), version: 0, hardware, folder: folder.map(|f| f.as_bytes().to_vec()) }
+        Library {
+            flags: 0x303,
+            name: name.into(),
+            path: path.into(),
+            version: 0,
+            hardware,
+            folder: folder.map(|f| f.as_bytes().to_vec()),
+        }
     }
 
     fn cache(libraries: &[Library]) -> Vec<u8> {
@@ -213,8 +222,15 @@ mod tests {
 
     #[test]
     fn the_libraries_of_both_are_there_in_the_loaders_order() {
-        let one = cache(&[library("libz.so.1", "/lib/libz.so.1", None), library("liba.so.2", "/usr/local/lib/liba.so.2", None)]);
-        let other = cache(&[library("libz.so.1", "/lib/libz.so.1", None), library("liba.so.10", "/opt/liba.so.10", None), library("liba.so.2", "/opt/hw/liba.so.2", Some("x86-64-v3"))]);
+        let one = cache(&[
+            library("libz.so.1", "/lib/libz.so.1", None),
+            library("liba.so.2", "/usr/local/lib/liba.so.2", None),
+        ]);
+        let other = cache(&[
+            library("libz.so.1", "/lib/libz.so.1", None),
+            library("liba.so.10", "/opt/liba.so.10", None),
+            library("liba.so.2", "/opt/hw/liba.so.2", Some("x86-64-v3")),
+        ]);
         let (_, all) = parse(&union(&one, &other).unwrap()).unwrap();
         let paths: Vec<_> = all.iter().map(|l| String::from_utf8_lossy(&l.path).into_owned()).collect();
         assert_eq!(paths, ["/lib/libz.so.1", "/opt/liba.so.10", "/opt/hw/liba.so.2", "/usr/local/lib/liba.so.2"]);
@@ -242,8 +258,15 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let more = cache(&[library("libtapeout-test.so.1", "/opt/libtapeout-test.so.1", None)]);
         std::fs::write(file.path(), union(&own, &more).unwrap()).unwrap();
-        let Ok(listed) = std::process::Command::new("/sbin/ldconfig").arg("-p").arg("-C").arg(file.path()).output() else { return };
+        let Ok(listed) = std::process::Command::new("/sbin/ldconfig").arg("-p").arg("-C").arg(file.path()).output()
+        else {
+            return;
+        };
         let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
-        assert!(listed.starts_with(&format!("{} libs found", before.len() + 1)) && listed.contains("=> /opt/libtapeout-test.so.1"), "{listed}");
+        assert!(
+            listed.starts_with(&format!("{} libs found", before.len() + 1))
+                && listed.contains("=> /opt/libtapeout-test.so.1"),
+            "{listed}"
+        );
     }
 }

@@ -29,7 +29,9 @@ pub fn three_way(joint: Joint, saw: &[u8], made: &[u8], running: &[u8], whole: b
         }
         Joint::Paragraphs(fields) => {
             let split = |text| paragraphs(text, fields);
-            let merged = records(&split(saw), &split(made), split(running), whole, &|name, _, one, other| Err(clash(name, one, other)))?;
+            let merged = records(&split(saw), &split(made), split(running), whole, &|name, _, one, other| {
+                Err(clash(name, one, other))
+            })?;
             Ok(text(&merged, b"\n\n"))
         }
         Joint::LoaderCache => Ok(super::loader_cache::union(running, made).unwrap_or_else(|| made.to_vec())),
@@ -41,13 +43,23 @@ pub fn three_way(joint: Joint, saw: &[u8], made: &[u8], running: &[u8], whole: b
 type Records<'a> = Vec<(Vec<u8>, Vec<u8>)>;
 
 fn clash(name: &[u8], one: &[u8], other: &[u8]) -> Clash {
-    let shown = |record: &[u8]| String::from_utf8_lossy(record.split(|b| *b == b'\n').next().unwrap_or_default()).into_owned();
-    Clash { name: String::from_utf8_lossy(name).into_owned(), how: format!("one has {:?}, the other {:?}", shown(one), shown(other)) }
+    let shown =
+        |record: &[u8]| String::from_utf8_lossy(record.split(|b| *b == b'\n').next().unwrap_or_default()).into_owned();
+    Clash {
+        name: String::from_utf8_lossy(name).into_owned(),
+        how: format!("one has {:?}, the other {:?}", shown(one), shown(other)),
+    }
 }
 
 type Resolve<'a> = dyn Fn(&[u8], Option<&[u8]>, &[u8], &[u8]) -> Result<Vec<u8>, Clash> + 'a;
 
-fn records<'a>(saw: &Records, made: &Records, mut running: Records<'a>, whole: bool, resolve: &Resolve) -> Result<Records<'a>, Clash> {
+fn records<'a>(
+    saw: &Records,
+    made: &Records,
+    mut running: Records<'a>,
+    whole: bool,
+    resolve: &Resolve,
+) -> Result<Records<'a>, Clash> {
     let saw: BTreeMap<_, _> = saw.iter().map(|(n, r)| (n.as_slice(), r.as_slice())).collect();
     let mut at: BTreeMap<Vec<u8>, usize> = running.iter().enumerate().map(|(i, (n, _))| (n.clone(), i)).collect();
     for (name, record) in made {
@@ -68,7 +80,9 @@ fn records<'a>(saw: &Records, made: &Records, mut running: Records<'a>, whole: b
     }
     if whole {
         let made: BTreeMap<_, _> = made.iter().map(|(n, r)| (n.as_slice(), r)).collect();
-        running.retain(|(name, record)| made.contains_key(name.as_slice()) || saw.get(name.as_slice()) != Some(&record.as_slice()));
+        running.retain(|(name, record)| {
+            made.contains_key(name.as_slice()) || saw.get(name.as_slice()) != Some(&record.as_slice())
+        });
     }
     Ok(running)
 }
@@ -87,7 +101,9 @@ fn paragraphs<'a>(text: &'a [u8], fields: &[&str]) -> Records<'a> {
             continue;
         }
         if !paragraph.is_empty() {
-            let value = |field: &&str| paragraph.iter().find_map(|line| line.strip_prefix([field.as_bytes(), b": "].concat().as_slice()));
+            let value = |field: &&str| {
+                paragraph.iter().find_map(|line| line.strip_prefix([field.as_bytes(), b": "].concat().as_slice()))
+            };
             let name: Vec<&[u8]> = fields.iter().map(|field| value(field).unwrap_or_default()).collect();
             found.push((name.join(&b':'), paragraph.join(&b'\n')));
             paragraph.clear();
@@ -103,7 +119,8 @@ fn text(records: &Records, end: &[u8]) -> Vec<u8> {
 /// Two lines that differ in nothing but lists of names are one with both their additions.
 fn join_lists(lists: &[usize], was: Option<&[u8]>, one: &[u8], other: &[u8]) -> Option<Vec<u8>> {
     let fields = |line: &[u8]| line.split(|b| *b == b':').map(<[u8]>::to_vec).collect::<Vec<_>>();
-    let names = |field: &[u8]| field.split(|b| *b == b',').filter(|n| !n.is_empty()).map(<[u8]>::to_vec).collect::<Vec<_>>();
+    let names =
+        |field: &[u8]| field.split(|b| *b == b',').filter(|n| !n.is_empty()).map(<[u8]>::to_vec).collect::<Vec<_>>();
     let (one, mut other) = (fields(one), fields(other));
     let was = was.map(fields);
     if one.len() != other.len() {
@@ -142,8 +159,12 @@ fn one_name_each(made: &Records, saw: &Records, merged: &Records, number: usize)
     for (name, line) in made.iter().filter(|(name, _)| !saw.contains_key(name.as_slice())) {
         let Some(number) = of(line) else { continue };
         if let Some(stranger) = strangers.get(&number) {
-            let (name, stranger, number) = (String::from_utf8_lossy(name), String::from_utf8_lossy(stranger), String::from_utf8_lossy(&number));
-            return Err(Clash { name: name.to_string(), how: format!("{name} and {stranger} both have the number {number}") });
+            let (name, stranger, number) =
+                (String::from_utf8_lossy(name), String::from_utf8_lossy(stranger), String::from_utf8_lossy(&number));
+            return Err(Clash {
+                name: name.to_string(),
+                how: format!("{name} and {stranger} both have the number {number}"),
+            });
         }
     }
     Ok(())
@@ -157,21 +178,25 @@ mod tests {
 
     fn merge(file: &str, saw: &str, made: &str, running: &str) -> Result<String, Clash> {
         let joint = places::joint(&RootPath::new(file).unwrap()).unwrap();
-        three_way(joint, saw.as_bytes(), made.as_bytes(), running.as_bytes(), true).map(|b| String::from_utf8(b).unwrap())
+        three_way(joint, saw.as_bytes(), made.as_bytes(), running.as_bytes(), true)
+            .map(|b| String::from_utf8(b).unwrap())
     }
 
     const ROOT: &str = "root:x:0:0::/:/bin/sh\n";
 
     #[test]
     fn users_of_two_rules_are_both_there() {
-        let merged = merge("etc/passwd", ROOT, &format!("{ROOT}a:x:100:100::/:\n"), &format!("{ROOT}b:x:101:101::/:\n")).unwrap();
+        let merged =
+            merge("etc/passwd", ROOT, &format!("{ROOT}a:x:100:100::/:\n"), &format!("{ROOT}b:x:101:101::/:\n"))
+                .unwrap();
         assert_eq!(merged, format!("{ROOT}b:x:101:101::/:\na:x:100:100::/:\n"));
     }
 
     #[test]
     fn a_name_with_two_numbers_or_a_number_with_two_names_is_a_clash() {
         for other in ["a:x:101:101::/:\n", "b:x:100:100::/:\n"] {
-            let clash = merge("etc/passwd", ROOT, &format!("{ROOT}a:x:100:100::/:\n"), &format!("{ROOT}{other}")).unwrap_err();
+            let clash =
+                merge("etc/passwd", ROOT, &format!("{ROOT}a:x:100:100::/:\n"), &format!("{ROOT}{other}")).unwrap_err();
             assert_eq!(clash.name, "a", "{other}");
         }
     }
@@ -184,7 +209,13 @@ mod tests {
 
     #[test]
     fn a_changed_and_a_removed_line_stay_so() {
-        let merged = merge("etc/passwd", "a:x:1:1::/:\nb:x:2:2::/:\n", "a:x:1:1::/home:\n", "a:x:1:1::/:\nb:x:2:2::/:\nc:x:3:3::/:\n").unwrap();
+        let merged = merge(
+            "etc/passwd",
+            "a:x:1:1::/:\nb:x:2:2::/:\n",
+            "a:x:1:1::/home:\n",
+            "a:x:1:1::/:\nb:x:2:2::/:\nc:x:3:3::/:\n",
+        )
+        .unwrap();
         assert_eq!(merged, "a:x:1:1::/home:\nc:x:3:3::/:\n");
         assert!(merge("etc/passwd", "a:x:1:1::/:\n", "a:x:1:1::/x:\n", "a:x:1:1::/y:\n").is_err());
     }
@@ -192,7 +223,8 @@ mod tests {
     #[test]
     fn packages_of_two_rules_are_both_there() {
         let one = |name: &str| format!("Package: {name}\nArchitecture: amd64\nStatus: install ok installed\n\n");
-        let merged = merge("var/lib/dpkg/status", &one("base"), &(one("base") + &one("a")), &(one("base") + &one("b"))).unwrap();
+        let merged =
+            merge("var/lib/dpkg/status", &one("base"), &(one("base") + &one("a")), &(one("base") + &one("b"))).unwrap();
         assert_eq!(merged, one("base") + &one("b") + &one("a"));
     }
 }

@@ -12,9 +12,9 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use super::diff::set_times;
 use super::merge::{self, Clash};
 use super::places::{self, Joint};
-use super::diff::set_times;
 use super::{Files, digest_of};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -63,8 +63,11 @@ pub fn foreign_sources(sources: &Changeset, package: &Package, members: &[Member
                 continue;
             }
             if member.layer.changeset.changes.contains_key(path) {
-                return Err(Error::failed(format!("rule {} of another package wrote a source of {package}: {path}", member.label))
-                    .next(format!("let {} write it somewhere else, or leave it out of sources", member.label)));
+                return Err(Error::failed(format!(
+                    "rule {} of another package wrote a source of {package}: {path}",
+                    member.label
+                ))
+                .next(format!("let {} write it somewhere else, or leave it out of sources", member.label)));
             }
         }
     }
@@ -150,10 +153,15 @@ fn replaced_below(base: &Stack, members: &[Member], (i, j): (usize, usize), fold
             c.below(folder).any(|(path, change)| path.parent().as_ref() == Some(folder) && test(path, change))
         };
         let removes = inside(mine, &|path, change| change.now.is_none() && !theirs.changes.contains_key(path));
-        let writes = removes && inside(theirs, &|path, change| change.now.is_some() && !change.passed_through() && !mine.changes.contains_key(path));
+        let writes = removes
+            && inside(theirs, &|path, change| {
+                change.now.is_some() && !change.passed_through() && !mine.changes.contains_key(path)
+            });
         writes && {
             let saw = seen_by(base, members, one).below(folder);
-            saw.keys().filter(|path| path.parent().as_ref() == Some(folder)).all(|path| mine.changes.get(path).is_some_and(|c| !c.passed_through()))
+            saw.keys()
+                .filter(|path| path.parent().as_ref() == Some(folder))
+                .all(|path| mine.changes.get(path).is_some_and(|c| !c.passed_through()))
         }
     })
 }
@@ -176,7 +184,10 @@ fn with_base(base: &Stack, members: &[Member], i: usize) -> Option<Error> {
         }
         let whose = here.and_then(|(_, layer)| members.iter().find(|m| m.layer.digest == layer.digest));
         let (whose, next) = match whose {
-            Some(owner) => (owner.label.to_string(), format!("add the packages of {} that bring it to packages of {}", owner.label, member.label)),
+            Some(owner) => (
+                owner.label.to_string(),
+                format!("add the packages of {} that bring it to packages of {}", owner.label, member.label),
+            ),
             None => ("the builder".to_string(), format!("let {} write it somewhere else", member.label)),
         };
         return Some(
@@ -189,9 +200,9 @@ fn with_base(base: &Stack, members: &[Member], i: usize) -> Option<Error> {
 }
 
 fn conflict(one: &Label, other: &Label, path: &RootPath, how: &str) -> Error {
-    Error::failed(format!("rules that conflict: {one} and {other}, at {path}"))
-        .why(how.to_string())
-        .next(format!("order them: add \"{one}\" to deps of {other}, or the other way round; or let one of them write somewhere else"))
+    Error::failed(format!("rules that conflict: {one} and {other}, at {path}")).why(how.to_string()).next(format!(
+        "order them: add \"{one}\" to deps of {other}, or the other way round; or let one of them write somewhere else"
+    ))
 }
 
 /// Merges the files that several members may write.
@@ -205,8 +216,13 @@ impl Joined<'_> {
     fn all(&self, stack: &Stack) -> Result<BTreeMap<RootPath, Vec<u8>>> {
         let mut joined = BTreeMap::new();
         for (path, joint) in places::merged() {
-            let writers: Vec<usize> = (0..self.members.len()).filter(|i| self.members[*i].layer.changeset.changes.contains_key(&path)).collect();
-            let in_line = |k: usize| self.members[writers[k]].same_base && writers[..k].iter().all(|w| self.members[writers[k]].after.contains(w));
+            let writers: Vec<usize> = (0..self.members.len())
+                .filter(|i| self.members[*i].layer.changeset.changes.contains_key(&path))
+                .collect();
+            let in_line = |k: usize| {
+                self.members[writers[k]].same_base
+                    && writers[..k].iter().all(|w| self.members[writers[k]].after.contains(w))
+            };
             if (0..writers.len()).all(in_line) {
                 continue;
             }
@@ -234,7 +250,8 @@ impl Joined<'_> {
                 continue;
             }
             let saw = self.merged(path, joint, &before)?;
-            running = merge::three_way(joint, &saw, &made, &running, member.same_base).map_err(|clash| self.clash(path, &clash, &writers[..k], i))?;
+            running = merge::three_way(joint, &saw, &made, &running, member.same_base)
+                .map_err(|clash| self.clash(path, &clash, &writers[..k], i))?;
         }
         Ok(running)
     }
@@ -244,9 +261,13 @@ impl Joined<'_> {
         let unordered = others.iter().rev().find(|j| !mine.after.contains(j)).or(others.last());
         let other = unordered.map(|j| &self.members[*j].label);
         let names = other.map_or_else(|| mine.label.to_string(), |other| format!("{other} and {}", mine.label));
-        let error = Error::failed(format!("rules that conflict: {names}, at {path}")).why(format!("{}: {}", clash.name, clash.how));
+        let error = Error::failed(format!("rules that conflict: {names}, at {path}"))
+            .why(format!("{}: {}", clash.name, clash.how));
         match other {
-            Some(other) => error.next(format!("order them: add \"{other}\" to deps of {}, or give the numbers yourself (useradd -u, groupadd -g)", mine.label)),
+            Some(other) => error.next(format!(
+                "order them: add \"{other}\" to deps of {}, or give the numbers yourself (useradd -u, groupadd -g)",
+                mine.label
+            )),
             None => error.next("give the numbers yourself (useradd -u, groupadd -g)"),
         }
     }
@@ -274,7 +295,10 @@ fn keep(store: &Store, stack: &Stack, joined: BTreeMap<RootPath, Vec<u8>>) -> Re
             }
         }
         if let Some((entry, _)) = stack.get(path) {
-            let now = Entry { node: Node::File { size: bytes.len() as u64, digest: Digest::of(bytes), group: None }, ..entry.clone() };
+            let now = Entry {
+                node: Node::File { size: bytes.len() as u64, digest: Digest::of(bytes), group: None },
+                ..entry.clone()
+            };
             changeset.changes.insert(path.clone(), Change { was: Some(entry.digest()), now: Some(now) });
         }
     }
@@ -336,12 +360,22 @@ mod tests {
     }
 
     fn base() -> Stack {
-        let lines = [("etc/conf", None, file("base")), ("d/x", None, file("x")), ("d/y", None, file("y")), ("usr", None, folder())];
+        let lines = [
+            ("etc/conf", None, file("base")),
+            ("d/x", None, file("x")),
+            ("d/y", None, file("y")),
+            ("usr", None, folder()),
+        ];
         Stack(vec![layer(&lines)])
     }
 
     fn member(label: &str, lines: &[Line], after: &[usize]) -> Member {
-        Member { label: label.parse().unwrap(), layer: layer(lines), after: after.iter().copied().collect(), same_base: true }
+        Member {
+            label: label.parse().unwrap(),
+            layer: layer(lines),
+            after: after.iter().copied().collect(),
+            same_base: true,
+        }
     }
 
     /// Two rules that don't depend on each other.
@@ -357,7 +391,8 @@ mod tests {
     #[test]
     fn what_differs_at_one_path_is_a_conflict_that_says_how() {
         let owned = Entry { uid: 33, ..Entry::file(b"1", 0o644) };
-        let capable = Entry { xattrs: BTreeMap::from([(b"security.capability".to_vec(), vec![1])]), ..Entry::file(b"1", 0o644) };
+        let capable =
+            Entry { xattrs: BTreeMap::from([(b"security.capability".to_vec(), vec![1])]), ..Entry::file(b"1", 0o644) };
         for (other, how) in [
             (file("2"), "contents"),
             (Some(Entry::file(b"1", 0o755)), "0644 and 0755"),
@@ -426,7 +461,12 @@ mod tests {
         let package = Package::new("a").unwrap();
         let foreign = member("//b:build", &[("workspace/a/x.c", None, file("y"))], &[]);
         let own = member("//a:gen", &[("workspace/a/x.c", None, file("y"))], &[]);
-        assert!(foreign_sources(&sources.changeset, &package, &[own.clone(), foreign]).unwrap_err().what().contains("//b:build"));
+        assert!(
+            foreign_sources(&sources.changeset, &package, &[own.clone(), foreign])
+                .unwrap_err()
+                .what()
+                .contains("//b:build")
+        );
         foreign_sources(&sources.changeset, &package, &[own]).unwrap();
     }
 

@@ -41,13 +41,17 @@ pub enum Command {
     #[command(after_help = "Example:\n  tapeout build //shop:shop/build_pod")]
     Build(Build),
     /// Make a builder: the root filesystem that rules run in
-    #[command(after_help = "Examples:\n  tapeout bootstrap bookworm\n  tapeout bootstrap mine --from oci:./image:latest")]
+    #[command(
+        after_help = "Examples:\n  tapeout bootstrap bookworm\n  tapeout bootstrap mine --from oci:./image:latest"
+    )]
     Bootstrap(Bootstrap),
     /// Show rules and parameters, with their docs
     #[command(after_help = "Examples:\n  tapeout list //app:*\n  tapeout list --rdeps //lib:build //...")]
     List(List),
     /// Show the rules that a label needs, as a tree
-    #[command(after_help = "Examples:\n  tapeout graph //app:web/build_image\n  tapeout graph --dot //app:web/build_image | dot -Tsvg > graph.svg")]
+    #[command(
+        after_help = "Examples:\n  tapeout graph //app:web/build_image\n  tapeout graph --dot //app:web/build_image | dot -Tsvg > graph.svg"
+    )]
     Graph(Graph),
     /// Show what the steps of a rule printed
     #[command(after_help = "Example:\n  tapeout log //app:build")]

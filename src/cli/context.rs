@@ -13,7 +13,8 @@ use crate::store::Store;
 
 /// The folder to stand in.
 pub fn directory(global: &Global) -> Result<PathBuf> {
-    let current = std::env::current_dir().map_err(|e| Error::io("getcwd", ".", e).next("stand in a folder that exists"))?;
+    let current =
+        std::env::current_dir().map_err(|e| Error::io("getcwd", ".", e).next("stand in a folder that exists"))?;
     let folder = match &global.directory {
         Some(folder) => current.join(folder),
         None => current,
@@ -35,7 +36,9 @@ pub fn store_path(global: &Global) -> Result<PathBuf> {
             (Some(data), _) => data.join("tapeout"),
             (None, Some(home)) => home.join(".local/share/tapeout"),
             (None, None) => {
-                return Err(Error::request("there is no place for the store").why("HOME is not set").next("set TAPEOUT_STORE, or --store DIR"));
+                return Err(Error::request("there is no place for the store")
+                    .why("HOME is not set")
+                    .next("set TAPEOUT_STORE, or --store DIR"));
             }
         },
     };
@@ -49,7 +52,8 @@ pub fn workspace(global: &Global, ask: &Ask) -> Result<(Workspace, Package)> {
     for path in &ask.paths {
         let path = here.join(path);
         if !path.is_dir() {
-            return Err(Error::request(format!("--path {}: not a folder", path.display())).next("name a folder that holds packages"));
+            return Err(Error::request(format!("--path {}: not a folder", path.display()))
+                .next("name a folder that holds packages"));
         }
         workspace.search_path.insert(0, path);
     }
@@ -65,14 +69,28 @@ pub fn workspace(global: &Global, ask: &Ask) -> Result<(Workspace, Package)> {
 
 fn package_of(root: &Path, here: &Path) -> Result<Package> {
     let below = here.strip_prefix(root).unwrap_or(Path::new(""));
-    let text = below.to_str().ok_or_else(|| Error::request(format!("a folder that can't be a package: {}", below.display())))?;
+    let text = below
+        .to_str()
+        .ok_or_else(|| Error::request(format!("a folder that can't be a package: {}", below.display())))?;
     // Standing in a folder whose name no package can have is fine as long as full labels are used.
     Package::new(text).or_else(|_| Package::new(""))
 }
 
 /// What tools of this machine get of our environment: where programs are, and the way to the network.
 pub fn tools() -> BTreeMap<OsString, OsString> {
-    let names = ["PATH", "http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "GIT_SSL_CAINFO"];
+    let names = [
+        "PATH",
+        "http_proxy",
+        "https_proxy",
+        "no_proxy",
+        "all_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+        "ALL_PROXY",
+        "SSL_CERT_FILE",
+        "GIT_SSL_CAINFO",
+    ];
     names.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?))).collect()
 }
 

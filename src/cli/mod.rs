@@ -1,9 +1,9 @@
 //! The command line: the only place that prints, reads the environment or exits.
 
 pub mod args;
-pub mod ui;
 pub mod commands;
 pub mod context;
+pub mod ui;
 
 use std::process::ExitCode;
 
@@ -16,7 +16,9 @@ use args::{Cli, Command, ImageCommand};
 pub fn main() -> ExitCode {
     // clap ends the process itself: 0 for help and version, 2 for what it can't parse.
     let cli = Cli::parse();
-    match run(&cli) {
+    let outcome = run(&cli);
+    crate::store::wait_until_clean();
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             ui::print_error(&error);

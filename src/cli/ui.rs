@@ -60,7 +60,8 @@ pub fn render(error: &Error, colour: bool) -> String {
     for (i, (source, line, range, file, note)) in snippets.iter().enumerate() {
         let kind = if i == 0 { AnnotationKind::Primary } else { AnnotationKind::Context };
         let annotation = kind.span(range.clone()).label(note.as_str());
-        group = group.element(Snippet::source(source.as_str()).line_start(*line).path(file.as_str()).annotation(annotation));
+        group = group
+            .element(Snippet::source(source.as_str()).line_start(*line).path(file.as_str()).annotation(annotation));
     }
     let mut text = renderer.render(&[group]).to_string();
     for why in error.reasons() {
@@ -104,7 +105,7 @@ pub struct Progress {
 
 impl Progress {
     /// Bars on a terminal, plain lines elsewhere.
-    pub fn new() -> Self {
+    pub fn start() -> Self {
         let bars = std::io::stderr().is_terminal().then(MultiProgress::new);
         Self { bars, running: Mutex::default() }
     }
@@ -124,10 +125,13 @@ impl Progress {
         let Some(bars) = &self.bars else { return };
         let bar = match total {
             Some(total) => ProgressBar::new(total).with_style(
-                ProgressStyle::with_template("{spinner} {msg} {bar:30} {bytes}/{total_bytes}").unwrap_or_else(|_| ProgressStyle::default_bar()),
+                ProgressStyle::with_template("{spinner} {msg} {bar:30} {bytes}/{total_bytes}")
+                    .unwrap_or_else(|_| ProgressStyle::default_bar()),
             ),
-            None => ProgressBar::new_spinner()
-                .with_style(ProgressStyle::with_template("{spinner} {msg} {elapsed}").unwrap_or_else(|_| ProgressStyle::default_spinner())),
+            None => ProgressBar::new_spinner().with_style(
+                ProgressStyle::with_template("{spinner} {msg} {elapsed}")
+                    .unwrap_or_else(|_| ProgressStyle::default_spinner()),
+            ),
         };
         let bar = bars.add(bar.with_message(clean(name)));
         bar.enable_steady_tick(Duration::from_millis(120));
@@ -156,7 +160,11 @@ impl Report for Progress {
                 }
             }
             Event::Ended { what } => self.end(what),
-            Event::Done { verb, what, detail } => self.line(&format!("{verb:>8}  {}{}", clean(what), if detail.is_empty() { String::new() } else { format!("  {detail}") })),
+            Event::Done { verb, what, detail } => self.line(&format!(
+                "{verb:>8}  {}{}",
+                clean(what),
+                if detail.is_empty() { String::new() } else { format!("  {detail}") }
+            )),
             Event::Note { text } => self.line(&format!("{:>8}  {}", "note", indent(&clean(text)))),
         }
     }
@@ -169,10 +177,24 @@ mod tests {
 
     #[test]
     fn an_error_says_what_where_why_and_what_next() {
-        let place = Place { file: "app/build.star".into(), line: 14, column: 5, length: 4, source: Some("    name = 1".into()) };
-        let error = Error::request("a name must be a string").at(place, "this is an int").why("because").next("write \"1\"");
+        let place = Place {
+            file: "app/build.star".into(),
+            line: 14,
+            column: 5,
+            length: 4,
+            source: Some("    name = 1".into()),
+        };
+        let error =
+            Error::request("a name must be a string").at(place, "this is an int").why("because").next("write \"1\"");
         let text = render(&error, false);
-        for part in ["error: a name must be a string", "app/build.star:14:5", "name = 1", "^^^^ this is an int", "why:  because", "next: write \"1\""] {
+        for part in [
+            "error: a name must be a string",
+            "app/build.star:14:5",
+            "name = 1",
+            "^^^^ this is an int",
+            "why:  because",
+            "next: write \"1\"",
+        ] {
             assert!(text.contains(part), "{part:?} in\n{text}");
         }
     }

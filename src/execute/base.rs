@@ -199,7 +199,8 @@ impl Base {
         let unlocked: Vec<_> = locks.0.unlocked(union).into_iter().cloned().collect();
         if !unlocked.is_empty() {
             if self.settings.locked {
-                return Err(Error::request(format!("the lock has no {}", unlocked.join(", "))).next("build without --locked, so that it is added"));
+                return Err(Error::request(format!("the lock has no {}", unlocked.join(", ")))
+                    .next("build without --locked, so that it is added"));
             }
             let added = self.archive().extend(&mut locks.0, union)?;
             report.event(Event::Note { text: &format!("added to {}: {}", self.lock_path.display(), added.join(", ")) });
@@ -235,8 +236,11 @@ impl Base {
             return Ok(());
         }
         if self.settings.locked {
-            return Err(Error::request(format!("{} would change: packages made users or groups that it doesn't have", self.lock_path.display()))
-                .next("build without --locked once"));
+            return Err(Error::request(format!(
+                "{} would change: packages made users or groups that it doesn't have",
+                self.lock_path.display()
+            ))
+            .next("build without --locked once"));
         }
         locks.0.write(&self.lock_path)?;
         locks.1 = locks.0.clone();
@@ -262,7 +266,8 @@ fn keyring(path: Option<&Path>) -> Result<Keyring> {
     match path {
         None => Keyring::debian(),
         Some(path) => {
-            let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e).with_kind(crate::error::Kind::Request))?;
+            let bytes =
+                std::fs::read(path).map_err(|e| Error::io("read", path, e).with_kind(crate::error::Kind::Request))?;
             Keyring::parse(&path.display().to_string(), &bytes)
         }
     }
@@ -295,7 +300,8 @@ impl Configure for InSandbox<'_> {
             return Ok(digest);
         }
         let snapshot = Stack(run.lower.iter().map(|digest| store.changeset(digest)).collect::<Result<_>>()?);
-        let (layer, _) = rule::run(store, &request, &snapshot, None).map_err(|e| e.context(format!("configure the builder {}", self.base.tag)))?;
+        let (layer, _) = rule::run(store, &request, &snapshot, None)
+            .map_err(|e| e.context(format!("configure the builder {}", self.base.tag)))?;
         Ok(layer.digest)
     }
 }

@@ -43,7 +43,10 @@ pub struct Options {
 impl Options {
     /// Where a URL is fetched from: the longest of the mirrors' keys that it begins with counts.
     pub fn mirrored(&self, url: &str) -> String {
-        let begins = |from: &&String| url.strip_prefix(from.as_str()).is_some_and(|rest| rest.is_empty() || from.ends_with('/') || rest.starts_with('/'));
+        let begins = |from: &&String| {
+            url.strip_prefix(from.as_str())
+                .is_some_and(|rest| rest.is_empty() || from.ends_with('/') || rest.starts_with('/'))
+        };
         match self.mirrors.keys().filter(begins).max_by_key(|from| from.len()) {
             Some(from) => format!("{}{}", self.mirrors[from], &url[from.len()..]),
             None => url.to_string(),
@@ -107,7 +110,13 @@ pub enum Forecast {
 
 impl<'a> Build<'a> {
     /// Nothing runs yet.
-    pub fn new(store: &'a Store, graph: &'a Graph, base: &'a Base, options: &'a Options, report: &'a dyn Report) -> Self {
+    pub fn new(
+        store: &'a Store,
+        graph: &'a Graph,
+        base: &'a Base,
+        options: &'a Options,
+        report: &'a dyn Report,
+    ) -> Self {
         let outputs = graph.instances.iter().map(|_| OnceLock::new()).collect();
         Self { store, graph, order: Order::of(graph), base, options, report, outputs }
     }
@@ -117,7 +126,8 @@ impl<'a> Build<'a> {
         let deps: Vec<_> = self.graph.instances.iter().map(|i| i.deps.clone()).collect();
         let result = schedule::run(&deps, self.options.jobs, |id| {
             let instance = &self.graph.instances[id];
-            let output = self.instance(id).map_err(|e| e.context(format!("{} {}", kind(&instance.spec), instance.label)))?;
+            let output =
+                self.instance(id).map_err(|e| e.context(format!("{} {}", kind(&instance.spec), instance.label)))?;
             let _ = self.outputs[id].set(output);
             Ok(())
         });
@@ -163,7 +173,9 @@ impl<'a> Build<'a> {
             rule::run(self.store, request, &stack, (!request.packages.is_empty()).then_some(&renumber))
         });
         self.report.event(Event::Ended { what: &name });
-        let (layer, weakened) = made.map_err(|e| e.next(format!("see all that it printed: tapeout log {}", instance.label)).at(instance.place.clone(), ""))?;
+        let (layer, weakened) = made.map_err(|e| {
+            e.next(format!("see all that it printed: tapeout log {}", instance.label)).at(instance.place.clone(), "")
+        })?;
         for text in weakened {
             self.report.event(Event::Note { text: &format!("{name}: {text}") });
         }
@@ -226,7 +238,8 @@ impl<'a> Build<'a> {
     pub(super) fn sources(&self, instance: &Instance, sources: &[Source]) -> Result<Layer> {
         let here = |e: Error| e.at(instance.place.clone(), "");
         let fetched = fetch::files(self, instance, sources).map_err(here)?;
-        let from = sources::From { folder: instance.folder.as_deref(), inputs: &self.options.inputs, fetched: &fetched };
+        let from =
+            sources::From { folder: instance.folder.as_deref(), inputs: &self.options.inputs, fetched: &fetched };
         sources::gather(self.store, instance.label.package(), &from, sources, self.options.epoch).map_err(here)
     }
 
@@ -252,7 +265,9 @@ impl<'a> Build<'a> {
             return Err(Error::request("it wants the network, and --offline forbids it").at(instance.place.clone(), ""));
         }
         if !self.options.allow_network.contains(label) {
-            return Err(Error::request("it wants the host's network").at(instance.place.clone(), "").next(format!("allow it by name: --allow-network {label}")));
+            return Err(Error::request("it wants the host's network")
+                .at(instance.place.clone(), "")
+                .next(format!("allow it by name: --allow-network {label}")));
         }
         Ok(())
     }
@@ -309,7 +324,9 @@ impl<'a> Build<'a> {
                 None => Some(Output::Changeset(None)),
                 Some((request, _)) => rule::cached(self.store, &request).map(|digest| Output::Changeset(Some(digest))),
             },
-            Spec::Archive(_) | Spec::Git(_) => unpack::cached(self, instance, self.time(id))?.map(|digest| Output::Changeset(Some(digest))),
+            Spec::Archive(_) | Spec::Git(_) => {
+                unpack::cached(self, instance, self.time(id))?.map(|digest| Output::Changeset(Some(digest)))
+            }
             Spec::Tapeout(_) => self.cached_tapeout(id)?,
             Spec::Image(image) => self.cached_image(id, image)?.map(Output::Image),
             Spec::Pod(_) => None,

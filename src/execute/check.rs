@@ -24,7 +24,12 @@ pub fn run(store: &Store, image: &Image, user: (u32, u32), files: &Selection, ep
     let root = scratch.folder("image")?;
     unpack(store, files, user, &root, epoch)?;
     let log_path = scratch.path().join("log");
-    let mut log = File::options().read(true).write(true).create_new(true).open(&log_path).map_err(|e| Error::io("create", &log_path, e))?;
+    let mut log = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&log_path)
+        .map_err(|e| Error::io("create", &log_path, e))?;
     let mut env = BTreeMap::from([("PATH".to_string(), PATH.to_string())]);
     env.extend(image.env.clone());
     let spec = Spec {
@@ -56,7 +61,11 @@ pub fn run(store: &Store, image: &Image, user: (u32, u32), files: &Selection, ep
         text = String::from_utf8_lossy(&bytes).into_owned();
     }
     let error = Error::failed(format!("the check {how}"));
-    let error = if text.is_empty() { error.why("it printed nothing") } else { error.why(format!("it printed:\n{}", text.trim_end())) };
+    let error = if text.is_empty() {
+        error.why("it printed nothing")
+    } else {
+        error.why(format!("it printed:\n{}", text.trim_end()))
+    };
     Err(error.next("pick what is missing in a tapeout rule, or correct the check"))
 }
 
@@ -75,7 +84,8 @@ fn unpack(store: &Store, files: &Selection, user: (u32, u32), root: &Path, epoch
                 Some(_) => file::chmod_at(folder.as_fd(), name, mode | 0o700)?,
                 None => file::mkdir_at(folder.as_fd(), name, mode | 0o700)?,
             },
-            Node::Link { target } => std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(target), path.below(root)).map_err(|e| Error::io("symlink", path.below(root), e))?,
+            Node::Link { target } => std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(target), path.below(root))
+                .map_err(|e| Error::io("symlink", path.below(root), e))?,
             Node::File { .. } => {
                 let mut new = file::create_file_at(folder.as_fd(), name, mode)?;
                 write(store, path, &picked.content, &mut new)?;

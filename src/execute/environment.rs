@@ -24,7 +24,11 @@ fn fixed(epoch: i64) -> BTreeMap<String, String> {
 
 /// The whole environment. `exports` come in the order of the graph; what a later one prepends
 /// stands before what an earlier one did.
-pub fn of<'a>(epoch: i64, exports: impl Iterator<Item = &'a BTreeMap<String, Export>>, own: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+pub fn of<'a>(
+    epoch: i64,
+    exports: impl Iterator<Item = &'a BTreeMap<String, Export>>,
+    own: &BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
     let mut env = fixed(epoch);
     for (name, export) in exports.flatten() {
         let value = match (export, env.get(name)) {
@@ -46,7 +50,10 @@ mod tests {
     fn exports_are_prepended_and_the_rule_has_the_last_word() {
         let exports = [
             BTreeMap::from([("PATH".to_string(), Export::Prepend(vec!["/opt/a/bin".into()]))]),
-            BTreeMap::from([("PATH".to_string(), Export::Prepend(vec!["/opt/b/bin".into()])), ("X".to_string(), Export::Set("1".into()))]),
+            BTreeMap::from([
+                ("PATH".to_string(), Export::Prepend(vec!["/opt/b/bin".into()])),
+                ("X".to_string(), Export::Set("1".into())),
+            ]),
         ];
         let env = of(7, exports.iter(), &BTreeMap::from([("X".to_string(), "2".to_string())]));
         assert_eq!(env["PATH"], format!("/opt/b/bin:/opt/a/bin:{PATH}"));

@@ -80,14 +80,17 @@ struct Chosen {
 pub fn all_here(store: &Store, sources: &[Source]) -> bool {
     sources.iter().all(|source| match source {
         Source::Path(_) | Source::Input(_) => true,
-        Source::Fetched(fetched) => Expected::parse(&fetched.digest).is_ok_and(|expected| expected.known(store).is_some()),
+        Source::Fetched(fetched) => {
+            Expected::parse(&fetched.digest).is_ok_and(|expected| expected.known(store).is_some())
+        }
         Source::Wheel(wheel) => chosen(store, wheel).is_some(),
     })
 }
 
 /// The files that sources name by digest: those that the store lacks are fetched.
 pub fn files(build: &Build, instance: &Instance, sources: &[Source]) -> Result<Vec<Laid>> {
-    let wanted: Vec<&Source> = sources.iter().filter(|source| matches!(source, Source::Fetched(_) | Source::Wheel(_))).collect();
+    let wanted: Vec<&Source> =
+        sources.iter().filter(|source| matches!(source, Source::Fetched(_) | Source::Wheel(_))).collect();
     let (next, made) = (AtomicUsize::new(0), Mutex::new(vec![]));
     let fetch_some = || {
         while let Some(source) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -112,7 +115,8 @@ pub fn files(build: &Build, instance: &Instance, sources: &[Source]) -> Result<V
             }
         });
     }
-    let made: Vec<Option<Laid>> = made.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()).into_iter().collect::<Result<_>>()?;
+    let made: Vec<Option<Laid>> =
+        made.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()).into_iter().collect::<Result<_>>()?;
     let mut laid: Vec<Laid> = made.into_iter().flatten().collect();
     laid.sort();
     Ok(laid)
@@ -148,18 +152,33 @@ fn wheel_file(build: &Build, instance: &Instance, wheel: &Wheel) -> Result<Optio
         let listed = python_index::files(&page, &String::from_utf8_lossy(&html))?;
         let allowed: Vec<_> = listed.into_iter().filter(|file| wheel.sha256.contains(&file.sha256)).collect();
         if let Some(best) = python_index::best(&allowed, &wheel.python, std::env::consts::ARCH) {
-            let digest = get(build, instance, std::slice::from_ref(&best.url), &Expected::Sha256(Digest::from_hex(&best.sha256)?))?;
+            let digest = get(
+                build,
+                instance,
+                std::slice::from_ref(&best.url),
+                &Expected::Sha256(Digest::from_hex(&best.sha256)?),
+            )?;
             let chosen = Chosen { file: best.name.clone(), digest };
             remember(build.store, &wheel_key(wheel), &chosen)?;
             return Ok(laid(chosen));
         }
         let names = allowed.iter().map(|file| file.name.as_str()).take(8).collect::<Vec<_>>().join(", ");
-        pages.push(if names.is_empty() { format!("{} has no file with one of the lock's digests", shown(&page)) } else { format!("{} has {names}", shown(&page)) });
+        pages.push(if names.is_empty() {
+            format!("{} has no file with one of the lock's digests", shown(&page))
+        } else {
+            format!("{} has {names}", shown(&page))
+        });
     }
     if wheel.optional && !pages.is_empty() {
         return Ok(None);
     }
-    let mut error = Error::failed(format!("no wheel of {} {} fits Python {} on {}", wheel.name, wheel.version, wheel.python, std::env::consts::ARCH));
+    let mut error = Error::failed(format!(
+        "no wheel of {} {} fits Python {} on {}",
+        wheel.name,
+        wheel.version,
+        wheel.python,
+        std::env::consts::ARCH
+    ));
     for page in pages {
         error = error.why(page);
     }
@@ -194,10 +213,12 @@ pub fn get(build: &Build, instance: &Instance, urls: &[String], expected: &Expec
 }
 
 fn get_from(build: &Build, instance: &Instance, url: &str, expected: &Expected, name: &str) -> Result<Digest> {
-    let mut sink = Sink { partial: build.store.begin()?, sha512: matches!(expected, Expected::Sha512(_)).then(Sha512::new) };
+    let mut sink =
+        Sink { partial: build.store.begin()?, sha512: matches!(expected, Expected::Sha512(_)).then(Sha512::new) };
     let local = |path: &Path| File::open(path).map_err(|e| Error::io("open", path, e));
     if let Some(input) = url.strip_prefix("input:") {
-        let path = build.options.inputs.get(input).ok_or_else(|| Error::request(format!("no input is named {input:?}")))?;
+        let path =
+            build.options.inputs.get(input).ok_or_else(|| Error::request(format!("no input is named {input:?}")))?;
         io::copy(&mut local(path)?, &mut sink).map_err(|e| Error::io("read", path, e))?;
     } else if let Some(path) = url.strip_prefix("file:") {
         let folder = instance.folder.as_deref().ok_or_else(|| Error::request("a built-in package has no files"))?;
@@ -235,7 +256,8 @@ impl Sink {
             (Expected::Sha512(expected), Some(sha512)) => {
                 let hex = sha512.finalize().iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
                 if hex != *expected {
-                    return Err(Error::failed("the content is not what its digest says").why(format!("expected sha512:{expected}, got sha512:{hex}")));
+                    return Err(Error::failed("the content is not what its digest says")
+                        .why(format!("expected sha512:{expected}, got sha512:{hex}")));
                 }
                 let digest = self.partial.finish()?.digest;
                 remember(store, &key("sha512", hex.as_bytes()), &digest)?;

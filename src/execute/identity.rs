@@ -69,7 +69,10 @@ fn find<'a>(table: &'a str, name: &str) -> Option<Vec<&'a str>> {
 }
 
 fn number(fields: &[&str], at: usize) -> Result<u32> {
-    fields.get(at).and_then(|n| n.parse().ok()).ok_or_else(|| Error::failed(format!("the line of {} in /etc/passwd or group has no number", fields[0])))
+    fields
+        .get(at)
+        .and_then(|n| n.parse().ok())
+        .ok_or_else(|| Error::failed(format!("the line of {} in /etc/passwd or group has no number", fields[0])))
 }
 
 /// Gives the names that an installation added the numbers that the lock has for them.
@@ -100,12 +103,12 @@ impl Renumber<'_> {
 
 /// Rewrites the tables of users and groups in a captured changeset.
 pub fn rewrite(captured: &mut Captured, map: &Renumbering) -> Result<()> {
-    let tables: [(&str, &dyn Fn(&[u8]) -> Vec<u8>); 2] = [("etc/passwd", &|text| map.passwd(text)), ("etc/group", &|text| map.group_file(text))];
-    for (path, renumbered) in tables {
-        let path = RootPath::new(path)?;
-        if let Some(file) = captured.open(&path)? {
-            captured.replace_file(&path, &renumbered(&read_bounded(file, &path)?))?;
-        }
+    let (passwd, group) = (RootPath::new("etc/passwd")?, RootPath::new("etc/group")?);
+    if let Some(file) = captured.open(&passwd)? {
+        captured.replace_file(&passwd, &map.passwd(&read_bounded(file, &passwd)?))?;
+    }
+    if let Some(file) = captured.open(&group)? {
+        captured.replace_file(&group, &map.group_file(&read_bounded(file, &group)?))?;
     }
     Ok(())
 }
@@ -124,7 +127,9 @@ mod tests {
     fn a_user_is_a_name_or_a_number_with_or_without_a_group() {
         let passwd = "root:x:0:0:::\nweb:x:33:34:::\n";
         let group = "root:x:0:\nwww:x:34:\nssl:x:50:web\n";
-        for (text, expected) in [("", (0, 0)), ("web", (33, 34)), ("33", (33, 34)), ("web:ssl", (33, 50)), ("7", (7, 7)), ("7:8", (7, 8))] {
+        for (text, expected) in
+            [("", (0, 0)), ("web", (33, 34)), ("33", (33, 34)), ("web:ssl", (33, 50)), ("7", (7, 7)), ("7:8", (7, 8))]
+        {
             assert_eq!(resolve(text, passwd, group).unwrap(), expected, "{text}");
         }
         for bad in ["nobody", "web:nobody", "-1", ":"] {

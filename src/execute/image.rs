@@ -13,7 +13,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::build::{Build, Output};
 use crate::execute::check;
-use crate::execute::request::key;
+use crate::execute::request::own_key;
 use crate::image::config::{self, ImageLayer};
 use crate::image::layer::{self, LayerInfo};
 use crate::image::layout::{self, LayoutImage};
@@ -57,7 +57,11 @@ impl Built {
     /// As it goes into a layout.
     pub fn in_layout(&self, tag: String) -> LayoutImage {
         let layers = self.layers.iter().map(|layer| layer.info.digest);
-        LayoutImage { tag, manifest: (self.manifest.digest, self.manifest.size), blobs: std::iter::once(self.config.digest).chain(layers).collect() }
+        LayoutImage {
+            tag,
+            manifest: (self.manifest.digest, self.manifest.size),
+            blobs: std::iter::once(self.config.digest).chain(layers).collect(),
+        }
     }
 }
 
@@ -74,7 +78,10 @@ impl Build<'_> {
         if self.graph.requested.contains(&id) {
             let label = &self.graph.instances[id].label;
             let path = self.options.output.join(label.package().path()).join(label.name());
-            if layout::Layout::open(&path).and_then(|l| l.image_tagged(Some(&built.tag))).is_ok_and(|found| found.digest == built.manifest.digest) {
+            if layout::Layout::open(&path)
+                .and_then(|l| l.image_tagged(Some(&built.tag)))
+                .is_ok_and(|found| found.digest == built.manifest.digest)
+            {
                 built.path = Some(path);
                 return Ok(built);
             }
@@ -93,7 +100,9 @@ impl Build<'_> {
         let in_base: BTreeSet<Id> = image.base.map(|base| self.order.below[base].clone()).unwrap_or_default();
         let mut selections = vec![];
         for &below in self.order.below[id].difference(&in_base) {
-            if let (Spec::Tapeout(_), Output::Selection { selection, .. }) = (&self.graph.instances[below].spec, self.output(below)?) {
+            if let (Spec::Tapeout(_), Output::Selection { selection, .. }) =
+                (&self.graph.instances[below].spec, self.output(below)?)
+            {
                 selections.push((self.graph.instances[below].label.clone(), *selection));
             }
         }
@@ -111,7 +120,7 @@ impl Build<'_> {
             architecture: config::ARCHITECTURE,
         };
         let bytes = serde_json::to_vec(&document).map_err(|e| Error::failed(format!("can't write a request: {e}")))?;
-        Ok(key("image", &bytes))
+        Ok(own_key("image", &bytes))
     }
 
     /// The image that an instance came to.
@@ -126,7 +135,12 @@ impl Build<'_> {
     pub(super) fn cached_image(&self, id: Id, image: &Image) -> Result<Option<Built>> {
         let Some(bytes) = self.store.action(&self.image_key(id, image)?) else { return Ok(None) };
         let built: Option<Built> = serde_json::from_slice(&bytes).ok();
-        let whole = |b: &Built| [b.manifest.digest, b.config.digest].iter().chain(b.layers.iter().map(|l| &l.info.digest)).all(|d| self.store.has_blob(d));
+        let whole = |b: &Built| {
+            [b.manifest.digest, b.config.digest]
+                .iter()
+                .chain(b.layers.iter().map(|l| &l.info.digest))
+                .all(|d| self.store.has_blob(d))
+        };
         Ok(built.filter(whole))
     }
 
@@ -151,7 +165,8 @@ impl Build<'_> {
         let user = self.numbers(id, image, &base_files, &selections)?;
         let below = image.base.map(|base| self.built(base)).transpose()?;
         let mut layers = below.map(|built| built.layers.clone()).unwrap_or_default();
-        for (created_by, selection) in names.into_iter().zip(&selections).filter(|(_, selection)| !selection.is_empty()) {
+        for (created_by, selection) in names.into_iter().zip(&selections).filter(|(_, selection)| !selection.is_empty())
+        {
             let info = self.layer(selection, image.compression)?;
             layers.push(ImageLayer { info, created_by });
         }
@@ -163,7 +178,8 @@ impl Build<'_> {
         if !image.check.is_empty() {
             let mut files = base_files;
             files.extend(selections.into_iter().flatten());
-            check::run(self.store, image, user, &files, self.options.epoch).map_err(|e| e.at(instance.place.clone(), "its check"))?;
+            check::run(self.store, image, user, &files, self.options.epoch)
+                .map_err(|e| e.at(instance.place.clone(), "its check"))?;
         }
         let built = Built {
             name,
@@ -236,30 +252,42 @@ impl Build<'_> {
                 Content::Stored { changeset, path } => {
                     let mut bytes = vec![];
                     let file = self.store.read(changeset, path)?;
-                    io::Read::read_to_end(&mut io::Read::take(file, 4 << 20), &mut bytes).map_err(|e| Error::io("read", path.as_path(), e))?;
+                    io::Read::read_to_end(&mut io::Read::take(file, 4 << 20), &mut bytes)
+                        .map_err(|e| Error::io("read", path.as_path(), e))?;
                     bytes
                 }
                 Content::None => vec![],
             };
             Ok(String::from_utf8_lossy(&bytes).into_owned())
         };
-        super::identity::resolve(&image.user, &table("etc/passwd")?, &table("etc/group")?).map_err(|e| e.at(self.graph.instances[id].place.clone(), "user"))
+        super::identity::resolve(&image.user, &table("etc/passwd")?, &table("etc/group")?)
+            .map_err(|e| e.at(self.graph.instances[id].place.clone(), "user"))
     }
 
     /// A layer, compressed once for the same files.
     fn layer(&self, selection: &Selection, compression: Compression) -> Result<LayerInfo> {
         // Why a file was picked is no part of the layer.
-        let content: BTreeMap<&RootPath, (&Option<Entry>, &Content)> = selection.iter().map(|(path, p)| (path, (&p.entry, &p.content))).collect();
-        let document = postcard::to_stdvec(&(content, compression, self.options.epoch)).map_err(|e| Error::failed(format!("can't write a request: {e}")))?;
-        let action = key("layer", &document);
-        if let Some(info) = self.store.action(&action).and_then(|bytes| serde_json::from_slice::<LayerInfo>(&bytes).ok())
+        let content: BTreeMap<&RootPath, (&Option<Entry>, &Content)> =
+            selection.iter().map(|(path, p)| (path, (&p.entry, &p.content))).collect();
+        let document = postcard::to_stdvec(&(content, compression, self.options.epoch))
+            .map_err(|e| Error::failed(format!("can't write a request: {e}")))?;
+        let action = own_key("layer", &document);
+        if let Some(info) =
+            self.store.action(&action).and_then(|bytes| serde_json::from_slice::<LayerInfo>(&bytes).ok())
             && self.store.has_blob(&info.digest)
         {
             return Ok(info);
         }
         let mut partial = self.store.begin()?;
         let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        let info = layer::write_layer(selection, &|digest| self.store.changeset_files(digest), compression, self.options.epoch, threads, &mut partial)?;
+        let info = layer::write_layer(
+            selection,
+            &|digest| self.store.changeset_files(digest),
+            compression,
+            self.options.epoch,
+            threads,
+            &mut partial,
+        )?;
         partial.finish_as(&info.digest)?;
         let document = serde_json::to_vec(&info).map_err(|e| Error::failed(e.to_string()))?;
         self.store.record_action(&action, &document)?;

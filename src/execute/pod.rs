@@ -10,7 +10,7 @@ use crate::build_file::spec::{Id, ImageRef, Pod, Source, Spec, VolumeKind};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::build::Build;
-use crate::execute::request::key;
+use crate::execute::request::own_key;
 use crate::image::layout;
 use crate::label::Label;
 use crate::pod::{self, Image, Request};
@@ -99,15 +99,22 @@ impl Build<'_> {
             VolumeKind::Files(files) => files.as_slice(),
             _ => &[],
         });
-        let sources: Vec<_> = pod.files.iter().chain(in_volumes).filter_map(|f| f.source.clone()).map(Source::Path).collect();
+        let sources: Vec<_> =
+            pod.files.iter().chain(in_volumes).filter_map(|f| f.source.clone()).map(Source::Path).collect();
         let sources = if sources.is_empty() { None } else { Some(self.sources(instance, &sources)?.digest) };
         let images = pod.containers.iter().filter_map(|container| match container.image {
             ImageRef::Built(image) => Some(self.built(image).map(|built| built.manifest.digest)),
             ImageRef::Registry(_) => None,
         });
-        let document = Document { label: &instance.label, pod, images: images.collect::<Result<_>>()?, sources, epoch: self.options.epoch };
+        let document = Document {
+            label: &instance.label,
+            pod,
+            images: images.collect::<Result<_>>()?,
+            sources,
+            epoch: self.options.epoch,
+        };
         let bytes = serde_json::to_vec(&document).map_err(|e| Error::failed(format!("can't write a request: {e}")))?;
-        Ok(key("pod", &bytes))
+        Ok(own_key("pod", &bytes))
     }
 
     /// All files of an image, as its layers together show them.

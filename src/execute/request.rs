@@ -64,6 +64,12 @@ impl Request {
     }
 }
 
+/// The key of what our own code makes of changesets (a selection, a layer, an image, a bundle): another
+/// version of this program may make something else of the same document.
+pub fn own_key(kind: &str, document: &[u8]) -> Digest {
+    key(&format!("{kind} by {}", env!("CARGO_PKG_VERSION")), document)
+}
+
 /// The key of any action: what kind, and its document. The kind is framed, so that no document of
 /// one kind is another one of another kind.
 pub fn key(kind: &str, document: &[u8]) -> Digest {

@@ -31,7 +31,12 @@ pub fn cached(store: &Store, request: &Request) -> Option<Digest> {
 
 /// Runs a request in a sandbox over `snapshot` and keeps what it changed. Where it installed
 /// packages, the users and groups that are new get the lock's numbers.
-pub fn run(store: &Store, request: &Request, snapshot: &Stack, renumber: Option<&Renumber>) -> Result<(Layer, Vec<String>)> {
+pub fn run(
+    store: &Store,
+    request: &Request,
+    snapshot: &Stack,
+    renumber: Option<&Renumber>,
+) -> Result<(Layer, Vec<String>)> {
     let scratch = store.scratch()?;
     let upper = scratch.folder("upper")?;
     let log_path = scratch.path().join("log");
@@ -53,7 +58,8 @@ pub fn run(store: &Store, request: &Request, snapshot: &Stack, renumber: Option<
     }
     let (changeset, digest) = captured.name()?;
     let layer = store.keep_changeset(digest, changeset, &upper)?;
-    let document = serde_json::to_vec(&Outcome { format: FORMAT, changeset: digest }).map_err(|e| Error::failed(e.to_string()))?;
+    let document =
+        serde_json::to_vec(&Outcome { format: FORMAT, changeset: digest }).map_err(|e| Error::failed(e.to_string()))?;
     store.record_action(&request.key(), &document)?;
     Ok((layer, outcome.weakened))
 }
@@ -103,7 +109,10 @@ fn failure(status: &Status, step: Option<usize>, steps: &[Step]) -> Option<Error
                 Hit::Time => "time",
                 Hit::FileSize => "file_size",
             };
-            Some(Error::failed(format!("{step} went over its limit of {which}")).next(format!("raise limits = {{\"{which}\": …}} on the rule")))
+            Some(
+                Error::failed(format!("{step} went over its limit of {which}"))
+                    .next(format!("raise limits = {{\"{which}\": …}} on the rule")),
+            )
         }
     }
 }
@@ -114,11 +123,17 @@ fn with_last_lines(error: Error, log: &Path) -> Error {
     if let Ok(mut file) = File::open(log) {
         let size = file.metadata().map_or(0, |m| m.len());
         let mut bytes = vec![];
-        if file.seek(SeekFrom::Start(size.saturating_sub(16 * 1024))).is_ok() && file.take(16 * 1024).read_to_end(&mut bytes).is_ok() {
+        if file.seek(SeekFrom::Start(size.saturating_sub(16 * 1024))).is_ok()
+            && file.take(16 * 1024).read_to_end(&mut bytes).is_ok()
+        {
             text = String::from_utf8_lossy(&bytes).into_owned();
         }
     }
     let lines: Vec<_> = text.lines().collect();
     let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
-    if last.is_empty() { error.why("it printed nothing") } else { error.why(format!("it printed last:\n{}", last.join("\n"))) }
+    if last.is_empty() {
+        error.why("it printed nothing")
+    } else {
+        error.why(format!("it printed last:\n{}", last.join("\n")))
+    }
 }

@@ -41,7 +41,12 @@ impl Snapshot {
             .rules
             .iter()
             .map(|(id, digest)| {
-                let after = self.rules.iter().enumerate().filter(|(_, (other, _))| order.below[*id].contains(other) || is_base_build(graph, *other)).map(|(i, _)| i);
+                let after = self
+                    .rules
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, (other, _))| order.below[*id].contains(other) || is_base_build(graph, *other))
+                    .map(|(i, _)| i);
                 let instance = &graph.instances[*id];
                 Ok(Member {
                     label: instance.label.clone(),
@@ -52,7 +57,11 @@ impl Snapshot {
             })
             .collect::<Result<Vec<_>>>()?;
         if let Some(sources) = &self.sources {
-            stack::foreign_sources(&store.changeset(sources)?.changeset, graph.instances[self.of].label.package(), &members)?;
+            stack::foreign_sources(
+                &store.changeset(sources)?.changeset,
+                graph.instances[self.of].label.package(),
+                &members,
+            )?;
         }
         stack::merge(store, stack, members)
     }

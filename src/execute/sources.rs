@@ -47,7 +47,8 @@ pub fn gather(store: &Store, package: &Package, from: &From, sources: &[Source],
     for source in sources {
         match source {
             Source::Path(path) => {
-                let root = from.folder.ok_or_else(|| Error::request(format!("a built-in package has no sources: {path}")))?;
+                let root =
+                    from.folder.ok_or_else(|| Error::request(format!("a built-in package has no sources: {path}")))?;
                 let inside = RootPath::new(path).and_then(|p| top.join(p.as_bytes()))?;
                 let from = root.join(path);
                 stays_inside(&from, root)?;
@@ -93,7 +94,10 @@ impl Found {
         }
         let from = store.blob_path(digest);
         let size = fs::metadata(&from).map_err(|e| Error::io("stat", &from, e))?.len();
-        self.add(inside.clone(), Entry { node: Node::File { size, digest: *digest, group: None }, ..Entry::file(b"", 0o644) });
+        self.add(
+            inside.clone(),
+            Entry { node: Node::File { size, digest: *digest, group: None }, ..Entry::file(b"", 0o644) },
+        );
         self.files.insert(inside.clone(), from);
         Ok(())
     }
@@ -121,16 +125,21 @@ impl Found {
             } else if kind.is_file() {
                 let digest = File::open(found.path()).and_then(Digest::of_reader);
                 let (digest, size) = digest.map_err(|e| {
-                    Error::io("read", found.path(), e).with_kind(crate::error::Kind::Request).next("make it readable, or leave it out of the sources")
+                    Error::io("read", found.path(), e)
+                        .with_kind(crate::error::Kind::Request)
+                        .next("make it readable, or leave it out of the sources")
                 })?;
                 let mode = if metadata.permissions().mode() & 0o111 != 0 { 0o755 } else { 0o644 };
                 let node = Node::File { size, digest, group: None };
                 self.add(path.clone(), Entry { node, ..Entry::file(b"", mode) });
                 self.files.insert(path, found.path().to_path_buf());
             } else {
-                return Err(Error::request(format!("a source that is neither file, folder nor link: {}", found.path().display()))
-                    .why(format!("its mode is {:o}", metadata.mode()))
-                    .next("leave it out of the sources"));
+                return Err(Error::request(format!(
+                    "a source that is neither file, folder nor link: {}",
+                    found.path().display()
+                ))
+                .why(format!("its mode is {:o}", metadata.mode()))
+                .next("leave it out of the sources"));
             }
         }
         Ok(())
@@ -166,7 +175,8 @@ impl Found {
                     set_mode(&to, entry.mode)?;
                 }
                 Node::Link { target } => {
-                    std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(target), &to).map_err(|e| Error::io("symlink", &to, e))?;
+                    std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(target), &to)
+                        .map_err(|e| Error::io("symlink", &to, e))?;
                 }
                 Node::File { size, digest, .. } => {
                     let from = &self.files[path];
@@ -191,7 +201,9 @@ impl Found {
 /// A link above a source must not lead out of its package: the build file is somebody else's.
 fn stays_inside(path: &Path, package: &Path) -> Result<()> {
     let real = |path: &Path| {
-        fs::canonicalize(path).map_err(|e| Error::io("open", path, e).with_kind(crate::error::Kind::Request).next("name a source that exists"))
+        fs::canonicalize(path).map_err(|e| {
+            Error::io("open", path, e).with_kind(crate::error::Kind::Request).next("name a source that exists")
+        })
     };
     let parent = real(path.parent().unwrap_or(package))?;
     if parent.starts_with(real(package)?) {

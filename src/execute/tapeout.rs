@@ -8,12 +8,12 @@ use crate::build_file::spec::{Id, Libraries, Spec, Tapeout};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::build::{Build, Output};
-use crate::execute::request::key;
+use crate::execute::request::own_key;
 use crate::execute::{rule, snapshot};
 use crate::label::Label;
 use crate::report::Event;
-use crate::tapeout::{self, Files};
 use crate::store::Store;
+use crate::tapeout::{self, Files};
 use crate::tree::{Layer, RootPath, Selection, Stack};
 
 /// All that a selection depends on.
@@ -89,7 +89,7 @@ impl Build<'_> {
             base: self.base_selections(id)?,
         };
         let bytes = serde_json::to_vec(&document).map_err(|e| Error::failed(format!("can't write a request: {e}")))?;
-        Ok(key("tapeout", &bytes))
+        Ok(own_key("tapeout", &bytes))
     }
 
     /// The changesets that `include` sees: all below, but `//base:build`'s.
@@ -105,7 +105,8 @@ impl Build<'_> {
 
     /// Files of the package that `files = [file(source = …)]` takes.
     fn file_sources(&self, id: Id, spec: &Tapeout) -> Result<Option<Digest>> {
-        let sources: Vec<_> = spec.files.iter().filter_map(|f| f.source.clone()).map(crate::build_file::spec::Source::Path).collect();
+        let sources: Vec<_> =
+            spec.files.iter().filter_map(|f| f.source.clone()).map(crate::build_file::spec::Source::Path).collect();
         if sources.is_empty() {
             return Ok(None);
         }
@@ -119,7 +120,9 @@ impl Build<'_> {
         }
         let mut joined = vec![];
         for &below in &self.order.below[id] {
-            if let (Spec::Tapeout(spec), Output::Selection { selection, .. }) = (&self.graph.instances[below].spec, self.output(below)?) {
+            if let (Spec::Tapeout(spec), Output::Selection { selection, .. }) =
+                (&self.graph.instances[below].spec, self.output(below)?)
+            {
                 joined.push((self.graph.instances[below].label.clone(), *selection, spec.libraries.clone()));
             }
         }
@@ -155,7 +158,9 @@ impl Build<'_> {
     pub(super) fn read_selection(&self, digest: &Digest) -> Result<Selection> {
         let path = self.store.blob_path(digest);
         let bytes = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
-        postcard::from_bytes(&bytes).map_err(|e| Error::failed(format!("{} is damaged: {e}", path.display())).next("remove that file; its rule picks again"))
+        postcard::from_bytes(&bytes).map_err(|e| {
+            Error::failed(format!("{} is damaged: {e}", path.display())).next("remove that file; its rule picks again")
+        })
     }
 
     /// Picks: by the rule's own lists, or at `//base:tapeout` the closure over what joined.
@@ -167,7 +172,8 @@ impl Build<'_> {
         let mut snapshot = self.snapshot(id, None)?;
         snapshot.rules.extend(own.map(|own| (id, own)));
         let view = snapshot.stack(self.store, self.graph, &self.order)?;
-        let deps = self.picks_from(id)?.iter().map(|digest| self.store.changeset(digest)).collect::<Result<Vec<Layer>>>()?;
+        let deps =
+            self.picks_from(id)?.iter().map(|digest| self.store.changeset(digest)).collect::<Result<Vec<Layer>>>()?;
         let own = own.map(|own| self.store.changeset(&own)).transpose()?;
         let request = tapeout::select::Request {
             spec,
@@ -184,7 +190,8 @@ impl Build<'_> {
 
     /// The joint point: what it picked itself, and all that the image needs besides.
     fn close(&self, id: Id, mut picked: Selection, view: &Stack) -> Result<Selection> {
-        let read = |digests: Vec<Digest>| digests.iter().map(|digest| self.read_selection(digest)).collect::<Result<Vec<_>>>();
+        let read =
+            |digests: Vec<Digest>| digests.iter().map(|digest| self.read_selection(digest)).collect::<Result<Vec<_>>>();
         let base = read(self.base_selections(id)?)?;
         let joined = self.joined(id)?;
         let selections = read(joined.iter().map(|(_, digest, _)| *digest).collect())?;

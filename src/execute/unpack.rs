@@ -77,14 +77,25 @@ impl<'a> Unpacking<'a> {
     }
 
     fn action(&self) -> Result<Digest> {
-        let patches = self.patches.iter().map(|path| fetch::patch(self.build, self.instance, path)).collect::<Result<Vec<_>>>()?;
+        let patches = self
+            .patches
+            .iter()
+            .map(|path| fetch::patch(self.build, self.instance, path))
+            .collect::<Result<Vec<_>>>()?;
         let (kind, document) = match &self.instance.spec {
             Spec::Git(git) => {
-                let document = GitDocument { commit: &git.commit, submodules: git.submodules, folder: self.folder(), time: self.time, patches };
+                let document = GitDocument {
+                    commit: &git.commit,
+                    submodules: git.submodules,
+                    folder: self.folder(),
+                    time: self.time,
+                    patches,
+                };
                 ("git", serde_json::to_vec(&document))
             }
             Spec::Archive(Archive { sha256, strip_prefix, .. }) => {
-                let document = ArchiveDocument { sha256, strip_prefix, folder: self.folder(), time: self.time, patches };
+                let document =
+                    ArchiveDocument { sha256, strip_prefix, folder: self.folder(), time: self.time, patches };
                 ("archive", serde_json::to_vec(&document))
             }
             _ => return Err(Error::failed("nothing to unpack")),
@@ -117,13 +128,17 @@ pub fn unpacked(build: &Build, instance: &Instance, time: i64) -> Result<Digest>
     let digest = match &instance.spec {
         Spec::Git(git) => unpacking.lay_out(|into, owners| commit(build, git, into, owners)).map_err(here)?,
         Spec::Archive(archive) => {
-            let blob = fetch::get(build, instance, &archive.urls, &Expected::Sha256(Digest::from_hex(&archive.sha256)?))?;
+            let blob =
+                fetch::get(build, instance, &archive.urls, &Expected::Sha256(Digest::from_hex(&archive.sha256)?))?;
             let what = archive.urls.first().map_or("it", String::as_str);
-            unpacking.lay_out(|into, owners| unpack(build.store, archive, &blob, into, owners)).map_err(|e| here(e.context(format!("unpack {what}"))))?
+            unpacking
+                .lay_out(|into, owners| unpack(build.store, archive, &blob, into, owners))
+                .map_err(|e| here(e.context(format!("unpack {what}"))))?
         }
         _ => return Err(Error::failed("nothing to unpack")),
     };
-    let document = serde_json::to_vec(&Outcome { format: FORMAT, changeset: digest }).map_err(|e| Error::failed(e.to_string()))?;
+    let document =
+        serde_json::to_vec(&Outcome { format: FORMAT, changeset: digest }).map_err(|e| Error::failed(e.to_string()))?;
     build.store.record_action(&action, &document)?;
     done("unpacked");
     Ok(digest)
@@ -148,11 +163,14 @@ impl Unpacking<'_> {
         let mut normal = Owners::new();
         for (path, mut owner) in owners {
             if owner.device.is_some() {
-                return Err(Error::failed(format!("the archive holds a device: {path}")).next("leave it out of the archive"));
+                return Err(
+                    Error::failed(format!("the archive holds a device: {path}")).next("leave it out of the archive")
+                );
             }
             owner.xattrs.clear();
             (owner.uid, owner.gid) = (0, 0);
-            let is_folder = file::stat_at(into.as_fd(), path.as_bytes())?.is_some_and(|s| file::kind(&s) == SFlag::S_IFDIR);
+            let is_folder =
+                file::stat_at(into.as_fd(), path.as_bytes())?.is_some_and(|s| file::kind(&s) == SFlag::S_IFDIR);
             owner.mode = if is_folder || owner.mode & 0o111 != 0 { 0o755 } else { 0o644 };
             normal.insert(folder.join(path.as_bytes())?, owner);
         }
@@ -194,7 +212,9 @@ fn unpack(store: &Store, archive: &Archive, blob: &Digest, into: &Root, owners: 
         false => unpack::unpack(file, into, &options, owners, &mut |_| {})?,
     }
     if owners.is_empty() {
-        return Err(Error::failed("the archive has nothing below strip_prefix").why(format!("strip_prefix is {:?}", archive.strip_prefix)).next("leave strip_prefix out, and look at what is in it"));
+        return Err(Error::failed("the archive has nothing below strip_prefix")
+            .why(format!("strip_prefix is {:?}", archive.strip_prefix))
+            .next("leave strip_prefix out, and look at what is in it"));
     }
     Ok(())
 }
@@ -210,7 +230,8 @@ struct Checkout {
 /// The tree of a commit, with its submodules if they are wanted.
 fn commit(build: &Build, wanted: &Git, into: &Root, owners: &mut Owners) -> Result<()> {
     let git = git::Git::new(build.options.environment.clone(), build.base.http().network());
-    let mut coming = vec![Checkout { urls: wanted.urls.clone(), commit: wanted.commit.clone(), at: RootPath::root(), depth: 0 }];
+    let mut coming =
+        vec![Checkout { urls: wanted.urls.clone(), commit: wanted.commit.clone(), at: RootPath::root(), depth: 0 }];
     let mut done = 0;
     while let Some(checkout) = coming.pop() {
         done += 1;
@@ -235,14 +256,19 @@ fn commit(build: &Build, wanted: &Git, into: &Root, owners: &mut Owners) -> Resu
                 }
                 file::symlink_at(&target, folder.as_fd(), path.name())?;
             } else {
-                let mut made = file::create_file_at(folder.as_fd(), path.name(), if executable { 0o755 } else { 0o644 })?;
+                let mut made =
+                    file::create_file_at(folder.as_fd(), path.name(), if executable { 0o755 } else { 0o644 })?;
                 io::copy(content, &mut made).map_err(|e| Error::io("write", path.as_path(), e))?;
             }
             owners.insert(path, owner(if executable { 0o755 } else { 0o644 }));
             Ok(())
         })?;
         let submodules = files.iter().filter(|file| file.kind == TreeKind::Submodule);
-        let urls = if wanted.submodules && submodules.clone().next().is_some() { repository.submodules()? } else { Default::default() };
+        let urls = if wanted.submodules && submodules.clone().next().is_some() {
+            repository.submodules()?
+        } else {
+            Default::default()
+        };
         for file in submodules {
             let at = checkout.at.join(file.path.as_bytes())?;
             // As git itself: a folder that is empty.
@@ -250,12 +276,19 @@ fn commit(build: &Build, wanted: &Git, into: &Root, owners: &mut Owners) -> Resu
             file::mkdir_at(folder.as_fd(), at.name(), 0o755)?;
             owners.insert(at.clone(), owner(0o755));
             if wanted.submodules {
-                let written = urls.get(&file.path).ok_or_else(|| Error::failed(format!("{at} is a submodule that .gitmodules doesn't name")))?;
+                let written = urls
+                    .get(&file.path)
+                    .ok_or_else(|| Error::failed(format!("{at} is a submodule that .gitmodules doesn't name")))?;
                 let written = git::submodule_url(&url, written);
                 if written.starts_with("file:") && !url.starts_with("file:") {
                     return Err(Error::failed(format!("{at} is a submodule that lies on this machine: {written}")));
                 }
-                coming.push(Checkout { urls: vec![written], commit: file.object.clone(), at, depth: checkout.depth + 1 });
+                coming.push(Checkout {
+                    urls: vec![written],
+                    commit: file.object.clone(),
+                    at,
+                    depth: checkout.depth + 1,
+                });
             }
         }
     }
@@ -263,12 +296,21 @@ fn commit(build: &Build, wanted: &Git, into: &Root, owners: &mut Owners) -> Resu
 }
 
 /// The first repository that has the commit, and its URL.
-fn clone<'a>(build: &Build, git: &'a git::Git, checkout: &Checkout, scratch: &Scratch) -> Result<(String, Repository<'a>)> {
+fn clone<'a>(
+    build: &Build,
+    git: &'a git::Git,
+    checkout: &Checkout,
+    scratch: &Scratch,
+) -> Result<(String, Repository<'a>)> {
     let mut failures = vec![];
     for (number, url) in checkout.urls.iter().enumerate() {
         let url = match url.strip_prefix("input:") {
             Some(input) => {
-                let path = build.options.inputs.get(input).ok_or_else(|| Error::request(format!("no input is named {input:?}")))?;
+                let path = build
+                    .options
+                    .inputs
+                    .get(input)
+                    .ok_or_else(|| Error::request(format!("no input is named {input:?}")))?;
                 let path: PathBuf = path.canonicalize().map_err(|e| Error::io("open", path, e))?;
                 format!("file://{}", path.display())
             }
@@ -283,7 +325,8 @@ fn clone<'a>(build: &Build, git: &'a git::Git, checkout: &Checkout, scratch: &Sc
 }
 
 fn folders_to(path: &RootPath, into: &Root, owners: &mut Owners) -> Result<()> {
-    let mut above: Vec<RootPath> = path.ancestors().filter(|above| !above.is_root() && !owners.contains_key(above)).collect();
+    let mut above: Vec<RootPath> =
+        path.ancestors().filter(|above| !above.is_root() && !owners.contains_key(above)).collect();
     above.reverse();
     for folder in above {
         let parent = into.folder(&folder.parent().unwrap_or_default())?;

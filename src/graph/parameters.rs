@@ -143,7 +143,9 @@ impl Analysis {
         let value = match &given.value {
             GivenValue::Typed(text) => parsed(type_name, text),
             GivenValue::Json(serde_json::Value::Null) => Ok(Value::None),
-            GivenValue::Json(serde_json::Value::Number(number)) if number.as_i64().is_none() => Err(format!("not a whole number of 64 bits: {number}")),
+            GivenValue::Json(serde_json::Value::Number(number)) if number.as_i64().is_none() => {
+                Err(format!("not a whole number of 64 bits: {number}"))
+            }
             GivenValue::Json(value) => typed(type_name, &json(value)),
         };
         self.value_or_report(value, &defined, &given.shown, None).map(|value| (label, value))

@@ -35,7 +35,8 @@ struct Distinctions<'a> {
 impl<'a> Distinctions<'a> {
     fn of(graph: &'a Graph) -> Self {
         let mut first: BTreeMap<&Label, &Vec<String>> = BTreeMap::new();
-        let differs = |instance: &&'a Instance| *first.entry(&instance.label).or_insert(&instance.packages) != &instance.packages;
+        let differs =
+            |instance: &&'a Instance| *first.entry(&instance.label).or_insert(&instance.packages) != &instance.packages;
         let packages = graph.instances.iter().filter(differs).map(|instance| &instance.label).collect();
         Self { graph, packages }
     }

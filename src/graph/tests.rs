@@ -605,7 +605,10 @@ fn patterns_name_rules_and_no_parameters() {
         requested(&site.graph(&["//lib/...", "//lib:build"], &[])),
         ["//lib:build", "//lib:tapeout", "//lib/sub:x"]
     );
-    assert_eq!(requested(&site.graph(&["//app:a", "//app:both"], &[])), ["//app:a/build_image", "//app:both/build_pod"]);
+    assert_eq!(
+        requested(&site.graph(&["//app:a", "//app:both"], &[])),
+        ["//app:a/build_image", "//app:both/build_pod"]
+    );
     let mut request = site.request(&["build", ":tapeout", "sub:x"], &[":debug=true"]);
     request.here = Package::new("lib").unwrap();
     let graph = analyse_here(&request).unwrap();

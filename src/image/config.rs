@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, SecondsFormat};
 use oci_spec::image::{
-    ANNOTATION_CREATED, ANNOTATION_TITLE, ANNOTATION_VERSION, Arch, ConfigBuilder, Descriptor, History, HistoryBuilder, ImageConfigurationBuilder,
-    ImageManifestBuilder, MediaType, Os, RootFsBuilder,
+    ANNOTATION_CREATED, ANNOTATION_TITLE, ANNOTATION_VERSION, Arch, ConfigBuilder, Descriptor, History, HistoryBuilder,
+    ImageConfigurationBuilder, ImageManifestBuilder, MediaType, Os, RootFsBuilder,
 };
 
 use super::json;
@@ -121,7 +121,10 @@ pub fn descriptor(media_type: MediaType, digest: &Digest, size: u64) -> Result<D
 
 /// Annotations that say what an image is: its name, version, time, and what the build file adds.
 pub fn annotations(image: &Image, title: &str, epoch: i64) -> Result<BTreeMap<String, String>> {
-    let mut annotations = BTreeMap::from([(ANNOTATION_TITLE.to_string(), title.to_string()), (ANNOTATION_CREATED.to_string(), rfc3339(epoch)?)]);
+    let mut annotations = BTreeMap::from([
+        (ANNOTATION_TITLE.to_string(), title.to_string()),
+        (ANNOTATION_CREATED.to_string(), rfc3339(epoch)?),
+    ]);
     annotations.extend(image.version.iter().map(|version| (ANNOTATION_VERSION.to_string(), version.clone())));
     annotations.extend(image.annotations.clone());
     Ok(annotations)
@@ -148,7 +151,13 @@ mod tests {
     use super::*;
 
     fn layers() -> Vec<ImageLayer> {
-        let info = LayerInfo { diff_id: Digest::of("tar"), digest: Digest::of("zst"), size: 3, uncompressed: 9, compression: Compression::Zstd };
+        let info = LayerInfo {
+            diff_id: Digest::of("tar"),
+            digest: Digest::of("zst"),
+            size: 3,
+            uncompressed: 9,
+            compression: Compression::Zstd,
+        };
         vec![ImageLayer { info, created_by: "//app:tapeout".into() }]
     }
 

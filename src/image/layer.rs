@@ -70,7 +70,12 @@ fn pass_hashed(from: &PieceReader, mut to: PieceWriter) -> io::Result<(Digest, u
     Ok((digest, size))
 }
 
-fn compress(from: PieceReader, compression: Compression, threads: NonZeroUsize, out: impl Write) -> Result<(Digest, u64)> {
+fn compress(
+    from: PieceReader,
+    compression: Compression,
+    threads: NonZeroUsize,
+    out: impl Write,
+) -> Result<(Digest, u64)> {
     let out = Hashing::new(out);
     let bad = |e| Error::io("write", "layer", e);
     let mut compressor = match compression {
@@ -88,7 +93,14 @@ fn compress(from: PieceReader, compression: Compression, threads: NonZeroUsize, 
 }
 
 fn write_tar(selection: &Selection, files: &Files, epoch: i64, out: PieceWriter) -> Result<()> {
-    let mut layer = TarLayer { tar: TarWriter::new(out), links: Links::default(), roots: BTreeMap::new(), files, epoch, buffer: vec![0; PIECE] };
+    let mut layer = TarLayer {
+        tar: TarWriter::new(out),
+        links: Links::default(),
+        roots: BTreeMap::new(),
+        files,
+        epoch,
+        buffer: vec![0; PIECE],
+    };
     for (path, picked) in selection {
         layer.one(path, picked)?;
     }
@@ -119,7 +131,8 @@ impl TarLayer<'_> {
             return Ok(());
         }
         if matches!(entry.node, Node::Device { character: true, major: 0, minor: 0 }) {
-            return Err(Error::failed(format!("a layer can't hold the device 0/0: {path}")).why("it stands for a removed file where layers are stacked"));
+            return Err(Error::failed(format!("a layer can't hold the device 0/0: {path}"))
+                .why("it stands for a removed file where layers are stacked"));
         }
         let changeset = match &picked.content {
             Content::Stored { changeset, .. } => Some(*changeset),
@@ -129,7 +142,9 @@ impl TarLayer<'_> {
         self.tar.member(&member(path.as_bytes(), kind, entry, self.epoch))?;
         match (&entry.node, &picked.content) {
             (Node::File { size, .. }, _) if *size == 0 || !self.links.first(path) => Ok(()),
-            (Node::File { .. }, Content::Inline(bytes)) => self.tar.content_from(bytes.as_slice(), path, &mut self.buffer),
+            (Node::File { .. }, Content::Inline(bytes)) => {
+                self.tar.content_from(bytes.as_slice(), path, &mut self.buffer)
+            }
             (Node::File { .. }, Content::Stored { changeset, path: at }) => {
                 let root = match self.roots.get(changeset) {
                     Some(root) => root,
@@ -163,7 +178,11 @@ mod tests {
     }
 
     fn inline(content: &[u8]) -> Picked {
-        Picked { entry: Some(Entry::file(content, 0o644)), content: Content::Inline(content.to_vec()), why: String::new() }
+        Picked {
+            entry: Some(Entry::file(content, 0o644)),
+            content: Content::Inline(content.to_vec()),
+            why: String::new(),
+        }
     }
 
     fn nothing(_: &Digest) -> Result<Root> {
@@ -178,7 +197,10 @@ mod tests {
 
     fn sample() -> Selection {
         let mut selection = Selection::new();
-        selection.insert(path("etc"), Picked { entry: Some(Entry::folder(0o755)), content: Content::None, why: String::new() });
+        selection.insert(
+            path("etc"),
+            Picked { entry: Some(Entry::folder(0o755)), content: Content::None, why: String::new() },
+        );
         selection.insert(path("etc/gone"), Picked { entry: None, content: Content::None, why: String::new() });
         for i in 0..300 {
             selection.insert(path(format!("etc/{i}")), inline(format!("{i}").repeat(i * 50).as_bytes()));
@@ -216,7 +238,10 @@ mod tests {
     fn what_would_forge_a_whiteout_is_an_error() {
         let device = Entry { node: Node::Device { character: true, major: 0, minor: 0 }, ..Entry::folder(0o600) };
         for (name, entry) in [(".wh.x", Entry::file(b"", 0o644)), ("a", device)] {
-            let selection = Selection::from([(path(name), Picked { entry: Some(entry), content: Content::Inline(vec![]), why: String::new() })]);
+            let selection = Selection::from([(
+                path(name),
+                Picked { entry: Some(entry), content: Content::Inline(vec![]), why: String::new() },
+            )]);
             assert!(layer(&selection, Compression::None, 1).is_err());
         }
     }
@@ -225,7 +250,8 @@ mod tests {
     fn an_error_of_the_reader_or_the_writer_is_seen() {
         let stored = Content::Stored { changeset: Digest::of("x"), path: path("a") };
         let mut selection = sample();
-        selection.insert(path("a"), Picked { entry: Some(Entry::file(b"x", 0o644)), content: stored, why: String::new() });
+        selection
+            .insert(path("a"), Picked { entry: Some(Entry::file(b"x", 0o644)), content: stored, why: String::new() });
         assert_eq!(layer(&selection, Compression::Zstd, 2).unwrap_err().what(), "no changeset");
 
         struct Full;

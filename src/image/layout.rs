@@ -18,7 +18,9 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use oci_spec::image::{ANNOTATION_REF_NAME, Descriptor, ImageConfiguration, ImageIndexBuilder, ImageManifest, MediaType, OciLayoutBuilder};
+use oci_spec::image::{
+    ANNOTATION_REF_NAME, Descriptor, ImageConfiguration, ImageIndexBuilder, ImageManifest, MediaType, OciLayoutBuilder,
+};
 use serde_json::Value;
 
 use super::config::descriptor;
@@ -57,7 +59,8 @@ pub fn write_in(folder: &Path, images: &[LayoutImage], blob: &dyn Fn(&Digest) ->
     let mut tags = BTreeSet::new();
     for image in images {
         if !tags.insert(&image.tag) {
-            return Err(Error::failed(format!("two images of one layout have the tag {:?}", image.tag)).next("give them different names or versions"));
+            return Err(Error::failed(format!("two images of one layout have the tag {:?}", image.tag))
+                .next("give them different names or versions"));
         }
         let (digest, size) = &image.manifest;
         let mut manifest = descriptor(MediaType::ImageManifest, digest, *size)?;
@@ -69,7 +72,12 @@ pub fn write_in(folder: &Path, images: &[LayoutImage], blob: &dyn Fn(&Digest) ->
     for digest in &wanted {
         link_or_copy(&blob(digest), &blobs.join(digest.hex()))?;
     }
-    let index = ImageIndexBuilder::default().schema_version(2u32).media_type(MediaType::ImageIndex).manifests(manifests).build().map_err(bad)?;
+    let index = ImageIndexBuilder::default()
+        .schema_version(2u32)
+        .media_type(MediaType::ImageIndex)
+        .manifests(manifests)
+        .build()
+        .map_err(bad)?;
     let version = OciLayoutBuilder::default().image_layout_version("1.0.0").build().map_err(bad)?;
     put(&folder.join("index.json"), &json::write(&index)?)?;
     put(&folder.join("oci-layout"), &json::write(&version)?)
@@ -95,7 +103,8 @@ fn link_or_copy(from: &Path, to: &Path) -> Result<()> {
     }
     let source = File::open(from).map_err(|e| Error::io("open", from, e))?;
     let copy = File::create_new(to).map_err(|e| Error::io("create", to, e))?;
-    let copied = file::reflink_or_copy(&source, &copy).and_then(|()| copy.set_permissions(fs::Permissions::from_mode(0o444)));
+    let copied =
+        file::reflink_or_copy(&source, &copy).and_then(|()| copy.set_permissions(fs::Permissions::from_mode(0o444)));
     copied.map_err(|e| Error::io("write", to, e))
 }
 
@@ -135,7 +144,9 @@ fn remove_stale(parent: &Path, name: &str) {
     let Ok(entries) = fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
         let found = entry.file_name();
-        let pid = found.to_str().and_then(|f| f.strip_prefix(&format!(".{name}."))?.strip_suffix(".new")?.parse::<u32>().ok());
+        let pid = found
+            .to_str()
+            .and_then(|f| f.strip_prefix(&format!(".{name}."))?.strip_suffix(".new")?.parse::<u32>().ok());
         if pid.is_some_and(|pid| pid == std::process::id() || !Path::new(&format!("/proc/{pid}")).exists()) {
             // It is only rubbish; the next write tries again.
             let _ = file::remove_tree(&entry.path());
@@ -172,10 +183,12 @@ impl Layout {
     pub fn open(path: &Path) -> Result<Self> {
         let root = Root::open(path).map_err(|e| e.next("name a folder that holds an OCI image layout"))?;
         let layout = Self { root };
-        let version: Value = layout.document("oci-layout").map_err(|e| e.next("name a folder that holds an OCI image layout"))?;
+        let version: Value =
+            layout.document("oci-layout").map_err(|e| e.next("name a folder that holds an OCI image layout"))?;
         match version.get("imageLayoutVersion").and_then(Value::as_str) {
             Some("1.0.0") => Ok(layout),
-            other => Err(Error::failed(format!("an image layout of a version that is not known: {other:?}")).why(format!("it lies at {}", path.display()))),
+            other => Err(Error::failed(format!("an image layout of a version that is not known: {other:?}"))
+                .why(format!("it lies at {}", path.display()))),
         }
     }
 
@@ -187,7 +200,7 @@ impl Layout {
             let tag = descriptor.annotations().as_ref().and_then(|a| a.get(ANNOTATION_REF_NAME)).cloned();
             if *descriptor.media_type() == MediaType::ImageIndex {
                 let inner: Value = self.described(&descriptor)?;
-                for descriptor in manifests(&inner, &descriptor.digest().to_string())? {
+                for descriptor in manifests(&inner, descriptor.digest().as_ref())? {
                     found.push(self.image(&descriptor, tag.clone())?);
                 }
             } else {
@@ -205,11 +218,15 @@ impl Layout {
         match tag {
             Some(tag) => {
                 let at = images.iter().position(|image| image.tag.as_deref() == Some(tag));
-                let at = at.ok_or_else(|| Error::request(format!("no image in {} has the tag {tag:?}", self.root.path().display())).next(next))?;
+                let at = at.ok_or_else(|| {
+                    Error::request(format!("no image in {} has the tag {tag:?}", self.root.path().display())).next(next)
+                })?;
                 Ok(images.swap_remove(at))
             }
             None if images.len() == 1 => Ok(images.swap_remove(0)),
-            None => Err(Error::request(format!("{} holds {} images", self.root.path().display(), images.len())).next(next)),
+            None => {
+                Err(Error::request(format!("{} holds {} images", self.root.path().display(), images.len())).next(next))
+            }
         }
     }
 
@@ -225,7 +242,8 @@ impl Layout {
         }
         agrees(&document, MediaType::ImageManifest, &name)?;
         let manifest: ImageManifest = from_value(document, &name)?;
-        let config: ImageConfiguration = from_value(self.described(manifest.config())?, &manifest.config().digest().to_string())?;
+        let config: ImageConfiguration =
+            from_value(self.described(manifest.config())?, manifest.config().digest().as_ref())?;
         let layers = (manifest.layers().iter())
             .map(|layer| {
                 let digest = digest(layer)?;
@@ -237,7 +255,11 @@ impl Layout {
             })
             .collect::<Result<Vec<_>>>()?;
         if config.rootfs().diff_ids().len() != layers.len() {
-            return Err(Error::failed(format!("{name} has {} layers, its config {}", layers.len(), config.rootfs().diff_ids().len())));
+            return Err(Error::failed(format!(
+                "{name} has {} layers, its config {}",
+                layers.len(),
+                config.rootfs().diff_ids().len()
+            )));
         }
         Ok(Found { tag, digest: digest(descriptor)?, manifest, config, layers })
     }
@@ -253,9 +275,11 @@ impl Layout {
         for image in self.images()? {
             let layers = image.layers.iter().map(|(_, digest, _)| *digest);
             for expected in layers.filter(|digest| checked.insert(*digest)).collect::<Vec<_>>() {
-                let (is, _) = Digest::of_reader(self.blob(&expected)?).map_err(|e| Error::io("read", expected.hex(), e))?;
+                let (is, _) =
+                    Digest::of_reader(self.blob(&expected)?).map_err(|e| Error::io("read", expected.hex(), e))?;
                 if is != expected {
-                    return Err(Error::failed(format!("the blob {expected} is damaged")).why(format!("its content has the digest {is}")));
+                    return Err(Error::failed(format!("the blob {expected} is damaged"))
+                        .why(format!("its content has the digest {is}")));
                 }
             }
         }
@@ -275,7 +299,8 @@ impl Layout {
             return Err(wrong_size(&digest, descriptor.size(), bytes.len() as u64));
         }
         if Digest::of(&bytes) != digest {
-            return Err(Error::failed(format!("the blob {digest} is damaged")).why(format!("its content has the digest {}", Digest::of(&bytes))));
+            return Err(Error::failed(format!("the blob {digest} is damaged"))
+                .why(format!("its content has the digest {}", Digest::of(&bytes))));
         }
         json::read(&bytes).map_err(|e| e.context(digest))
     }
@@ -308,7 +333,9 @@ fn agrees(document: &Value, media_type: MediaType, name: &str) -> Result<()> {
         return Err(Error::failed(format!("{name} is not of schema version 2")));
     }
     match document.get("mediaType").map(|own| own.as_str().unwrap_or_default()) {
-        Some(own) if own != media_type.to_string() => Err(Error::failed(format!("{name} says that it is {own:?}, and was named as {media_type}"))),
+        Some(own) if own != media_type.to_string() => {
+            Err(Error::failed(format!("{name} says that it is {own:?}, and was named as {media_type}")))
+        }
         _ => Ok(()),
     }
 }
@@ -323,7 +350,8 @@ fn manifests(index: &Value, name: &str) -> Result<Vec<Descriptor>> {
 }
 
 fn from_value<T: serde::de::DeserializeOwned>(value: Value, name: &str) -> Result<T> {
-    serde_json::from_value(value).map_err(|e| Error::failed(format!("{name} is not the document that it should be")).why(e.to_string()))
+    serde_json::from_value(value)
+        .map_err(|e| Error::failed(format!("{name} is not the document that it should be")).why(e.to_string()))
 }
 
 /// What stands in a layout, for tests and sums: relative path to size.
@@ -331,7 +359,8 @@ pub fn files(path: &Path) -> Result<BTreeMap<PathBuf, u64>> {
     let mut found = BTreeMap::new();
     for entry in walkdir::WalkDir::new(path).sort_by_file_name() {
         let entry = entry.map_err(|e| Error::failed(format!("can't read {}: {e}", path.display())))?;
-        let metadata = entry.metadata().map_err(|e| Error::failed(format!("can't read {}: {e}", entry.path().display())))?;
+        let metadata =
+            entry.metadata().map_err(|e| Error::failed(format!("can't read {}: {e}", entry.path().display())))?;
         if metadata.is_file() {
             found.insert(entry.path().strip_prefix(path).unwrap_or(entry.path()).to_path_buf(), metadata.len());
         }
@@ -355,12 +384,22 @@ mod tests {
         };
         let layer = format!("layer of {tag}");
         let digest = keep(layer.as_bytes());
-        let info = LayerInfo { diff_id: digest, digest, size: layer.len() as u64, uncompressed: layer.len() as u64, compression: Compression::None };
+        let info = LayerInfo {
+            diff_id: digest,
+            digest,
+            size: layer.len() as u64,
+            uncompressed: layer.len() as u64,
+            compression: Compression::None,
+        };
         let layers = [ImageLayer { info, created_by: "//app:tapeout".into() }];
         let image = Image::default();
         let config = config(&image, None, &layers, 0).unwrap();
         let manifest = manifest(&config, &layers, &annotations(&image, tag, 0).unwrap()).unwrap();
-        LayoutImage { tag: tag.into(), manifest: (keep(&manifest), manifest.len() as u64), blobs: vec![keep(&config), digest] }
+        LayoutImage {
+            tag: tag.into(),
+            manifest: (keep(&manifest), manifest.len() as u64),
+            blobs: vec![keep(&config), digest],
+        }
     }
 
     fn written(tags: &[&str]) -> (tempfile::TempDir, PathBuf) {
@@ -404,7 +443,10 @@ mod tests {
 
     #[test]
     fn a_damaged_blob_is_named() {
-        for (which, how) in [(0, "x"), (1, "longer than it was, by a lot of bytes that nobody expects there at all, and then some more of them")] {
+        for (which, how) in [
+            (0, "x"),
+            (1, "longer than it was, by a lot of bytes that nobody expects there at all, and then some more of them"),
+        ] {
             let (_temp, to) = written(&["a"]);
             let found = Layout::open(&to).unwrap().images().unwrap().remove(0);
             let digest = [found.layers[0].1, found.digest][which];

@@ -36,7 +36,8 @@ pub fn write(request: &Request<'_>, out: &Path) -> Result<Written> {
         make_folder(&out.join("systemd"))?;
         units.clone().try_for_each(|(name, text)| put(&out.join("systemd").join(name), text, 0o644))?;
     }
-    let mut document = serde_json::to_vec_pretty(&plan.described).map_err(|e| Error::failed(format!("can't write pod.json: {e}")))?;
+    let mut document =
+        serde_json::to_vec_pretty(&plan.described).map_err(|e| Error::failed(format!("can't write pod.json: {e}")))?;
     document.push(b'\n');
     put(&out.join("pod.json"), &document, 0o644)?;
     put(&out.join("kube.yaml"), kube::write(&plan)?.as_bytes(), 0o644)?;
@@ -69,7 +70,8 @@ fn volumes(request: &Request<'_>, plan: &mut Plan, out: &Path) -> Result<()> {
         let path = out.join("volumes").join(format!("{name}.tar.zst"));
         let mut archive = create(&path, 0o644)?;
         let none = |digest: &Digest| Err(Error::failed(format!("a volume has no files of the changeset {digest}")));
-        let info = layer::write_layer(selection, &none, Compression::Zstd, request.epoch, request.threads, &mut archive)?;
+        let info =
+            layer::write_layer(selection, &none, Compression::Zstd, request.epoch, request.threads, &mut archive)?;
         for volume in plan.described.volumes.iter_mut().filter(|v| v.name == *name) {
             volume.digest = Some(info.digest);
         }
@@ -92,9 +94,12 @@ fn configuration(files: &Selection, folder: &Path) -> Result<()> {
             }
         }
         match (&picked.entry, &picked.content) {
-            (Some(Entry { node: Node::File { .. }, mode, .. }), Content::Inline(bytes)) => put(&at, bytes, if mode & 0o111 == 0 { 0o644 } else { 0o755 })?,
+            (Some(Entry { node: Node::File { .. }, mode, .. }), Content::Inline(bytes)) => {
+                put(&at, bytes, if mode & 0o111 == 0 { 0o644 } else { 0o755 })?
+            }
             (Some(Entry { node: Node::Link { target }, .. }), _) => {
-                std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(target), &at).map_err(|e| Error::io("symlink", &at, e))?;
+                std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(target), &at)
+                    .map_err(|e| Error::io("symlink", &at, e))?;
             }
             _ if fs::symlink_metadata(&at).is_ok_and(|d| d.is_dir()) => {}
             _ => make_folder(&at)?,
@@ -109,7 +114,8 @@ fn make_folder(path: &Path) -> Result<()> {
 }
 
 fn create(path: &Path, bits: u32) -> Result<File> {
-    let file = fs::OpenOptions::new().write(true).create_new(true).open(path).map_err(|e| Error::io("create", path, e))?;
+    let file =
+        fs::OpenOptions::new().write(true).create_new(true).open(path).map_err(|e| Error::io("create", path, e))?;
     mode(path, bits)?;
     Ok(file)
 }
@@ -163,7 +169,8 @@ fn settle(out: &Path, epoch: i64) -> Result<()> {
 fn walk(out: &Path) -> Result<Vec<(RootPath, fs::FileType)>> {
     let mut all = vec![];
     for entry in walkdir::WalkDir::new(out).follow_links(false).sort_by_file_name() {
-        let entry = entry.map_err(|e| Error::io("walk", out, e.into_io_error().unwrap_or_else(|| io::Error::other("a loop"))))?;
+        let entry = entry
+            .map_err(|e| Error::io("walk", out, e.into_io_error().unwrap_or_else(|| io::Error::other("a loop"))))?;
         let below = entry.path().strip_prefix(out).map(|p| p.as_os_str().as_bytes().to_vec()).unwrap_or_default();
         all.push((RootPath::new(below)?, entry.file_type()));
     }

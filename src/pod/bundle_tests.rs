@@ -41,14 +41,26 @@ fn read(dir: &Path, name: &str) -> String {
 }
 
 fn documents(dir: &Path) -> Vec<Value> {
-    serde_yaml_ng::Deserializer::from_str(&read(dir, "kube.yaml")).map(|d| serde::Deserialize::deserialize(d).unwrap()).collect()
+    serde_yaml_ng::Deserializer::from_str(&read(dir, "kube.yaml"))
+        .map(|d| serde::Deserialize::deserialize(d).unwrap())
+        .collect()
 }
 
 #[test]
 fn the_bundle_has_its_parts_and_its_sums_are_right() {
     let dir = tempfile::tempdir().unwrap();
     let done = written(&shop(), dir.path());
-    for name in ["pod.json", "images/index.json", "images/oci-layout", "volumes/data.tar.zst", "files/web.conf", "files/bin/tool", "kube.yaml", "systemd/shop.service", "README"] {
+    for name in [
+        "pod.json",
+        "images/index.json",
+        "images/oci-layout",
+        "volumes/data.tar.zst",
+        "files/web.conf",
+        "files/bin/tool",
+        "kube.yaml",
+        "systemd/shop.service",
+        "README",
+    ] {
         assert!(dir.path().join(name).is_file(), "{name}");
     }
     let sums = read(dir.path(), "SHA256SUMS");
@@ -56,7 +68,8 @@ fn the_bundle_has_its_parts_and_its_sums_are_right() {
     let mut sorted: Vec<_> = sums.lines().collect();
     sorted.sort_by_key(|line| &line[66..]);
     assert_eq!(sums.lines().collect::<Vec<_>>(), sorted);
-    let checked = Command::new("sha256sum").args(["-c", "--strict", "SHA256SUMS"]).current_dir(dir.path()).output().unwrap();
+    let checked =
+        Command::new("sha256sum").args(["-c", "--strict", "SHA256SUMS"]).current_dir(dir.path()).output().unwrap();
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
 }
 
@@ -70,7 +83,11 @@ fn modes_and_times_do_not_depend_on_the_umask_or_the_clock() {
     for (path, kind) in walk(two.path()).unwrap() {
         let data = fs::symlink_metadata(path.below(two.path())).unwrap();
         let executable = path.to_string() == "/files/bin/tool";
-        assert_eq!(data.permissions().mode() & 0o7777, if kind.is_dir() || executable { 0o755 } else { 0o644 }, "{path}");
+        assert_eq!(
+            data.permissions().mode() & 0o7777,
+            if kind.is_dir() || executable { 0o755 } else { 0o644 },
+            "{path}"
+        );
         assert_eq!(data.mtime(), EPOCH, "{path}");
     }
 }
@@ -90,7 +107,8 @@ fn the_kube_file_says_what_the_pod_says() {
     assert_eq!(web["livenessProbe"]["httpGet"]["path"], "/health");
     assert_eq!(pod["spec"]["restartPolicy"], "Always");
     let volumes = pod["spec"]["volumes"].as_array().unwrap();
-    let named = |name: &str| volumes.iter().find(|v| v["name"] == name).unwrap_or_else(|| panic!("{name}: {volumes:?}"));
+    let named =
+        |name: &str| volumes.iter().find(|v| v["name"] == name).unwrap_or_else(|| panic!("{name}: {volumes:?}"));
     assert_eq!(named("volume-data")["persistentVolumeClaim"]["claimName"], "shop-data");
     assert_eq!(named("volume-host")["hostPath"]["path"], "/data");
     let configured = named("files-web-0")["configMap"]["name"].as_str().unwrap();
@@ -101,7 +119,10 @@ fn the_kube_file_says_what_the_pod_says() {
     }
     let greeting = web["env"].as_array().unwrap().iter().find(|e| e["name"] == "GREETING").unwrap();
     let from = greeting["valueFrom"]["configMapKeyRef"]["name"].as_str().unwrap();
-    assert_eq!(all.iter().find(|d| d["metadata"]["name"] == from).unwrap()["data"]["GREETING"], "100% ${HOME} $(GREETING) $$\nnew: line");
+    assert_eq!(
+        all.iter().find(|d| d["metadata"]["name"] == from).unwrap()["data"]["GREETING"],
+        "100% ${HOME} $(GREETING) $$\nnew: line"
+    );
     assert!(web["env"].as_array().unwrap().iter().any(|e| e["value"] == "yes"), "a string, for every reader");
 }
 

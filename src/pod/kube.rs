@@ -4,13 +4,14 @@
 //! file has none, and a volume's data is brought by the README's command into the volume that the claim
 //! names. It publishes every port that a container lists, so only those that the pod publishes are listed. A
 //! ConfigMap becomes a volume of its name that stays when the pod is gone, and old keys in it: so there is one
-//! for each folder of a container, with the digest of its content in its name. It ignores `subPath`.
+//! for each folder of a container, with the digest of its content in its name. It ignores `subPath`. An
+//! `emptyDir` becomes a volume of the name that it has in the pod.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::described::{Container, Pod, Port, Probe};
+use super::described::{Container, Pod, Port, Probe, Volume};
 use super::plan::{Configured, Plan, expands};
 use super::yaml;
 use crate::digest::Digest;
@@ -24,17 +25,23 @@ pub fn write(plan: &Plan) -> Result<String> {
     let mut volumes = vec![];
     let pod = &plan.described;
     for (at, container) in pod.containers.iter().enumerate() {
-        let made = Making { pod, container, documents: &mut documents, volumes: &mut volumes }.container(&plan.configured[at]);
+        let made =
+            Making { pod, container, documents: &mut documents, volumes: &mut volumes }.container(&plan.configured[at]);
         containers.push(made);
     }
-    volumes.extend(pod.volumes.iter().filter(|v| pod.containers.iter().any(|c| c.mounts.iter().any(|m| m.volume.as_ref() == Some(&v.name)))).map(|volume| {
-        let name = volume_name(&volume.name);
-        match (volume.kind.as_str(), &volume.claim, &volume.host_path) {
-            ("files", Some(claim), _) => json!({"name": name, "persistentVolumeClaim": {"claimName": claim}}),
-            ("hostPath", _, Some(path)) => json!({"name": name, "hostPath": {"path": path}}),
-            _ => json!({"name": name, "emptyDir": {}}),
-        }
-    }));
+    volumes.extend(
+        pod.volumes
+            .iter()
+            .filter(|v| pod.containers.iter().any(|c| c.mounts.iter().any(|m| m.volume.as_ref() == Some(&v.name))))
+            .map(|volume| {
+                let name = volume_name(pod, volume);
+                match (volume.kind.as_str(), &volume.claim, &volume.host_path) {
+                    ("files", Some(claim), _) => json!({"name": name, "persistentVolumeClaim": {"claimName": claim}}),
+                    ("hostPath", _, Some(path)) => json!({"name": name, "hostPath": {"path": path}}),
+                    _ => json!({"name": name, "emptyDir": {}}),
+                }
+            }),
+    );
     let mut metadata = json!({"name": pod.name, "labels": {"app": pod.name}});
     if let Some(version) = &pod.version {
         metadata["annotations"] = json!({"org.opencontainers.image.version": version});
@@ -44,7 +51,10 @@ pub fn write(plan: &Plan) -> Result<String> {
         spec["volumes"] = Value::Array(volumes);
     }
     documents.push(json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}));
-    let head = format!("# The pod {} ({}), for podman 4.3 and newer and for Kubernetes. README says how to load it.\n", pod.name, pod.label);
+    let head = format!(
+        "# The pod {} ({}), for podman 4.3 and newer and for Kubernetes. README says how to load it.\n",
+        pod.name, pod.label
+    );
     Ok(head + &yaml::documents(&documents))
 }
 
@@ -66,9 +76,13 @@ pub fn published(ports: &[Port], containers: &[Container]) -> Vec<(u16, u16, Str
     published
 }
 
-/// Volumes of the pod, of configuration and of writable folders have names of one kind, so these are told apart.
-fn volume_name(name: &str) -> String {
-    format!("volume-{}", short(name))
+/// Volumes of the pod, of configuration and of writable folders are told apart by what stands before. podman
+/// makes a volume of this very name for an `emptyDir`, one for all pods: so the pod's name is in it.
+fn volume_name(pod: &Pod, volume: &Volume) -> String {
+    match volume.kind.as_str() {
+        "empty" => short(&format!("{}-empty-{}", pod.name, volume.name)),
+        _ => short(&format!("volume-{}", volume.name)),
+    }
 }
 
 struct Making<'a> {
@@ -126,11 +140,16 @@ impl Making<'_> {
     fn env(&mut self) -> Vec<Value> {
         let env = &self.container.env;
         let (raw, plain): (Vec<_>, Vec<_>) = env.iter().partition(|(_, value)| expands(value, env));
-        let mut made: Vec<Value> = plain.into_iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+        let mut made: Vec<Value> =
+            plain.into_iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
         if !raw.is_empty() {
             let data: BTreeMap<&String, &String> = raw.iter().copied().collect();
             let map = self.config_map("env", json!(data), json!({}));
-            made.extend(raw.iter().map(|(name, _)| json!({"name": name, "valueFrom": {"configMapKeyRef": {"name": map, "key": name}}})));
+            made.extend(
+                raw.iter().map(
+                    |(name, _)| json!({"name": name, "valueFrom": {"configMapKeyRef": {"name": map, "key": name}}}),
+                ),
+            );
         }
         made
     }
@@ -151,12 +170,12 @@ impl Making<'_> {
     fn mounts(&mut self, configured: &[Configured]) -> Vec<Value> {
         let mut mounts = vec![];
         for mount in &self.container.mounts {
-            if let Some(volume) = &mount.volume {
-                mounts.push(json!({"name": volume_name(volume), "mountPath": mount.path, "readOnly": mount.read_only}));
+            if let Some(volume) = self.pod.volumes.iter().find(|v| Some(&v.name) == mount.volume.as_ref()) {
+                mounts.push(json!({"name": volume_name(self.pod, volume), "mountPath": mount.path, "readOnly": mount.read_only}));
             }
         }
         for (at, folder) in self.container.writable.iter().enumerate() {
-            let name = format!("writable-{}-{at}", short(&self.container.name));
+            let name = short(&format!("{}-writable-{}-{at}", self.pod.name, self.container.name));
             self.volumes.push(json!({"name": name, "emptyDir": {"medium": "Memory"}}));
             mounts.push(json!({"name": name, "mountPath": folder}));
         }
@@ -185,15 +204,18 @@ impl Making<'_> {
             };
         }
         let map = self.config_map(&format!("files{at}"), Value::Object(text), Value::Object(binary));
-        let name = format!("files-{}-{at}", short(&self.container.name));
-        let items: Vec<Value> = files.iter().map(|f| json!({"key": f.name, "path": f.name, "mode": f.mode & 0o777})).collect();
+        let name = short(&format!("files-{}-{at}", self.container.name));
+        let items: Vec<Value> =
+            files.iter().map(|f| json!({"key": f.name, "path": f.name, "mode": f.mode & 0o777})).collect();
         self.volumes.push(json!({"name": name, "configMap": {"name": map, "items": items}}));
         name
     }
 
     /// Ports that the pod publishes are listed at the container that listens on them, else at the first.
     fn ports(&self) -> Vec<Value> {
-        let listens = |container: &Container, port: u16, protocol: &str| container.ports.iter().any(|p| p.port == port && p.protocol == protocol);
+        let listens = |container: &Container, port: u16, protocol: &str| {
+            container.ports.iter().any(|p| p.port == port && p.protocol == protocol)
+        };
         let all = published(&self.pod.ports, &self.pod.containers);
         let mine = all.iter().filter(|(inside, _, protocol)| {
             let of = self.pod.containers.iter().find(|c| listens(c, *inside, protocol)).or(self.pod.containers.first());
@@ -205,8 +227,8 @@ impl Making<'_> {
 
 /// Names of volumes have at most 63 letters.
 fn short(name: &str) -> String {
-    match name.get(..31) {
-        Some(start) if name.len() > 40 => format!("{start}-{}", &Digest::of(name).hex()[..8]),
+    match name.get(..54) {
+        Some(start) if name.len() > 63 => format!("{start}-{}", &Digest::of(name).hex()[..8]),
         _ => name.to_string(),
     }
 }
@@ -226,7 +248,9 @@ fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut out = String::new();
     for chunk in bytes.chunks(3) {
-        let all = u32::from(chunk[0]) << 16 | u32::from(*chunk.get(1).unwrap_or(&0)) << 8 | u32::from(*chunk.get(2).unwrap_or(&0));
+        let all = u32::from(chunk[0]) << 16
+            | u32::from(*chunk.get(1).unwrap_or(&0)) << 8
+            | u32::from(*chunk.get(2).unwrap_or(&0));
         for at in 0..4 {
             let digit = (at <= chunk.len()).then(|| char::from(DIGITS[(all >> (18 - 6 * at) & 63) as usize]));
             out.push(digit.unwrap_or('='));
@@ -241,7 +265,9 @@ mod tests {
 
     #[test]
     fn base64_is_that_of_the_rfc() {
-        for (text, expected) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("foobar", "Zm9vYmFy")] {
+        for (text, expected) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("foobar", "Zm9vYmFy")]
+        {
             assert_eq!(base64(text.as_bytes()), expected);
         }
         assert_eq!(base64(&[0xff, 0xfe, 0xfd]), "//79");

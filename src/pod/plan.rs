@@ -106,13 +106,16 @@ impl Planning<'_> {
         let mut volumes = BTreeMap::new();
         let mut described_volumes = vec![];
         for volume in &pod.volumes {
-            let (described, selection) = self.volume(&name, volume).map_err(|e| e.context(format!("volume {:?}", volume.name)))?;
+            let (described, selection) =
+                self.volume(&name, volume).map_err(|e| e.context(format!("volume {:?}", volume.name)))?;
             volumes.extend(selection.map(|selection| (volume.name.clone(), selection)));
             described_volumes.push(described);
         }
         let (mut containers, mut configured) = (vec![], vec![]);
         for container in &pod.containers {
-            let done = self.container(container, &tags, &files).map_err(|e| e.context(format!("container {:?}", container.name)))?;
+            let done = self
+                .container(container, &tags, &files)
+                .map_err(|e| e.context(format!("container {:?}", container.name)))?;
             containers.push(done.0);
             configured.push(done.1);
         }
@@ -128,7 +131,10 @@ impl Planning<'_> {
             images: self.images(&tags),
             containers,
             volumes: described_volumes,
-            files: files.iter().map(|(path, picked)| described_file(path, picked.entry.as_ref())).collect::<Result<_>>()?,
+            files: files
+                .iter()
+                .map(|(path, picked)| described_file(path, picked.entry.as_ref()))
+                .collect::<Result<_>>()?,
             ports,
             systemd_units: pod.systemd_units.keys().cloned().collect(),
         };
@@ -150,9 +156,14 @@ impl Planning<'_> {
         for (name, ids) in used {
             for id in &ids {
                 let label = self.image(*id)?.label;
-                let tag = if ids.len() == 1 { name.clone() } else { repository(&format!("{}-{name}", label.package().path())) };
+                let tag = if ids.len() == 1 {
+                    name.clone()
+                } else {
+                    repository(&format!("{}-{name}", label.package().path()))
+                };
                 if tags.values().any(|other| *other == tag) {
-                    return Err(Error::request(format!("two images of the pod would be named {tag:?}")).next("rename one of the images"));
+                    return Err(Error::request(format!("two images of the pod would be named {tag:?}"))
+                        .next("rename one of the images"));
                 }
                 tags.insert(*id, tag);
             }
@@ -251,7 +262,12 @@ impl Planning<'_> {
         }
     }
 
-    fn container(&mut self, container: &spec::Container, tags: &BTreeMap<Id, String>, files: &Selection) -> Result<(described::Container, Vec<Configured>)> {
+    fn container(
+        &mut self,
+        container: &spec::Container,
+        tags: &BTreeMap<Id, String>,
+        files: &Selection,
+    ) -> Result<(described::Container, Vec<Configured>)> {
         check_name("container", &container.name)?;
         let (image, digest) = match &container.image {
             ImageRef::Built(id) => (reference(&tags[id], self.image(*id)?.version), self.image(*id)?.layout.manifest.0),
@@ -270,12 +286,27 @@ impl Planning<'_> {
             }
         }
         let mounts = container.mounts.iter().map(|m| self.mount(m, files)).collect::<Result<Vec<_>>>()?;
-        unique("mount at", mounts.iter().map(|m| m.path.as_str()).chain(container.writable.iter().map(String::as_str)))?;
+        unique(
+            "mount at",
+            mounts.iter().map(|m| m.path.as_str()).chain(container.writable.iter().map(String::as_str)),
+        )?;
         let configured = mounts.iter().filter_map(|m| m.file.as_ref().map(|file| (file, m)));
-        let configured = configured.map(|(file, m)| self.configured(container, file, &m.path, files)).collect::<Result<Vec<_>>>()?;
-        let places: BTreeSet<_> = mounts.iter().filter(|m| m.volume.is_some()).map(|m| m.path.as_str()).chain(container.writable.iter().map(String::as_str)).collect();
-        if let Some(file) = configured.iter().find(|file| places.iter().any(|at| RootPath::new(at).is_ok_and(|at| at == file.folder))) {
-            return Err(Error::request(format!("{}/{} is mounted into a folder that is a mount itself", file.folder, file.name)).next("mount the file in a folder of its own"));
+        let configured =
+            configured.map(|(file, m)| self.configured(container, file, &m.path, files)).collect::<Result<Vec<_>>>()?;
+        let places: BTreeSet<_> = mounts
+            .iter()
+            .filter(|m| m.volume.is_some())
+            .map(|m| m.path.as_str())
+            .chain(container.writable.iter().map(String::as_str))
+            .collect();
+        if let Some(file) =
+            configured.iter().find(|file| places.iter().any(|at| RootPath::new(at).is_ok_and(|at| at == file.folder)))
+        {
+            return Err(Error::request(format!(
+                "{}/{} is mounted into a folder that is a mount itself",
+                file.folder, file.name
+            ))
+            .next("mount the file in a folder of its own"));
         }
         let described = described::Container {
             name: container.name.clone(),
@@ -290,7 +321,11 @@ impl Planning<'_> {
             writable: container.writable.clone(),
             mounts,
             ports: container.ports.iter().map(port).collect(),
-            probes: container.probes.iter().map(|(name, p)| Ok((name.clone(), probe(name, p)?))).collect::<Result<_>>()?,
+            probes: container
+                .probes
+                .iter()
+                .map(|(name, p)| Ok((name.clone(), probe(name, p)?)))
+                .collect::<Result<_>>()?,
             restart: if container.restart.is_empty() { "always".into() } else { container.restart.clone() },
         };
         Ok((described, configured))
@@ -306,7 +341,8 @@ impl Planning<'_> {
             Some(_) => e.next("write a number, or make the user in a rule that the image is taken from"),
             None => e.next("write a number: what names a registry's image has isn't known here"),
         };
-        let group = (!container.group.is_empty()).then(|| names.find_group(&container.group)).transpose().map_err(unknown)?;
+        let group =
+            (!container.group.is_empty()).then(|| names.find_group(&container.group)).transpose().map_err(unknown)?;
         if container.user.is_empty() {
             return Ok((image.map(|(uid, _)| uid), group.or(image.map(|(_, gid)| gid))));
         }
@@ -319,7 +355,12 @@ impl Planning<'_> {
         let pod = self.request.pod;
         if let Some(volume) = pod.volumes.iter().find(|v| v.name == mount.volume) {
             let read_only = mount.read_only || volume.read_only;
-            return Ok(described::Mount { volume: Some(mount.volume.clone()), file: None, path: mount.path.clone(), read_only });
+            return Ok(described::Mount {
+                volume: Some(mount.volume.clone()),
+                file: None,
+                path: mount.path.clone(),
+                read_only,
+            });
         }
         let path = RootPath::new(&mount.volume)?;
         match files.get(&path).and_then(|p| p.entry.as_ref()) {
@@ -327,9 +368,11 @@ impl Planning<'_> {
                 let file = String::from_utf8_lossy(path.as_bytes()).into_owned();
                 Ok(described::Mount { volume: None, file: Some(file), path: mount.path.clone(), read_only: true })
             }
-            Some(_) => Err(Error::request(format!("{path} can't be mounted: it is no regular file")).next("mount files one by one, or use a volume")),
+            Some(_) => Err(Error::request(format!("{path} can't be mounted: it is no regular file"))
+                .next("mount files one by one, or use a volume")),
             None => {
-                let known: Vec<_> = pod.volumes.iter().map(|v| v.name.clone()).chain(files.keys().map(|p| p.to_string())).collect();
+                let known: Vec<_> =
+                    pod.volumes.iter().map(|v| v.name.clone()).chain(files.keys().map(|p| p.to_string())).collect();
                 let has = if known.is_empty() { "no volumes and no files".to_string() } else { known.join(", ") };
                 Err(Error::request(format!("there is no volume or file {:?} to mount at {}", mount.volume, mount.path))
                     .why(format!("the pod has {has}"))
@@ -340,24 +383,40 @@ impl Planning<'_> {
 
     /// A file of the pod as a key of a ConfigMap. podman 4 of Debian stable ignores `subPath` and would mount a
     /// folder over the file, so a file is mounted with its folder wherever nothing else is in that folder.
-    fn configured(&mut self, container: &spec::Container, file: &str, at: &str, files: &Selection) -> Result<Configured> {
+    fn configured(
+        &mut self,
+        container: &spec::Container,
+        file: &str,
+        at: &str,
+        files: &Selection,
+    ) -> Result<Configured> {
         let path = RootPath::new(at)?;
         let folder = path.parent().filter(|folder| !folder.is_root());
-        let folder = folder.ok_or_else(|| Error::request(format!("a file can't be mounted right below the root: {at}")).next("mount it in a folder of its own"))?;
+        let folder = folder.ok_or_else(|| {
+            Error::request(format!("a file can't be mounted right below the root: {at}"))
+                .next("mount it in a folder of its own")
+        })?;
         let name = String::from_utf8_lossy(path.name()).into_owned();
         if !is_key(&name) {
-            return Err(Error::request(format!("a mounted file can't be named {name:?}")).next("use letters, digits, - _ and . alone, at most 253"));
+            return Err(Error::request(format!("a mounted file can't be named {name:?}"))
+                .next("use letters, digits, - _ and . alone, at most 253"));
         }
-        let Some(picked) = files.get(&RootPath::new(file)?) else { return Err(Error::failed("a mounted file got lost")) };
-        let Content::Inline(content) = &picked.content else { return Err(Error::failed("a mounted file has no content")) };
+        let Some(picked) = files.get(&RootPath::new(file)?) else {
+            return Err(Error::failed("a mounted file got lost"));
+        };
+        let Content::Inline(content) = &picked.content else {
+            return Err(Error::failed("a mounted file has no content"));
+        };
         // etcd's limit for an object is 1.5 MiB, and podman's own is Kubernetes'.
         const MOST: usize = 1 << 20;
         if content.len() > MOST {
-            return Err(Error::request(format!("file {file:?} is larger than 1 MiB, the most that a ConfigMap holds")).next("put it into a volume"));
+            return Err(Error::request(format!("file {file:?} is larger than 1 MiB, the most that a ConfigMap holds"))
+                .next("put it into a volume"));
         }
         let crowded = match container.image {
             ImageRef::Built(id) => {
-                let mounted: BTreeSet<RootPath> = container.mounts.iter().filter_map(|m| RootPath::new(&m.path).ok()).collect();
+                let mounted: BTreeSet<RootPath> =
+                    container.mounts.iter().filter_map(|m| RootPath::new(&m.path).ok()).collect();
                 let tree = self.image(id)?.tree;
                 tree.keys().any(|other| other.parent().as_ref() == Some(&folder) && !mounted.contains(other))
             }
@@ -408,16 +467,22 @@ fn reference(tag: &str, version: Option<&str>) -> String {
 fn pinned(text: &str) -> Result<Digest> {
     let bad = || Error::request(format!("image {text:?} is not pinned by digest")).next("write registry/name@sha256:…");
     let (name, digest) = text.split_once('@').ok_or_else(bad)?;
-    let plain = !name.is_empty() && !name.starts_with(['-', '.', '/']) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/:".contains(&b));
+    let plain = !name.is_empty()
+        && !name.starts_with(['-', '.', '/'])
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/:".contains(&b));
     if plain { digest.parse().map_err(|_| bad()) } else { Err(bad()) }
 }
 
 fn check_name(what: &str, name: &str) -> Result<()> {
-    let good = !name.is_empty() && name.len() <= 63 && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    let good = !name.is_empty()
+        && name.len() <= 63
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     if good && !name.starts_with('-') && !name.ends_with('-') {
         return Ok(());
     }
-    Err(Error::request(format!("a {what} can't be named {name:?}")).why("its name is a host name in Kubernetes").next("use lower-case letters, digits and - inside, at most 63"))
+    Err(Error::request(format!("a {what} can't be named {name:?}"))
+        .why("its name is a host name in Kubernetes")
+        .next("use lower-case letters, digits and - inside, at most 63"))
 }
 
 fn unique<'n>(what: &str, names: impl Iterator<Item = &'n str>) -> Result<()> {
@@ -432,7 +497,8 @@ fn unique<'n>(what: &str, names: impl Iterator<Item = &'n str>) -> Result<()> {
 
 fn absolute(what: &str, path: &str) -> Result<()> {
     if !path.starts_with('/') || path.contains(|c: char| c.is_control()) || RootPath::new(path).is_err() {
-        return Err(Error::request(format!("{what}: not an absolute path: {path:?}")).next("write a path that begins with / and has no .. in it"));
+        return Err(Error::request(format!("{what}: not an absolute path: {path:?}"))
+            .next("write a path that begins with / and has no .. in it"));
     }
     Ok(())
 }
@@ -442,11 +508,16 @@ fn mount_path(what: &str, path: &str) -> Result<()> {
     absolute(what, path)?;
     // A colon ends the path in podman's own notation.
     if path.contains(':') {
-        return Err(Error::request(format!("{what}: nothing can be mounted at {path:?}")).why("podman takes what follows a colon for options"));
+        return Err(Error::request(format!("{what}: nothing can be mounted at {path:?}"))
+            .why("podman takes what follows a colon for options"));
     }
     let clean = RootPath::new(path)?;
-    if clean.is_root() || ["proc", "sys", "dev"].iter().any(|top| clean.top() == top.as_bytes()) && clean.as_bytes() != b"dev/shm" {
-        return Err(Error::request(format!("{what}: nothing can be mounted at {path:?}")).why("that belongs to the container's runtime").next("write another folder"));
+    if clean.is_root()
+        || ["proc", "sys", "dev"].iter().any(|top| clean.top() == top.as_bytes()) && clean.as_bytes() != b"dev/shm"
+    {
+        return Err(Error::request(format!("{what}: nothing can be mounted at {path:?}"))
+            .why("that belongs to the container's runtime")
+            .next("write another folder"));
     }
     Ok(())
 }
@@ -466,8 +537,13 @@ fn check_command(container: &spec::Container) -> Result<()> {
         }
     }
     for name in container.env.keys() {
-        if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b)) {
-            return Err(Error::request(format!("not the name of a variable: {name:?}")).next("use letters, digits and _ alone"));
+        if name.is_empty()
+            || name.starts_with(|c: char| c.is_ascii_digit())
+            || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+        {
+            return Err(
+                Error::request(format!("not the name of a variable: {name:?}")).next("use letters, digits and _ alone")
+            );
         }
     }
     Ok(())
@@ -479,11 +555,17 @@ pub fn expands(text: &str, env: &BTreeMap<String, String>) -> bool {
 }
 
 fn port(port: &spec::Port) -> described::Port {
-    described::Port { port: port.port, host: port.host, protocol: if port.protocol.is_empty() { "tcp".into() } else { port.protocol.clone() } }
+    described::Port {
+        port: port.port,
+        host: port.host,
+        protocol: if port.protocol.is_empty() { "tcp".into() } else { port.protocol.clone() },
+    }
 }
 
 fn probe(name: &str, probe: &spec::Probe) -> Result<described::Probe> {
-    let bad = |why: &str| Err(Error::request(format!("probe {name:?}: {why}")).next("give it exec, or http and port, or port"));
+    let bad = |why: &str| {
+        Err(Error::request(format!("probe {name:?}: {why}")).next("give it exec, or http and port, or port"))
+    };
     if !["liveness", "readiness", "startup"].contains(&name) {
         return bad("there are liveness, readiness and startup");
     }
@@ -491,10 +573,19 @@ fn probe(name: &str, probe: &spec::Probe) -> Result<described::Probe> {
         ([_, ..], None, None) | ([], Some(_), Some(_)) | ([], None, Some(_)) => {}
         _ => return bad("it says not exactly one way"),
     }
-    if let Some(http) = probe.http.as_deref().filter(|http| !http.starts_with('/') || http.contains(|c: char| c.is_control() || c == ' ')) {
+    if let Some(http) = probe
+        .http
+        .as_deref()
+        .filter(|http| !http.starts_with('/') || http.contains(|c: char| c.is_control() || c == ' '))
+    {
         return bad(&format!("not a path: {http:?}"));
     }
-    Ok(described::Probe { exec: probe.exec.clone(), http: probe.http.clone(), port: probe.port, period: probe.period.clamp(1, i32::MAX as u64) })
+    Ok(described::Probe {
+        exec: probe.exec.clone(),
+        http: probe.http.clone(),
+        port: probe.port,
+        period: probe.period.clamp(1, i32::MAX as u64),
+    })
 }
 
 /// All containers share one network: a port is one container's, and a host's port is one port's.
@@ -504,18 +595,24 @@ fn check_ports(ports: &[described::Port], containers: &[described::Container]) -
     for container in containers {
         for port in &container.ports {
             if !listening.insert((port.port, port.protocol.clone())) {
-                return Err(Error::request(format!("two containers listen on port {}/{}", port.port, port.protocol)).why("the containers of a pod share one network").next("give them different ports"));
+                return Err(Error::request(format!("two containers listen on port {}/{}", port.port, port.protocol))
+                    .why("the containers of a pod share one network")
+                    .next("give them different ports"));
             }
         }
     }
     for port in ports.iter().chain(containers.iter().flat_map(|c| &c.ports)) {
         if !["tcp", "udp"].contains(&port.protocol.as_str()) || port.port == 0 {
-            return Err(Error::request(format!("not a port: {}/{}", port.port, port.protocol)).next("write a number from 1 to 65535, and tcp or udp"));
+            return Err(Error::request(format!("not a port: {}/{}", port.port, port.protocol))
+                .next("write a number from 1 to 65535, and tcp or udp"));
         }
     }
     for (inside, host, protocol) in super::kube::published(ports, containers) {
         if !hosts.insert((host, protocol.clone())) {
-            return Err(Error::request(format!("port {host}/{protocol} of the host is published twice, one time for {inside}")).next("remove one, or publish it elsewhere"));
+            return Err(Error::request(format!(
+                "port {host}/{protocol} of the host is published twice, one time for {inside}"
+            ))
+            .next("remove one, or publish it elsewhere"));
         }
     }
     Ok(())
@@ -523,7 +620,10 @@ fn check_ports(ports: &[described::Port], containers: &[described::Container]) -
 
 fn check_units(units: &BTreeMap<String, String>) -> Result<()> {
     for name in units.keys() {
-        let good = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-@".contains(&b)) && !name.starts_with(['-', '.']) && name.contains('.') && name.len() < 250;
+        let good = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-@".contains(&b))
+            && !name.starts_with(['-', '.'])
+            && name.contains('.')
+            && name.len() < 250;
         if !good {
             return Err(Error::request(format!("not the name of a unit: {name:?}")).next("write name.service"));
         }
@@ -533,8 +633,14 @@ fn check_units(units: &BTreeMap<String, String>) -> Result<()> {
 
 /// What stands in SHA256SUMS and a README must be one line that a shell and sha256sum read alike.
 fn visible(what: &str, path: &RootPath) -> Result<()> {
-    let good = path.as_bytes().iter().all(|b| b.is_ascii_alphanumeric() || b"/._-+@,= ~".contains(b)) && !path.as_bytes().split(|b| *b == b'/').any(|p| p.starts_with(b"-"));
-    if good { Ok(()) } else { Err(Error::request(format!("a {what} of the pod can't be named {:?}", path.to_string())).next("use letters, digits and . _ - + @ , = ~ alone; no part begins with -")) }
+    let good = path.as_bytes().iter().all(|b| b.is_ascii_alphanumeric() || b"/._-+@,= ~".contains(b))
+        && !path.as_bytes().split(|b| *b == b'/').any(|p| p.starts_with(b"-"));
+    if good {
+        Ok(())
+    } else {
+        Err(Error::request(format!("a {what} of the pod can't be named {:?}", path.to_string()))
+            .next("use letters, digits and . _ - + @ , = ~ alone; no part begins with -"))
+    }
 }
 
 /// A link in a bundle leads to nowhere else.
@@ -546,20 +652,30 @@ fn check_link(path: &RootPath, target: &[u8]) -> Result<()> {
         leaves |= depth < 0;
     }
     match leaves {
-        true => Err(Error::request(format!("the link {path} leads out of the bundle")).next("write a target below files/, from where the link is")),
+        true => Err(Error::request(format!("the link {path} leads out of the bundle"))
+            .next("write a target below files/, from where the link is")),
         false => Ok(()),
     }
 }
 
 fn is_key(name: &str) -> bool {
-    !name.is_empty() && name.len() <= 253 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) && !name.starts_with("..")
+    !name.is_empty()
+        && name.len() <= 253
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        && !name.starts_with("..")
 }
 
 /// The folders above files that no record names.
 fn with_folders(mut files: Selection) -> Selection {
-    let missing: BTreeSet<RootPath> = files.keys().flat_map(RootPath::ancestors).filter(|p| !p.is_root() && !files.contains_key(p)).collect();
+    let missing: BTreeSet<RootPath> =
+        files.keys().flat_map(RootPath::ancestors).filter(|p| !p.is_root() && !files.contains_key(p)).collect();
     for path in missing {
-        let below = files.range(path.clone()..).nth(0).and_then(|(_, p)| p.entry.as_ref()).map(|e| (e.uid, e.gid)).unwrap_or_default();
+        let below = files
+            .range(path.clone()..)
+            .next()
+            .and_then(|(_, p)| p.entry.as_ref())
+            .map(|e| (e.uid, e.gid))
+            .unwrap_or_default();
         let entry = Entry { uid: below.0, gid: below.1, ..Entry::folder(0o755) };
         files.insert(path, crate::tree::Picked { entry: Some(entry), content: Content::None, why: String::new() });
     }
@@ -574,7 +690,15 @@ fn described_file(path: &RootPath, entry: Option<&Entry>) -> Result<described::F
         _ => ("folder", None, None),
     };
     let path = String::from_utf8_lossy(path.as_bytes()).into_owned();
-    Ok(described::File { path, kind: kind.into(), digest, target, mode: format!("{:04o}", entry.mode), owner: entry.uid, group: entry.gid })
+    Ok(described::File {
+        path,
+        kind: kind.into(),
+        digest,
+        target,
+        mode: format!("{:04o}", entry.mode),
+        owner: entry.uid,
+        group: entry.gid,
+    })
 }
 
 #[cfg(test)]

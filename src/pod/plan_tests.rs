@@ -4,7 +4,16 @@ use crate::tapeout::testing::{OnDisk, path, picked};
 use crate::tree::Picked;
 
 pub fn record(path: &str, content: &str) -> FileRecord {
-    FileRecord { path: path.into(), content: Some(content.into()), source: None, target: None, mode: None, owner: "root".into(), group: "root".into(), kind: FileKind::File }
+    FileRecord {
+        path: path.into(),
+        content: Some(content.into()),
+        source: None,
+        target: None,
+        mode: None,
+        owner: "root".into(),
+        group: "root".into(),
+        kind: FileKind::File,
+    }
 }
 
 pub fn container(name: &str, image: ImageRef) -> Container {
@@ -37,23 +46,44 @@ pub fn volume(name: &str, holds: VolumeKind) -> Volume {
 pub fn shop() -> Pod {
     let web = Container {
         command: vec!["/usr/bin/web".into(), "--config".into(), "/etc/web/web.conf".into()],
-        env: [("GREETING".to_string(), "100% ${HOME} $(GREETING) $$\nnew: line".to_string()), ("PLAIN".to_string(), "yes".to_string())].into(),
+        env: [
+            ("GREETING".to_string(), "100% ${HOME} $(GREETING) $$\nnew: line".to_string()),
+            ("PLAIN".to_string(), "yes".to_string()),
+        ]
+        .into(),
         user: "web".into(),
         writable: vec!["/tmp".into()],
         mounts: vec![mount("data", "/srv/www"), mount("web.conf", "/etc/web/web.conf"), mount("host", "/host")],
         ports: vec![Port { port: 8080, host: None, protocol: "tcp".into() }],
-        probes: [("liveness".to_string(), Probe { exec: vec![], http: Some("/health".into()), port: Some(8080), period: 5 })].into(),
+        probes: [(
+            "liveness".to_string(),
+            Probe { exec: vec![], http: Some("/health".into()), port: Some(8080), period: 5 },
+        )]
+        .into(),
         ..container("web", ImageRef::Built(1))
     };
-    let redis = Container { restart: "on-failure".into(), mounts: vec![mount("scratch", "/var/lib/redis")], ..container("redis", ImageRef::Built(2)) };
+    let redis = Container {
+        restart: "on-failure".into(),
+        mounts: vec![mount("scratch", "/var/lib/redis")],
+        ..container("redis", ImageRef::Built(2))
+    };
     Pod {
         containers: vec![web, redis],
         volumes: vec![
-            volume("data", VolumeKind::Files(vec![FileRecord { owner: "web".into(), ..record("/html/index.html", "<p>hello</p>") }])),
+            volume(
+                "data",
+                VolumeKind::Files(vec![FileRecord {
+                    owner: "web".into(),
+                    ..record("/html/index.html", "<p>hello</p>")
+                }]),
+            ),
             volume("scratch", VolumeKind::Empty),
             volume("host", VolumeKind::HostPath("/data".into())),
         ],
-        files: vec![record("web.conf", "listen 8080\nroot /srv/www\n"), FileRecord { mode: Some(0o755), ..record("bin/tool", "#!/bin/sh\n") }],
+        files: vec![
+            record("web.conf", "listen 8080\nroot /srv/www\n"),
+            FileRecord { mode: Some(0o755), ..record("bin/tool", "#!/bin/sh\n") },
+        ],
         ports: vec![Port { port: 8080, host: Some(18080), protocol: "tcp".into() }],
         systemd_units: [("shop.service".to_string(), "[Unit]\nDescription=100%% ${x}\n".to_string())].into(),
         version: Some("1.0".into()),
@@ -80,7 +110,8 @@ impl Images {
 
     pub fn map(&self, manifest: (Digest, u64), blobs: &[Digest]) -> BTreeMap<Id, Image<'_>> {
         let layout = LayoutImage { tag: String::new(), manifest, blobs: blobs.to_vec() };
-        let image = |label| Image { label, version: Some("2.1"), user: (0, 0), layout: layout.clone(), tree: &self.tree };
+        let image =
+            |label| Image { label, version: Some("2.1"), user: (0, 0), layout: layout.clone(), tree: &self.tree };
         self.labels.iter().enumerate().map(|(at, label)| (at + 1, image(label))).collect()
     }
 }
@@ -109,7 +140,10 @@ fn planned(pod: &Pod) -> Result<Plan> {
 fn names_become_numbers_and_references() {
     let plan = planned(&shop()).unwrap();
     let web = &plan.described.containers[0];
-    assert_eq!((web.user, web.group, web.image.as_str(), web.restart.as_str()), (Some(100), Some(101), "localhost/web:2.1", "always"));
+    assert_eq!(
+        (web.user, web.group, web.image.as_str(), web.restart.as_str()),
+        (Some(100), Some(101), "localhost/web:2.1", "always")
+    );
     assert_eq!(plan.described.containers[1].user, Some(0), "the image's own");
     let entry = plan.volumes["data"][&path("html/index.html")].entry.clone().unwrap();
     assert_eq!((entry.uid, entry.gid), (100, 0));
@@ -155,16 +189,29 @@ fn what_no_runtime_could_start_is_refused() {
         ("no group \"ghost\" is known", |p| p.containers[0].group = "ghost".into()),
         ("can't be named \"Web\"", |p| p.containers[0].name = "Web".into()),
         ("can't be named \"-x\"", |p| p.volumes[1].name = "-x".into()),
-        ("not the name of a unit", |p| { p.systemd_units.insert("../x.service".into(), String::new()); }),
-        ("not the name of a unit", |p| { p.systemd_units.insert("-x.service".into(), String::new()); }),
+        ("not the name of a unit", |p| {
+            p.systemd_units.insert("../x.service".into(), String::new());
+        }),
+        ("not the name of a unit", |p| {
+            p.systemd_units.insert("-x.service".into(), String::new());
+        }),
         ("reads differently", |p| p.containers[0].command.push("$(PLAIN)".into())),
         ("reads differently", |p| p.containers[0].command.push("echo $$".into())),
-        ("not the name of a variable", |p| { p.containers[0].env.insert("A=B".into(), String::new()); }),
+        ("not the name of a variable", |p| {
+            p.containers[0].env.insert("A=B".into(), String::new());
+        }),
         ("not pinned by digest", |p| p.containers[1].image = ImageRef::Registry("docker.io/library/redis:7".into())),
         ("not pinned by digest", |p| p.containers[1].image = ImageRef::Registry(format!("-x@{}", Digest::of("")))),
         ("says not exactly one way", |p| p.containers[0].probes.values_mut().for_each(|p| p.exec = vec!["x".into()])),
         ("can't be named \"/a\\nb\"", |p| p.files.push(record("a\nb", ""))),
-        ("leads out of the bundle", |p| p.files.push(FileRecord { kind: FileKind::Link, content: None, target: Some("../../etc".into()), ..record("a", "") })),
+        ("leads out of the bundle", |p| {
+            p.files.push(FileRecord {
+                kind: FileKind::Link,
+                content: None,
+                target: Some("../../etc".into()),
+                ..record("a", "")
+            })
+        }),
         ("right below the root", |p| p.containers[0].mounts[1].path = "/web.conf".into()),
         ("a folder that is a mount itself", |p| p.containers[0].mounts[1].path = "/tmp/web.conf".into()),
         ("the pod has no container", |p| p.containers.clear()),
@@ -194,7 +241,9 @@ fn a_users_name_of_a_registrys_image_needs_a_number() {
 #[test]
 fn what_kubernetes_would_expand_is_known() {
     let env = BTreeMap::from([("A".to_string(), String::new())]);
-    for (text, expected) in [("$(A)", true), ("x$$y", true), ("$(B)", false), ("${A}", false), ("$A", false), ("%s", false)] {
+    for (text, expected) in
+        [("$(A)", true), ("x$$y", true), ("$(B)", false), ("${A}", false), ("$A", false), ("%s", false)]
+    {
         assert_eq!(expands(text, &env), expected, "{text}");
     }
 }

@@ -18,7 +18,10 @@ pub fn write(pod: &Pod) -> String {
         step += 1;
         let _ = writeln!(text, "{step}. {what}:\n\n    {}\n", lines.join(" &&\n    "));
     };
-    let load = pod.images.iter().map(|image| format!("podman tag \"$(podman pull -q oci:images:{})\" {}", image.name, image.reference));
+    let load = pod
+        .images
+        .iter()
+        .map(|image| format!("podman tag \"$(podman pull -q oci:images:{})\" {}", image.name, image.reference));
     let load: Vec<String> = load.collect();
     if !load.is_empty() {
         next(&mut text, "Load the images", &load);
@@ -29,12 +32,22 @@ pub fn write(pod: &Pod) -> String {
         next(&mut text, "Fill the volumes", &fill);
     }
     next(&mut text, "Start the pod", &["podman kube play kube.yaml".to_string()]);
-    let _ = writeln!(text, "`podman kube down kube.yaml` stops it; volumes stay. `sha256sum -c SHA256SUMS` checks this folder.");
-    let _ = writeln!(text, "\nOther tools: the images are an OCI image layout, which `skopeo copy oci:images:NAME …` reads;");
+    let _ = writeln!(
+        text,
+        "`podman kube down kube.yaml` stops it; volumes stay. `sha256sum -c SHA256SUMS` checks this folder."
+    );
+    let _ = writeln!(
+        text,
+        "\nOther tools: the images are an OCI image layout, which `skopeo copy oci:images:NAME …` reads;"
+    );
     let _ = writeln!(text, "`podman load` does not take a layout of many images. pod.json says what the pod is.");
     if pod.volumes.iter().any(|v| v.claim.is_some()) {
         let claims: Vec<&str> = pod.volumes.iter().filter_map(|v| v.claim.as_deref()).collect();
-        let _ = writeln!(text, "In Kubernetes, make persistent volume claims of these names first, and unpack the archives of\nvolumes/ into them: {}.", claims.join(", "));
+        let _ = writeln!(
+            text,
+            "In Kubernetes, make persistent volume claims of these names first, and unpack the archives of\nvolumes/ into them: {}.",
+            claims.join(", ")
+        );
     }
     if !pod.systemd_units.is_empty() {
         let _ = writeln!(text, "\nUnits for systemd are in systemd/: {}.", pod.systemd_units.join(", "));

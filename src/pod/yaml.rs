@@ -101,7 +101,9 @@ fn scalar(text: &str) -> String {
 fn is_bare(text: &str) -> bool {
     let values = ["y", "n", "yes", "no", "on", "off", "true", "false", "null"];
     let begins = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/');
-    begins && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b)) && !values.contains(&text.to_ascii_lowercase().as_str())
+    begins
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b))
+        && !values.contains(&text.to_ascii_lowercase().as_str())
 }
 
 fn quoted(text: &str) -> String {
@@ -133,21 +135,69 @@ mod tests {
     #[test]
     fn what_is_written_reads_back_the_same() {
         let texts = [
-            "", " ", "yes", "No", "null", "~", "1:30", "0x1f", "012", "1e3", "2001-01-01", "a: b", "# x", "- x", "{a}", "*x", "&x", "!x", "%x", "@x", "`x",
-            "a\nb\n", "a\nb", "a\n\n\nb\n", "a\n\n", "\na\n", "  a\nb\n", "tab\there", "quote\"back\\slash", "\u{85}\u{2028}\u{feff}é", "\u{1f600}", "\0\u{1b}[0m",
-            "${HOME} $(X) $$", "trailing \n space\n", "-leading", "plain", "/a/b.c", "key: |\n  x\n", "---\n", "a\r\nb\n", "'single'", "<<", "=", ".inf",
+            "",
+            " ",
+            "yes",
+            "No",
+            "null",
+            "~",
+            "1:30",
+            "0x1f",
+            "012",
+            "1e3",
+            "2001-01-01",
+            "a: b",
+            "# x",
+            "- x",
+            "{a}",
+            "*x",
+            "&x",
+            "!x",
+            "%x",
+            "@x",
+            "`x",
+            "a\nb\n",
+            "a\nb",
+            "a\n\n\nb\n",
+            "a\n\n",
+            "\na\n",
+            "  a\nb\n",
+            "tab\there",
+            "quote\"back\\slash",
+            "\u{85}\u{2028}\u{feff}é",
+            "\u{1f600}",
+            "\0\u{1b}[0m",
+            "${HOME} $(X) $$",
+            "trailing \n space\n",
+            "-leading",
+            "plain",
+            "/a/b.c",
+            "key: |\n  x\n",
+            "---\n",
+            "a\r\nb\n",
+            "'single'",
+            "<<",
+            "=",
+            ".inf",
         ];
-        let map: serde_json::Map<String, Value> = texts.iter().map(|t| (t.to_string(), json!([t, {"k": t, "l": [t]}]))).collect();
-        let documents = [json!({"texts": texts.to_vec(), "map": map, "empty": {}, "none": [], "n": 5, "yes": true, "lists": [[1, [2]], [], {}]}), json!({"second": texts.to_vec()})];
+        let map: serde_json::Map<String, Value> =
+            texts.iter().map(|t| (t.to_string(), json!([t, {"k": t, "l": [t]}]))).collect();
+        let documents = [
+            json!({"texts": texts.to_vec(), "map": map, "empty": {}, "none": [], "n": 5, "yes": true, "lists": [[1, [2]], [], {}]}),
+            json!({"second": texts.to_vec()}),
+        ];
         let text = super::documents(&documents);
-        let read: Vec<Value> = serde_yaml_ng::Deserializer::from_str(&text).map(|d| serde::Deserialize::deserialize(d).unwrap()).collect();
+        let read: Vec<Value> =
+            serde_yaml_ng::Deserializer::from_str(&text).map(|d| serde::Deserialize::deserialize(d).unwrap()).collect();
         assert_eq!(read, documents, "{text}");
         assert!(text.is_ascii());
     }
 
     #[test]
     fn the_form_is_what_people_write() {
-        let text = documents(&[json!({"kind": "Pod", "items": [{"name": "a", "k": 1}, "b"], "version": "1.0", "text": "a\nb\n"})]);
+        let text = documents(&[
+            json!({"kind": "Pod", "items": [{"name": "a", "k": 1}, "b"], "version": "1.0", "text": "a\nb\n"}),
+        ]);
         assert_eq!(text, "---\nitems:\n- k: 1\n  name: a\n- b\nkind: Pod\ntext: |\n  a\n  b\nversion: \"1.0\"\n");
     }
 }

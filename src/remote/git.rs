@@ -81,7 +81,18 @@ impl Git {
             ("LC_ALL", "C"),
         ];
         command.envs(settings);
-        command.args(["-c", "protocol.allow=never", "-c", "core.hooksPath=/dev/null", "-c", "credential.helper=", "-c", "gc.auto=0", "-c", "maintenance.auto=false"]);
+        command.args([
+            "-c",
+            "protocol.allow=never",
+            "-c",
+            "core.hooksPath=/dev/null",
+            "-c",
+            "credential.helper=",
+            "-c",
+            "gc.auto=0",
+            "-c",
+            "maintenance.auto=false",
+        ]);
         // A server that says next to nothing for a minute is given up.
         command.args(["-c", "http.lowSpeedLimit=100", "-c", "http.lowSpeedTime=60"]);
         for transport in transports {
@@ -91,7 +102,13 @@ impl Git {
     }
 
     fn run(&self, folder: &Path, transports: &[&str], arguments: &[&str]) -> Result<Vec<u8>> {
-        let mut child = self.command(folder, transports).args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(not_there)?;
+        let mut child = self
+            .command(folder, transports)
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(not_there)?;
         let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
             return Err(Error::failed("git has no pipes"));
         };
@@ -111,7 +128,10 @@ impl Git {
         let said = printed.1.unwrap_or_default();
         let said = String::from_utf8_lossy(&said);
         let said: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).take(8).collect();
-        let what = arguments.iter().find(|word| ["init", "fetch", "cat-file", "ls-tree", "config"].contains(word)).unwrap_or(&"");
+        let what = arguments
+            .iter()
+            .find(|word| ["init", "fetch", "cat-file", "ls-tree", "config"].contains(word))
+            .unwrap_or(&"");
         Err(Error::failed(format!("git {what}: {status}")).why(said.join("\n")))
     }
 
@@ -119,29 +139,42 @@ impl Git {
     pub fn fetch<'a>(&'a self, url: &str, commit: &str, folder: &Path) -> Result<Repository<'a>> {
         let is_file = url.starts_with("file:/");
         if !is_file && !url.starts_with("https://") && !url.starts_with("http://") {
-            return Err(Error::request(format!("{} is no repository that is fetched here", shown(url))).next("use https:, http: or file:/"));
+            return Err(Error::request(format!("{} is no repository that is fetched here", shown(url)))
+                .next("use https:, http: or file:/"));
         }
         if !matches!(commit.len(), 40 | 64) || !commit.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(Error::request(format!("not a commit id: {commit:?}")).next("write 40 hex digits"));
         }
         if !is_file && self.network == Network::Offline {
-            return Err(Error::failed(format!("{} is needed, and --offline forbids to fetch it", shown(url))).next("run once without --offline, so that it gets into the store"));
+            return Err(Error::failed(format!("{} is needed, and --offline forbids to fetch it", shown(url)))
+                .next("run once without --offline, so that it gets into the store"));
         }
         let format = if commit.len() == 64 { "--object-format=sha256" } else { "--object-format=sha1" };
         self.run(folder, &[], &["init", "--quiet", "--bare", "--template=", format, "."])?;
         let one = |what: &[&str]| {
-            let mut arguments = vec!["-c", "fetch.fsckObjects=true", "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--no-auto-maintenance"];
+            let mut arguments = vec![
+                "-c",
+                "fetch.fsckObjects=true",
+                "fetch",
+                "--quiet",
+                "--no-tags",
+                "--no-write-fetch-head",
+                "--no-recurse-submodules",
+                "--no-auto-maintenance",
+            ];
             arguments.extend(what);
             self.run(folder, if is_file { &["file"] } else { &["https", "http"] }, &arguments)
         };
         // A server that gives only what its branches and tags name gives all of them.
         if one(&["--depth=1", "--", url, commit]).is_err() {
-            one(&["--", url, "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]).map_err(|e| e.context(format!("fetch {}", shown(url))))?;
+            one(&["--", url, "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"])
+                .map_err(|e| e.context(format!("fetch {}", shown(url))))?;
         }
         let repository = Repository { git: self, folder: folder.to_path_buf(), commit: commit.to_string() };
         let found = self.run(folder, &[], &["cat-file", "-t", commit]).unwrap_or_default();
         if found.trim_ascii() != b"commit" {
-            return Err(Error::failed(format!("{} has no commit {commit}", shown(url))).next("write the whole id of a commit that is on a branch or tag"));
+            return Err(Error::failed(format!("{} has no commit {commit}", shown(url)))
+                .next("write the whole id of a commit that is on a branch or tag"));
         }
         Ok(repository)
     }
@@ -149,7 +182,8 @@ impl Git {
 
 fn not_there(error: std::io::Error) -> Error {
     match error.kind() {
-        std::io::ErrorKind::NotFound => Error::failed("git is needed, and this machine has none").next("install git, or give the sources as an archive"),
+        std::io::ErrorKind::NotFound => Error::failed("git is needed, and this machine has none")
+            .next("install git, or give the sources as an archive"),
         _ => Error::io("execute", "git", error),
     }
 }
@@ -180,8 +214,20 @@ impl Repository<'_> {
     }
 
     /// Gives the content of each file and link to `take`.
-    pub fn contents(&self, files: &[TreeFile], take: &mut dyn FnMut(&TreeFile, &mut dyn Read) -> Result<()>) -> Result<()> {
-        let mut child = self.git.command(&self.folder, &[]).args(["cat-file", "--batch", "--buffer"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().map_err(not_there)?;
+    pub fn contents(
+        &self,
+        files: &[TreeFile],
+        take: &mut dyn FnMut(&TreeFile, &mut dyn Read) -> Result<()>,
+    ) -> Result<()> {
+        let mut child = self
+            .git
+            .command(&self.folder, &[])
+            .args(["cat-file", "--batch", "--buffer"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(not_there)?;
         let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(Error::failed("git cat-file has no pipes"));
         };
@@ -203,18 +249,25 @@ impl Repository<'_> {
     /// The submodules' repositories by their paths, as `.gitmodules` says.
     pub fn submodules(&self) -> Result<BTreeMap<RootPath, String>> {
         let blob = format!("{}:.gitmodules", self.commit);
-        let list = self.git.run(&self.folder, &[], &["config", "--blob", &blob, "--no-includes", "--null", "--list"])?;
+        let list =
+            self.git.run(&self.folder, &[], &["config", "--blob", &blob, "--no-includes", "--null", "--list"])?;
         let list = String::from_utf8_lossy(&list);
         let (mut paths, mut urls) = (BTreeMap::new(), BTreeMap::new());
         for (key, value) in list.split('\0').filter_map(|entry| entry.split_once('\n')) {
-            let Some((name, key)) = key.strip_prefix("submodule.").and_then(|rest| rest.rsplit_once('.')) else { continue };
+            let Some((name, key)) = key.strip_prefix("submodule.").and_then(|rest| rest.rsplit_once('.')) else {
+                continue;
+            };
             match key {
                 "path" => drop(paths.insert(name.to_string(), value.to_string())),
                 "url" => drop(urls.insert(name.to_string(), value.to_string())),
                 _ => {}
             }
         }
-        paths.into_iter().filter_map(|(name, path)| Some((path, urls.remove(&name)?))).map(|(path, url)| Ok((RootPath::new(path)?, url))).collect()
+        paths
+            .into_iter()
+            .filter_map(|(name, path)| Some((path, urls.remove(&name)?)))
+            .map(|(path, url)| Ok((RootPath::new(path)?, url)))
+            .collect()
     }
 }
 
@@ -229,7 +282,12 @@ fn read_at_most(from: impl Read, limit: u64) -> Result<Vec<u8>> {
     if read.len() as u64 > limit { Err(Error::failed(format!("git prints more than {limit} bytes"))) } else { Ok(read) }
 }
 
-fn content(stdout: &mut BufReader<impl Read>, file: &TreeFile, left: &mut u64, take: &mut dyn FnMut(&TreeFile, &mut dyn Read) -> Result<()>) -> Result<()> {
+fn content(
+    stdout: &mut BufReader<impl Read>,
+    file: &TreeFile,
+    left: &mut u64,
+    take: &mut dyn FnMut(&TreeFile, &mut dyn Read) -> Result<()>,
+) -> Result<()> {
     let odd = |what: &str| Error::failed(format!("git cat-file: {what}: {}", file.path));
     let mut header = vec![];
     (&mut *stdout).take(1000).read_until(b'\n', &mut header).map_err(|e| Error::io("read", "git", e))?;

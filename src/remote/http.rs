@@ -77,12 +77,19 @@ impl Http {
     }
 
     /// The same; `None` where the server says that there is no such file.
-    pub fn fetch_if_there(&self, url: &str, limit: u64, sink: &mut dyn Write, on_bytes: OnBytes) -> Result<Option<u64>> {
+    pub fn fetch_if_there(
+        &self,
+        url: &str,
+        limit: u64,
+        sink: &mut dyn Write,
+        on_bytes: OnBytes,
+    ) -> Result<Option<u64>> {
         if let Some(path) = file_path(url) {
             return copy_file(Path::new(path), limit, sink, on_bytes);
         }
         if !url.starts_with("http://") && !url.starts_with("https://") {
-            return Err(Error::request(format!("{} is a URL of a kind that is not known here", shown(url))).next("use https:, http: or file:"));
+            return Err(Error::request(format!("{} is a URL of a kind that is not known here", shown(url)))
+                .next("use https:, http: or file:"));
         }
         if self.network == Network::Offline {
             return Err(Error::failed(format!("{} is needed, and --offline forbids to fetch it", shown(url)))
@@ -98,7 +105,13 @@ impl Http {
         Ok(bytes)
     }
 
-    fn fetch_with_retries(&self, url: &str, limit: u64, sink: &mut dyn Write, on_bytes: OnBytes) -> Result<Option<u64>> {
+    fn fetch_with_retries(
+        &self,
+        url: &str,
+        limit: u64,
+        sink: &mut dyn Write,
+        on_bytes: OnBytes,
+    ) -> Result<Option<u64>> {
         let (mut have, mut tries) = (0, 0);
         loop {
             let before = have;
@@ -117,7 +130,14 @@ impl Http {
         }
     }
 
-    fn attempt(&self, url: &str, limit: u64, have: &mut u64, sink: &mut dyn Write, on_bytes: OnBytes) -> Result<Attempt> {
+    fn attempt(
+        &self,
+        url: &str,
+        limit: u64,
+        have: &mut u64,
+        sink: &mut dyn Write,
+        on_bytes: OnBytes,
+    ) -> Result<Attempt> {
         let mut request = self.agent().get(url);
         if *have > 0 {
             request = request.header("Range", format!("bytes={have}-"));
@@ -241,12 +261,19 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/x", listener.local_addr().unwrap());
         let thread = std::thread::spawn(move || {
-            answers.into_iter().map(|answer| {
-                let (mut stream, _) = listener.accept().unwrap();
-                let asked = BufReader::new(&stream).lines().map(|l| l.unwrap()).take_while(|l| !l.is_empty()).collect::<Vec<_>>();
-                stream.write_all(answer.as_bytes()).unwrap();
-                asked.join("\n")
-            }).collect()
+            answers
+                .into_iter()
+                .map(|answer| {
+                    let (mut stream, _) = listener.accept().unwrap();
+                    let asked = BufReader::new(&stream)
+                        .lines()
+                        .map(|l| l.unwrap())
+                        .take_while(|l| !l.is_empty())
+                        .collect::<Vec<_>>();
+                    stream.write_all(answer.as_bytes()).unwrap();
+                    asked.join("\n")
+                })
+                .collect()
         });
         (url, thread)
     }
@@ -279,17 +306,24 @@ mod tests {
 
     #[test]
     fn more_than_the_limit_is_an_error() {
-        let (url, thread) = server(vec!["HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nabcdef".into()]);
+        let (url, thread) =
+            server(vec!["HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nabcdef".into()]);
         assert!(Http::new(Network::Allowed).get(&url, 5).is_err());
         thread.join().unwrap();
     }
 
     #[test]
     fn what_is_not_there_is_told_from_what_fails() {
-        let (url, thread) = server(vec!["HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".into()]);
+        let (url, thread) =
+            server(vec!["HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".into()]);
         assert!(Http::new(Network::Allowed).fetch_if_there(&url, 5, &mut vec![], &|_| {}).unwrap().is_none());
         thread.join().unwrap();
-        assert!(Http::new(Network::Offline).fetch_if_there("file:/no/such/file", 5, &mut vec![], &|_| {}).unwrap().is_none());
+        assert!(
+            Http::new(Network::Offline)
+                .fetch_if_there("file:/no/such/file", 5, &mut vec![], &|_| {})
+                .unwrap()
+                .is_none()
+        );
         assert!(Http::new(Network::Offline).get("ftp://host/x", 5).is_err());
     }
 

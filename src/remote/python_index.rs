@@ -40,7 +40,8 @@ pub fn files(url: &str, html: &str) -> Result<Vec<IndexFile>> {
         let Some((target, fragment)) = target.split_once('#') else { continue };
         let Some(sha256) = fragment.split('&').find_map(|part| part.strip_prefix("sha256=")) else { continue };
         let name = target.split('?').next().unwrap_or_default().rsplit('/').next().unwrap_or_default();
-        let name = decoded(name).ok_or_else(|| Error::failed(format!("{} names a file that can't be one: {name:?}", shown(url))))?;
+        let name = decoded(name)
+            .ok_or_else(|| Error::failed(format!("{} names a file that can't be one: {name:?}", shown(url))))?;
         made.push(IndexFile { url: joined(url, target), sha256: sha256.to_string(), name });
     }
     Ok(made)

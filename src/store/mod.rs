@@ -37,7 +37,7 @@ use crate::sys::file::{self, Lock};
 use crate::sys::root::Root;
 use crate::tree::{Changeset, Layer, RootPath};
 
-pub use scratch::Scratch;
+pub use scratch::{Scratch, wait_until_clean};
 
 /// The layout that this program reads and writes.
 const FORMAT: &str = "1\n";
@@ -95,7 +95,12 @@ impl Store {
         }
         check_format(path)?;
         let lock_path = path.join("lock");
-        let lock = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(|e| Error::io("open", &lock_path, e))?;
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(|e| Error::io("open", &lock_path, e))?;
         file::lock(&lock, Lock::Shared).map_err(|e| Error::io("flock", &lock_path, e))?;
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let boot: String = boot.chars().filter(|c| c.is_ascii_hexdigit() || *c == '-').collect();
@@ -170,7 +175,9 @@ impl Store {
         }
         let bytes = fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
         let changeset: Changeset = postcard::from_bytes(&bytes).map_err(|e| {
-            Error::failed(format!("{} is damaged", path.display())).why(e.to_string()).next("remove that folder; its rule runs again")
+            Error::failed(format!("{} is damaged", path.display()))
+                .why(e.to_string())
+                .next("remove that folder; its rule runs again")
         })?;
         Ok(self.remember(*digest, changeset))
     }
@@ -205,7 +212,8 @@ impl Store {
         let folder = staged.path().join("changeset");
         fs::DirBuilder::new().mode(0o700).create(&folder).map_err(|e| Error::io("mkdir", &folder, e))?;
         let tree = folder.join("tree");
-        let bytes = postcard::to_stdvec(&changeset).map_err(|e| Error::failed(format!("can't write {}: {e}", tree.display())))?;
+        let bytes = postcard::to_stdvec(&changeset)
+            .map_err(|e| Error::failed(format!("can't write {}: {e}", tree.display())))?;
         fs::write(&tree, bytes).map_err(|e| Error::io("write", &tree, e))?;
         let to = folder.join("files");
         fs::rename(files, &to).map_err(|e| Error::io("rename", files, e))?;
@@ -222,7 +230,9 @@ impl Store {
 
     /// The result document of a request.
     pub fn action(&self, key: &Digest) -> Option<Vec<u8>> {
-        fs::read(self.path().join("actions").join(key.hex())).or_else(|_| fs::read(self.unsynced().join(key.hex()))).ok()
+        fs::read(self.path().join("actions").join(key.hex()))
+            .or_else(|_| fs::read(self.unsynced().join(key.hex())))
+            .ok()
     }
 
     fn unsynced(&self) -> PathBuf {
@@ -233,7 +243,11 @@ impl Store {
     /// and for good after [`Store::sync`].
     pub fn record_action(&self, key: &Digest, result: &[u8]) -> Result<()> {
         let folder = self.unsynced();
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|e| Error::io("mkdir", &folder, e))?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)
+            .map_err(|e| Error::io("mkdir", &folder, e))?;
         self.replace(&folder.join(key.hex()), result)
     }
 
@@ -259,7 +273,9 @@ impl Store {
         for key in keys {
             match fs::rename(unsynced.join(&key), actions.join(&key)) {
                 // Another build of the same store may have moved it meanwhile.
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("rename", actions.join(&key), e)),
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::io("rename", actions.join(&key), e));
+                }
                 _ => {}
             }
         }
@@ -284,9 +300,12 @@ impl Store {
     // Builders.
 
     fn builder_path(&self, tag: &str) -> Result<PathBuf> {
-        let plain = !tag.is_empty() && !tag.starts_with(['.', '-']) && tag.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+-".contains(&b));
+        let plain = !tag.is_empty()
+            && !tag.starts_with(['.', '-'])
+            && tag.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+-".contains(&b));
         if !plain {
-            return Err(Error::request(format!("not a tag: {tag:?}")).next("use letters, digits and . _ + - for a builder's tag"));
+            return Err(Error::request(format!("not a tag: {tag:?}"))
+                .next("use letters, digits and . _ + - for a builder's tag"));
         }
         Ok(self.path().join("builders").join(format!("{tag}.json")))
     }
@@ -299,8 +318,10 @@ impl Store {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::io("read", &path, e)),
         };
-        let builder: Builder = serde_json::from_slice(&text)
-            .map_err(|e| Error::failed(format!("{} is damaged: {e}", path.display())).next("make the builder again with tapeout bootstrap"))?;
+        let builder: Builder = serde_json::from_slice(&text).map_err(|e| {
+            Error::failed(format!("{} is damaged: {e}", path.display()))
+                .next("make the builder again with tapeout bootstrap")
+        })?;
         // Its record may have reached the disk before a crash took its files.
         Ok(builder.changesets.iter().all(|c| self.has_changeset(c)).then_some(builder))
     }
@@ -310,7 +331,8 @@ impl Store {
         let path = self.builder_path(&builder.tag)?;
         let folder = File::open(self.path()).map_err(|e| Error::io("open", self.path(), e))?;
         file::sync_file_system(folder.as_fd()).map_err(|e| Error::io("syncfs", self.path(), e))?;
-        let text = serde_json::to_vec_pretty(builder).map_err(|e| Error::failed(format!("can't write {}: {e}", path.display())))?;
+        let text = serde_json::to_vec_pretty(builder)
+            .map_err(|e| Error::failed(format!("can't write {}: {e}", path.display())))?;
         self.replace(&path, &text)
     }
 }
@@ -352,7 +374,8 @@ impl Partial {
         let Self { store, file } = self;
         let (inner, digest, size) = file.finish();
         if digest != *expected {
-            return Err(Error::failed("the content is not what its digest says").why(format!("expected {expected}, got {digest} ({size} bytes)")));
+            return Err(Error::failed("the content is not what its digest says")
+                .why(format!("expected {expected}, got {digest} ({size} bytes)")));
         }
         let path = store.blob_path(&digest);
         inner.set_permissions(fs::Permissions::from_mode(0o444)).map_err(|e| Error::io("fchmod", &path, e))?;
@@ -407,7 +430,9 @@ mod tests {
     fn a_changeset_is_read_back_and_kept_once() {
         let (_temp, store) = store();
         let mut changeset = Changeset { time: 1, ..Default::default() };
-        changeset.changes.insert(RootPath::new("a").unwrap(), Change { was: None, now: Some(Entry::file(b"x", 0o644)) });
+        changeset
+            .changes
+            .insert(RootPath::new("a").unwrap(), Change { was: None, now: Some(Entry::file(b"x", 0o644)) });
         for _ in 0..2 {
             let scratch = store.scratch().unwrap();
             let files = scratch.path().join("files");

@@ -3,7 +3,9 @@
 use std::fs::{self, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{SendError, Sender, channel};
 
 use crate::error::{Error, Result};
 use crate::sys::file::{self, Lock};
@@ -16,7 +18,7 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 pub struct Scratch {
     path: PathBuf,
     /// Held while this process lives: what nobody holds is stale.
-    _lock: File,
+    lock: Option<File>,
 }
 
 impl Scratch {
@@ -36,7 +38,7 @@ impl Scratch {
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(Error::io("create", &lock_path, e)),
                 Ok(lock) if file::lock(&lock, Lock::TryExclusive).unwrap_or(false) && path.is_dir() => {
-                    return Ok(Self { path, _lock: lock });
+                    return Ok(Self { path, lock: Some(lock) });
                 }
                 Ok(_) => continue,
             }
@@ -58,15 +60,55 @@ impl Scratch {
         let path = self.path.join(name);
         fs::DirBuilder::new().mode(0o755).create(&path).map_err(|e| Error::io("mkdir", &path, e))?;
         // The umask may have taken bits away, and what becomes a snapshot's root must not depend on it.
-        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).map_err(|e| Error::io("chmod", &path, e))?;
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .map_err(|e| Error::io("chmod", &path, e))?;
         Ok(path)
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What can't be removed now is stale for the next process.
-        let _ = file::remove_tree(&self.path);
+        let (Some(lock), path) = (self.lock.take(), std::mem::take(&mut self.path)) else { return };
+        if let Err(SendError(Job::Remove(path, lock))) = cleaner().send(Job::Remove(path, lock)) {
+            remove(&path, lock);
+        }
+    }
+}
+
+/// What the cleaner does.
+enum Job {
+    Remove(PathBuf, File),
+    Tell(Sender<()>),
+}
+
+/// Removing what a rule left takes as long as running a small one, so another thread does it.
+fn cleaner() -> &'static Sender<Job> {
+    static CLEANER: OnceLock<Sender<Job>> = OnceLock::new();
+    CLEANER.get_or_init(|| {
+        let (sender, jobs) = channel();
+        // Without the thread the receiver is gone, and whoever sends removes it himself.
+        let _ = std::thread::Builder::new().name("cleaner".into()).spawn(move || {
+            for job in jobs {
+                match job {
+                    Job::Remove(path, lock) => remove(&path, lock),
+                    Job::Tell(done) => drop(done.send(())),
+                }
+            }
+        });
+        sender
+    })
+}
+
+/// The lock is held until the folder is gone. What can't be removed now is stale for the next process.
+fn remove(path: &Path, _lock: File) {
+    let _ = file::remove_tree(path);
+}
+
+/// Waits until all that was dropped is gone.
+pub fn wait_until_clean() {
+    let (done, is_done) = channel();
+    if cleaner().send(Job::Tell(done)).is_ok() {
+        let _ = is_done.recv();
     }
 }
 
@@ -77,7 +119,10 @@ pub(super) fn remove_stale(tmp: &Path) {
         let path = entry.path();
         let stale = match File::open(path.join("lock")) {
             Ok(lock) => file::lock(&lock, Lock::TryExclusive).unwrap_or(false),
-            Err(_) => entry.metadata().and_then(|m| m.modified()).is_ok_and(|t| t.elapsed().is_ok_and(|age| age.as_secs() > 60)),
+            Err(_) => entry
+                .metadata()
+                .and_then(|m| m.modified())
+                .is_ok_and(|t| t.elapsed().is_ok_and(|age| age.as_secs() > 60)),
         };
         if stale {
             let _ = file::remove_tree(&path);
@@ -98,6 +143,7 @@ mod tests {
         assert!(scratch.path().join("a/b").is_dir());
         let path = scratch.path().to_path_buf();
         drop(scratch);
+        wait_until_clean();
         assert!(!path.exists());
     }
 

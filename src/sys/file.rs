@@ -15,12 +15,14 @@ use crate::error::{Error, Result};
 
 /// How a path is shown in errors: what the descriptor is, as the kernel knows it, and the name.
 pub fn shown(dir: BorrowedFd, name: impl AsRef<[u8]>) -> PathBuf {
-    let folder = std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd())).unwrap_or_else(|_| PathBuf::from("?"));
+    let folder =
+        std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd())).unwrap_or_else(|_| PathBuf::from("?"));
     folder.join(OsStr::from_bytes(name.as_ref()))
 }
 
 fn c(name: &[u8]) -> Result<CString> {
-    CString::new(name).map_err(|_| Error::failed(format!("a name that holds a NUL byte: {:?}", String::from_utf8_lossy(name))))
+    CString::new(name)
+        .map_err(|_| Error::failed(format!("a name that holds a NUL byte: {:?}", String::from_utf8_lossy(name))))
 }
 
 fn done<T>(call: &str, dir: BorrowedFd, name: &[u8], result: nix::Result<T>) -> Result<T> {
@@ -55,7 +57,12 @@ pub fn open_folder_at(dir: BorrowedFd, name: &[u8]) -> Result<OwnedFd> {
 /// A new regular file for writing; it must not exist. Its mode is exactly `mode`, whatever the umask.
 pub fn create_file_at(dir: BorrowedFd, name: &[u8], mode: u32) -> Result<File> {
     let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-    let fd = done("create", dir, name, nix::fcntl::openat(dir, OsStr::from_bytes(name), flags, Mode::from_bits_truncate(0o600)))?;
+    let fd = done(
+        "create",
+        dir,
+        name,
+        nix::fcntl::openat(dir, OsStr::from_bytes(name), flags, Mode::from_bits_truncate(0o600)),
+    )?;
     done("fchmod", dir, name, nix::sys::stat::fchmod(&fd, Mode::from_bits_truncate(mode)))?;
     Ok(File::from(fd))
 }
@@ -85,7 +92,12 @@ pub fn mkfifo_at(dir: BorrowedFd, name: &[u8], mode: u32) -> Result<()> {
 
 /// linkat(2), links themselves not followed.
 pub fn link_at(dir: BorrowedFd, name: &[u8], new_dir: BorrowedFd, new_name: &[u8]) -> Result<()> {
-    done("link", new_dir, new_name, nix::unistd::linkat(dir, OsStr::from_bytes(name), new_dir, OsStr::from_bytes(new_name), AtFlags::empty()))
+    done(
+        "link",
+        new_dir,
+        new_name,
+        nix::unistd::linkat(dir, OsStr::from_bytes(name), new_dir, OsStr::from_bytes(new_name), AtFlags::empty()),
+    )
 }
 
 /// renameat(2).
@@ -106,12 +118,18 @@ pub fn rename_new(from: &Path, to: &Path) -> Result<bool> {
 /// renameat2(2) with `RENAME_EXCHANGE`: both exist afterwards, swapped in one step.
 pub fn exchange(one: &Path, other: &Path) -> Result<()> {
     let cwd = nix::fcntl::AT_FDCWD;
-    nix::fcntl::renameat2(cwd, one, cwd, other, RenameFlags::RENAME_EXCHANGE).map_err(|errno| Error::io("rename", other, errno))
+    nix::fcntl::renameat2(cwd, one, cwd, other, RenameFlags::RENAME_EXCHANGE)
+        .map_err(|errno| Error::io("rename", other, errno))
 }
 
 /// unlinkat(2) of what is not a folder.
 pub fn unlink_at(dir: BorrowedFd, name: &[u8]) -> Result<()> {
-    done("unlink", dir, name, nix::unistd::unlinkat(dir, OsStr::from_bytes(name), nix::unistd::UnlinkatFlags::NoRemoveDir))
+    done(
+        "unlink",
+        dir,
+        name,
+        nix::unistd::unlinkat(dir, OsStr::from_bytes(name), nix::unistd::UnlinkatFlags::NoRemoveDir),
+    )
 }
 
 /// Removes a file or a whole folder, following no link; folders of mode 000 too. Nothing there is fine.
@@ -127,7 +145,12 @@ pub fn remove_tree_at(dir: BorrowedFd, name: &[u8]) -> Result<()> {
         match next {
             Todo::Leave(dir, name) => {
                 let dir = dir.as_fd();
-                done("rmdir", dir, &name, nix::unistd::unlinkat(dir, OsStr::from_bytes(&name), nix::unistd::UnlinkatFlags::RemoveDir))?;
+                done(
+                    "rmdir",
+                    dir,
+                    &name,
+                    nix::unistd::unlinkat(dir, OsStr::from_bytes(&name), nix::unistd::UnlinkatFlags::RemoveDir),
+                )?;
             }
             Todo::Visit(dir, name) => {
                 let fd = dir.as_fd();
@@ -201,7 +224,12 @@ pub fn chmod_at(dir: BorrowedFd, name: &[u8], mode: u32) -> Result<()> {
 
 fn chmod_path(fd: BorrowedFd, mode: u32) -> nix::Result<()> {
     let bits = Mode::from_bits_truncate(mode);
-    nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, proc_name(fd).as_str(), bits, nix::sys::stat::FchmodatFlags::FollowSymlink)
+    nix::sys::stat::fchmodat(
+        nix::fcntl::AT_FDCWD,
+        proc_name(fd).as_str(),
+        bits,
+        nix::sys::stat::FchmodatFlags::FollowSymlink,
+    )
 }
 
 fn proc_name(fd: BorrowedFd) -> String {
@@ -346,7 +374,14 @@ pub fn handle(fd: BorrowedFd) -> Result<Vec<u8>> {
     // SAFETY: the path is a C string; `handle` has room for the ROOM bytes that it announces; both
     // pointers are to live locals.
     let n = unsafe {
-        libc::syscall(libc::SYS_name_to_handle_at, fd.as_raw_fd(), c"".as_ptr(), &raw mut handle, &raw mut mount_id, libc::AT_EMPTY_PATH)
+        libc::syscall(
+            libc::SYS_name_to_handle_at,
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            &raw mut handle,
+            &raw mut mount_id,
+            libc::AT_EMPTY_PATH,
+        )
     };
     if n == 0 {
         let mut identity = handle.kind.to_le_bytes().to_vec();
@@ -442,7 +477,12 @@ pub fn open_path(path: &Path) -> Result<OwnedFd> {
 }
 
 /// openat2(2).
-pub fn open_below(dir: BorrowedFd, path: &[u8], flags: OFlag, resolve: nix::fcntl::ResolveFlag) -> nix::Result<OwnedFd> {
+pub fn open_below(
+    dir: BorrowedFd,
+    path: &[u8],
+    flags: OFlag,
+    resolve: nix::fcntl::ResolveFlag,
+) -> nix::Result<OwnedFd> {
     let how = nix::fcntl::OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve);
     let path = if path.is_empty() { b".".as_slice() } else { path };
     // EAGAIN: something was renamed meanwhile, and the kernel could not be sure (openat2(2)).
@@ -470,7 +510,11 @@ mod tests {
 
     fn folder() -> (tempfile::TempDir, OwnedFd) {
         let temp = tempfile::tempdir().unwrap();
-        let fd = open_folder_at(File::open(temp.path().parent().unwrap()).unwrap().as_fd(), temp.path().file_name().unwrap().as_bytes()).unwrap();
+        let fd = open_folder_at(
+            File::open(temp.path().parent().unwrap()).unwrap().as_fd(),
+            temp.path().file_name().unwrap().as_bytes(),
+        )
+        .unwrap();
         (temp, fd)
     }
 
@@ -503,7 +547,10 @@ mod tests {
         for _ in 0..20 {
             let file = create_file_at(dir.as_fd(), b"f", 0o600).unwrap();
             assert!(seen.insert(handle(file.as_fd()).unwrap()));
-            assert_eq!(handle(file.as_fd()).unwrap(), handle(open_at(dir.as_fd(), b"f", OFlag::O_PATH).unwrap().as_fd()).unwrap());
+            assert_eq!(
+                handle(file.as_fd()).unwrap(),
+                handle(open_at(dir.as_fd(), b"f", OFlag::O_PATH).unwrap().as_fd()).unwrap()
+            );
             unlink_at(dir.as_fd(), b"f").unwrap();
         }
     }
@@ -514,7 +561,11 @@ mod tests {
         create_file_at(dir.as_fd(), b"f", 0o600).unwrap();
         symlink_at(b"f", dir.as_fd(), b"l").unwrap();
         assert!(chmod_at(dir.as_fd(), b"l", 0o777).is_err());
-        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(temp.path().join("f")).unwrap().permissions()) & 0o777, 0o600);
+        assert_eq!(
+            std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(temp.path().join("f")).unwrap().permissions())
+                & 0o777,
+            0o600
+        );
     }
 
     #[test]

@@ -163,8 +163,12 @@ pub fn old_overlay(
 ) -> nix::Result<()> {
     let name = |fd: &BorrowedFd| fd.as_raw_fd().to_string();
     let lower: Vec<String> = lower_first_is_highest.iter().map(name).collect();
-    let options =
-        format!("userxattr,volatile,index=off,lowerdir={},upperdir={},workdir={}", lower.join(":"), name(&upper), name(&work));
+    let options = format!(
+        "userxattr,volatile,index=off,lowerdir={},upperdir={},workdir={}",
+        lower.join(":"),
+        name(&upper),
+        name(&work)
+    );
     if options.len() > 4000 {
         return Err(Errno::E2BIG);
     }

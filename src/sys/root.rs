@@ -22,7 +22,8 @@ pub struct Root {
 }
 
 /// No link in any part, and no way out.
-const STRICT: ResolveFlag = ResolveFlag::RESOLVE_BENEATH.union(ResolveFlag::RESOLVE_NO_SYMLINKS).union(ResolveFlag::RESOLVE_NO_MAGICLINKS);
+const STRICT: ResolveFlag =
+    ResolveFlag::RESOLVE_BENEATH.union(ResolveFlag::RESOLVE_NO_SYMLINKS).union(ResolveFlag::RESOLVE_NO_MAGICLINKS);
 /// Links lead where they would if this were `/`.
 const INSIDE: ResolveFlag = ResolveFlag::RESOLVE_IN_ROOT.union(ResolveFlag::RESOLVE_NO_MAGICLINKS);
 
@@ -52,7 +53,8 @@ impl Root {
     pub fn open_file_following(&self, path: &RootPath) -> Result<File> {
         let host = path.below(&self.path);
         let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-        let fd = file::open_below(self.as_fd(), path.as_bytes(), flags, INSIDE).map_err(|errno| Error::io("open", &host, errno))?;
+        let fd = file::open_below(self.as_fd(), path.as_bytes(), flags, INSIDE)
+            .map_err(|errno| Error::io("open", &host, errno))?;
         regular(fd, &host)
     }
 
@@ -70,7 +72,9 @@ impl Root {
             std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).map_err(|e| Error::io("readlink", &host, e))
         };
         let (root, found) = (name(self.as_fd())?, name(fd.as_fd())?);
-        let below = found.strip_prefix(&root).map_err(|_| Error::failed(format!("{} leads out of its root", host.display())))?;
+        let below = found
+            .strip_prefix(&root)
+            .map_err(|_| Error::failed(format!("{} leads out of its root", host.display())))?;
         let canonical = RootPath::new(std::os::unix::ffi::OsStrExt::as_bytes(below.as_os_str()))?;
         Ok((fd, canonical))
     }
@@ -79,7 +83,9 @@ impl Root {
     pub fn stat(&self, path: &RootPath) -> Result<Option<FileStat>> {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
         match file::open_below(self.as_fd(), path.as_bytes(), flags, STRICT) {
-            Ok(fd) => nix::sys::stat::fstat(&fd).map(Some).map_err(|errno| Error::io("stat", path.below(&self.path), errno)),
+            Ok(fd) => {
+                nix::sys::stat::fstat(&fd).map(Some).map_err(|errno| Error::io("stat", path.below(&self.path), errno))
+            }
             Err(nix::Error::ENOENT | nix::Error::ENOTDIR) => Ok(None),
             Err(errno) => Err(Error::io("stat", path.below(&self.path), errno)),
         }

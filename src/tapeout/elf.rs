@@ -151,7 +151,9 @@ impl<'a> Reading<'a> {
         };
         let strings = self.strings(&dynamic)?;
         let text = |offset: u64| string(&strings, offset);
-        let folders = |offset: u64| -> Vec<String> { text(offset).split(':').filter(|d| !d.is_empty()).map(str::to_string).collect() };
+        let folders = |offset: u64| -> Vec<String> {
+            text(offset).split(':').filter(|d| !d.is_empty()).map(str::to_string).collect()
+        };
         elf.soname = dynamic.one(tag::DT_SONAME).map(text).filter(|name| !name.is_empty());
         elf.needed = dynamic.all(tag::DT_NEEDED).map(text).filter(|name| !name.is_empty()).collect();
         elf.runpath = dynamic.one(tag::DT_RUNPATH).map(folders);
@@ -166,13 +168,17 @@ impl<'a> Reading<'a> {
     }
 
     fn interpreter(&self) -> Result<Option<String>> {
-        let Some(header) = self.headers.iter().find(|h| h.p_type == PT_INTERP && h.p_filesz > 0) else { return Ok(None) };
+        let Some(header) = self.headers.iter().find(|h| h.p_type == PT_INTERP && h.p_filesz > 0) else {
+            return Ok(None);
+        };
         let path = self.bytes.at(header.p_offset, header.p_filesz.min(4096))?;
         Ok(Some(string(&path, 0)).filter(|path| path.starts_with('/')))
     }
 
     fn dynamic(&self) -> Result<Option<Dynamic>> {
-        let Some(header) = self.headers.iter().find(|h| h.p_type == PT_DYNAMIC && h.p_filesz > 0) else { return Ok(None) };
+        let Some(header) = self.headers.iter().find(|h| h.p_type == PT_DYNAMIC && h.p_filesz > 0) else {
+            return Ok(None);
+        };
         let table = self.bytes.at(header.p_offset, header.p_filesz.min(MOST_DYNAMIC))?;
         let word = self.word();
         let pairs = table.chunks_exact(2 * word).map(|pair| (self.number(&pair[..word]), self.number(&pair[word..])));
@@ -181,7 +187,9 @@ impl<'a> Reading<'a> {
     }
 
     fn strings(&self, dynamic: &Dynamic) -> Result<Vec<u8>> {
-        let Some(offset) = dynamic.one(tag::DT_STRTAB).and_then(|address| self.offset(address)) else { return Ok(vec![]) };
+        let Some(offset) = dynamic.one(tag::DT_STRTAB).and_then(|address| self.offset(address)) else {
+            return Ok(vec![]);
+        };
         let size = dynamic.one(tag::DT_STRSZ).unwrap_or_default();
         if size > MOST_STRINGS {
             return Err(broken(format!("its string table has {size} bytes")));
@@ -312,7 +320,8 @@ impl<'a> Reading<'a> {
 
     /// Where in the file an address is.
     fn offset(&self, address: u64) -> Option<u64> {
-        let holds = |h: &&ProgramHeader| h.p_type == PT_LOAD && address >= h.p_vaddr && address - h.p_vaddr < h.p_filesz;
+        let holds =
+            |h: &&ProgramHeader| h.p_type == PT_LOAD && address >= h.p_vaddr && address - h.p_vaddr < h.p_filesz;
         let header = self.headers.iter().find(holds)?;
         header.p_offset.checked_add(address - header.p_vaddr)
     }
@@ -381,7 +390,10 @@ mod tests {
     #[test]
     fn declared_loads_are_read() {
         let text = br#"[{"soname":["libx.so.1","libx.so"],"priority":"required"},{"feature":"y"}]"#;
-        assert_eq!(parse_declared(text), [Declared { sonames: vec!["libx.so.1".into(), "libx.so".into()], priority: "required".into() }]);
+        assert_eq!(
+            parse_declared(text),
+            [Declared { sonames: vec!["libx.so.1".into(), "libx.so".into()], priority: "required".into() }]
+        );
         assert!(parse_declared(b"{}").is_empty() && parse_declared(b"\xff").is_empty());
     }
 }

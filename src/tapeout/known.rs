@@ -14,18 +14,48 @@ use crate::tree::RootPath;
 
 /// Imports that some case looks at.
 pub const WATCHED: &[&str] = &[
-    "iconv_open", "pthread_exit", "pthread_cancel", "backtrace", "OSSL_PROVIDER_load", "OSSL_PROVIDER_try_load",
-    "getaddrinfo", "gethostbyname", "gethostbyname2_r", "gethostbyname_r", "getpwnam", "getpwnam_r", "getpwuid", "getpwuid_r",
-    "getgrnam", "getgrnam_r", "getgrgid", "getgrgid_r", "initgroups", "getgrouplist",
+    "iconv_open",
+    "pthread_exit",
+    "pthread_cancel",
+    "backtrace",
+    "OSSL_PROVIDER_load",
+    "OSSL_PROVIDER_try_load",
+    "getaddrinfo",
+    "gethostbyname",
+    "gethostbyname2_r",
+    "gethostbyname_r",
+    "getpwnam",
+    "getpwnam_r",
+    "getpwuid",
+    "getpwuid_r",
+    "getgrnam",
+    "getgrnam_r",
+    "getgrgid",
+    "getgrgid_r",
+    "initgroups",
+    "getgrouplist",
 ];
 
 const NAME_LOOKUPS: &[&str] = &[
-    "getaddrinfo", "gethostbyname", "gethostbyname2_r", "gethostbyname_r", "getpwnam", "getpwnam_r", "getpwuid", "getpwuid_r",
-    "getgrnam", "getgrnam_r", "getgrgid", "getgrgid_r", "initgroups", "getgrouplist",
+    "getaddrinfo",
+    "gethostbyname",
+    "gethostbyname2_r",
+    "gethostbyname_r",
+    "getpwnam",
+    "getpwnam_r",
+    "getpwuid",
+    "getpwuid_r",
+    "getgrnam",
+    "getgrnam_r",
+    "getgrgid",
+    "getgrgid_r",
+    "initgroups",
+    "getgrouplist",
 ];
 
 /// Character sets that texts of the last thirty years are in; others are named by the user.
-const CHARACTER_SETS: &[&str] = &["ISO8859-1", "ISO8859-2", "ISO8859-15", "CP1252", "UTF-16", "UTF-32", "UTF-7", "UNICODE"];
+const CHARACTER_SETS: &[&str] =
+    &["ISO8859-1", "ISO8859-2", "ISO8859-15", "CP1252", "UTF-16", "UTF-32", "UTF-7", "UNICODE"];
 
 const MOST: u64 = 1 << 20;
 
@@ -54,9 +84,21 @@ pub struct Asking<'a> {
 
 const CASES: &[Case] = &[
     Case { name: "character sets of iconv", applies: |o| imports(o, &["iconv_open"]), brings: gconv },
-    Case { name: "libgcc_s for thread cancellation and backtraces", applies: |o| imports(o, &["pthread_exit", "pthread_cancel", "backtrace"]), brings: |a| Ok(a.in_folders(&["libgcc_s.so.1"])) },
+    Case {
+        name: "libgcc_s for thread cancellation and backtraces",
+        applies: |o| imports(o, &["pthread_exit", "pthread_cancel", "backtrace"]),
+        brings: |a| Ok(a.in_folders(&["libgcc_s.so.1"])),
+    },
     Case { name: "name service modules", applies: |o| imports(o, NAME_LOOKUPS), brings: name_services },
-    Case { name: "OpenSSL providers", applies: |o| imports(o, &["OSSL_PROVIDER_load", "OSSL_PROVIDER_try_load"]) && !named(o, "libssl.so") && !named(o, "libcrypto.so"), brings: |a| Ok(a.all_in("ossl-modules")) },
+    Case {
+        name: "OpenSSL providers",
+        applies: |o| {
+            imports(o, &["OSSL_PROVIDER_load", "OSSL_PROVIDER_try_load"])
+                && !named(o, "libssl.so")
+                && !named(o, "libcrypto.so")
+        },
+        brings: |a| Ok(a.all_in("ossl-modules")),
+    },
     Case { name: "PAM modules", applies: |o| named(o, "libpam.so"), brings: pam },
     Case { name: "GIO modules", applies: |o| named(o, "libgio-2.0.so"), brings: |a| Ok(a.all_in("gio/modules")) },
     Case { name: "modules of NSS", applies: |o| named(o, "libnss3.so"), brings: nss },
@@ -112,14 +154,20 @@ impl Asking<'_> {
 
     /// These names, each where the first of the loader's folders has it.
     fn in_folders(&self, names: &[&str]) -> Vec<String> {
-        let first = |name: &&str| self.folders().iter().map(|folder| format!("{folder}/{name}")).find(|path| self.is_there(path));
+        let first = |name: &&str| {
+            self.folders().iter().map(|folder| format!("{folder}/{name}")).find(|path| self.is_there(path))
+        };
         names.iter().filter_map(first).collect()
     }
 
     /// All files in this folder of the first of the loader's folders that has it.
     fn all_in(&self, name: &str) -> Vec<String> {
         let found = self.in_folders(&[name]);
-        found.iter().flat_map(|folder| self.world.list(&self.world.walk_text(folder).path)).map(|path| path.to_string()).collect()
+        found
+            .iter()
+            .flat_map(|folder| self.world.list(&self.world.walk_text(folder).path))
+            .map(|path| path.to_string())
+            .collect()
     }
 
     /// All files of the builder at and below a folder, the named ones left out.
@@ -130,7 +178,10 @@ impl Asking<'_> {
         }
         let left_out: Vec<RootPath> = without.iter().filter_map(|name| top.path.join(name).ok()).collect();
         let all = self.world.view().below(&top.path);
-        let wanted = |path: &&RootPath| !left_out.iter().any(|folder| path.starts_with(folder)) && !path.as_bytes().windows(13).any(|w| w == b"/__pycache__/");
+        let wanted = |path: &&RootPath| {
+            !left_out.iter().any(|folder| path.starts_with(folder))
+                && !path.as_bytes().windows(13).any(|w| w == b"/__pycache__/")
+        };
         let files = all.iter().filter(|(_, (entry, _))| !entry.is_folder()).map(|(path, _)| path);
         files.filter(wanted).map(|path| path.to_string()).collect()
     }
@@ -168,7 +219,11 @@ fn name_services(asking: &Asking<'_>) -> Result<Vec<String>> {
         let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default());
         let words = lines.filter_map(|line| line.split_once(':')).flat_map(|(_, services)| services.split_whitespace());
         let known = ["files", "dns"];
-        services.extend(words.filter(|w| w.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') && !known.contains(w)).map(str::to_string));
+        services.extend(
+            words
+                .filter(|w| w.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') && !known.contains(w))
+                .map(str::to_string),
+        );
     }
     let modules: Vec<String> = services.iter().map(|service| format!("libnss_{service}.so.2")).collect();
     Ok(asking.in_folders(&modules.iter().map(String::as_str).collect::<Vec<_>>()))
@@ -177,7 +232,8 @@ fn name_services(asking: &Asking<'_>) -> Result<Vec<String>> {
 /// The modules that the image's own `/etc/pam.d` names: pam.conf(5).
 fn pam(asking: &Asking<'_>) -> Result<Vec<String>> {
     let folder = RootPath::new("etc/pam.d")?;
-    let mut todo: Vec<RootPath> = asking.world.list(&folder).into_iter().filter(|path| asking.world.has(path)).collect();
+    let mut todo: Vec<RootPath> =
+        asking.world.list(&folder).into_iter().filter(|path| asking.world.has(path)).collect();
     let (mut all, mut seen, mut modules) = (vec![], BTreeSet::new(), BTreeSet::new());
     while let Some(path) = todo.pop() {
         if !seen.insert(path.clone()) {
@@ -188,7 +244,10 @@ fn pam(asking: &Asking<'_>) -> Result<Vec<String>> {
         for line in String::from_utf8_lossy(&text).lines() {
             let line = line.split('#').next().unwrap_or_default();
             let words: Vec<&str> = line.split_whitespace().collect();
-            let included = words.iter().position(|w| matches!(*w, "@include" | "include" | "substack")).and_then(|at| words.get(at + 1));
+            let included = words
+                .iter()
+                .position(|w| matches!(*w, "@include" | "include" | "substack"))
+                .and_then(|at| words.get(at + 1));
             if let Some(Ok(path)) = included.map(|name| folder.join(name)) {
                 todo.push(path);
             }
@@ -206,7 +265,13 @@ fn pam(asking: &Asking<'_>) -> Result<Vec<String>> {
 
 fn nss(asking: &Asking<'_>) -> Result<Vec<String>> {
     let mut all = asking.all_in("nss");
-    all.extend(asking.in_folders(&["libsoftokn3.so", "libfreebl3.so", "libfreeblpriv3.so", "libnssckbi.so", "libnssdbm3.so"]));
+    all.extend(asking.in_folders(&[
+        "libsoftokn3.so",
+        "libfreebl3.so",
+        "libfreeblpriv3.so",
+        "libnssckbi.so",
+        "libnssdbm3.so",
+    ]));
     Ok(all)
 }
 
@@ -215,24 +280,49 @@ fn nss(asking: &Asking<'_>) -> Result<Vec<String>> {
 fn python(asking: &Asking<'_>) -> Result<Vec<String>> {
     let path = asking.object.path.to_string();
     let name = path.rsplit('/').next().unwrap_or_default();
-    let version: String = name.trim_start_matches("lib").trim_start_matches("python").chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
+    let version: String = name
+        .trim_start_matches("lib")
+        .trim_start_matches("python")
+        .chars()
+        .take_while(|c| c.is_ascii_digit() || *c == '.')
+        .collect();
     let version = version.trim_end_matches('.');
     if !version.contains('.') {
         return Ok(vec![]);
     }
     let above = asking.object.path.ancestors().map(|folder| folder.join(format!("lib/python{version}")));
-    let Some(folder) = above.filter_map(|f| f.ok()).map(|f| f.to_string()).find(|folder| asking.is_there(&format!("{folder}/os.py"))) else { return Ok(vec![]) };
+    let Some(folder) =
+        above.filter_map(|f| f.ok()).map(|f| f.to_string()).find(|folder| asking.is_there(&format!("{folder}/os.py")))
+    else {
+        return Ok(vec![]);
+    };
     if asking.in_image(&format!("{folder}/os.py")) {
         return Ok(vec![]);
     }
-    let without = ["dist-packages", "site-packages", "test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "pydoc_data", "EXTERNALLY-MANAGED"];
+    let without = [
+        "dist-packages",
+        "site-packages",
+        "test",
+        "tests",
+        "idlelib",
+        "tkinter",
+        "turtledemo",
+        "ensurepip",
+        "lib2to3",
+        "pydoc_data",
+        "EXTERNALLY-MANAGED",
+    ];
     let all = asking.below(&folder, &without);
     Ok(all.into_iter().filter(|path| !path.starts_with(&format!("{folder}/config-"))).collect())
 }
 
 fn perl(asking: &Asking<'_>) -> Result<Vec<String>> {
     let folders = asking.in_folders(&["perl-base"]);
-    Ok(folders.iter().filter(|folder| !asking.in_image(&format!("{folder}/strict.pm"))).flat_map(|folder| asking.below(folder, &[])).collect())
+    Ok(folders
+        .iter()
+        .filter(|folder| !asking.in_image(&format!("{folder}/strict.pm")))
+        .flat_map(|folder| asking.below(folder, &[]))
+        .collect())
 }
 
 /// `JAVA_HOME`, for `JAVA_HOME/lib/libjli.so`; not when the rule picked it itself.
@@ -242,7 +332,10 @@ fn java(asking: &Asking<'_>) -> Result<Vec<String>> {
     if asking.in_image(&format!("{home}/lib/modules")) || !asking.is_there(&format!("{home}/lib/modules")) {
         return Ok(vec![]);
     }
-    let mut all = asking.below(&home, &["bin", "man", "docs", "legal", "demo", "include", "jmods", "lib/src.zip", "lib/ct.sym", "src.zip"]);
+    let mut all = asking.below(
+        &home,
+        &["bin", "man", "docs", "legal", "demo", "include", "jmods", "lib/src.zip", "lib/ct.sym", "src.zip"],
+    );
     all.push(format!("{home}/bin/java"));
     Ok(all)
 }
@@ -259,30 +352,67 @@ mod tests {
         let entries: Vec<_> = files.iter().map(|(path, text)| (*path, Some(text.as_bytes()), 0o644)).collect();
         let (dir, layer) = on_disk(&entries);
         let view = Stack(vec![layer]);
-        let image: Selection = picked.iter().map(|p| (path(p), World::new([], &view).pick(&path(p), String::new()).unwrap())).collect();
+        let image: Selection =
+            picked.iter().map(|p| (path(p), World::new([], &view).pick(&path(p), String::new()).unwrap())).collect();
         let world = World::new([&image], &view);
-        let elf = Elf { imports: [imported.to_string()].into(), ..empty(Machine { wide: true, little: true, number: 62 }) };
+        let elf =
+            Elf { imports: [imported.to_string()].into(), ..empty(Machine { wide: true, little: true, number: 62 }) };
         let object = Object { path: path(name), elf: Rc::new(elf), loader: None };
-        let loader = Loader { flavour: Flavour::Glibc, path: String::new(), configured: vec![], built_in: vec!["/lib/x".into(), "/usr/lib/x".into()] };
+        let loader = Loader {
+            flavour: Flavour::Glibc,
+            path: String::new(),
+            configured: vec![],
+            built_in: vec!["/lib/x".into(), "/usr/lib/x".into()],
+        };
         let old = BTreeSet::from(["GLIBC_2.31".to_string()]);
-        let asking = Asking { world: &world, files: &OnDisk(dir.path().into()), object: &object, loader: &loader, libc: Some(&old) };
+        let asking = Asking {
+            world: &world,
+            files: &OnDisk(dir.path().into()),
+            object: &object,
+            loader: &loader,
+            libc: Some(&old),
+        };
         cases(&object, &BTreeSet::new()).iter().flat_map(|case| (case.brings)(&asking).unwrap()).collect()
     }
 
     #[test]
     fn each_case_brings_what_it_knows() {
-        assert_eq!(brought("bin/x", "iconv_open", &[("usr/lib/x/gconv/gconv-modules", ""), ("usr/lib/x/gconv/UTF-16.so", ""), ("usr/lib/x/gconv/IBM037.so", "")], &[]),
-            ["/usr/lib/x/gconv/gconv-modules", "/usr/lib/x/gconv/UTF-16.so"]);
+        assert_eq!(
+            brought(
+                "bin/x",
+                "iconv_open",
+                &[
+                    ("usr/lib/x/gconv/gconv-modules", ""),
+                    ("usr/lib/x/gconv/UTF-16.so", ""),
+                    ("usr/lib/x/gconv/IBM037.so", "")
+                ],
+                &[]
+            ),
+            ["/usr/lib/x/gconv/gconv-modules", "/usr/lib/x/gconv/UTF-16.so"]
+        );
         assert_eq!(brought("bin/x", "pthread_exit", &[("lib/x/libgcc_s.so.1", "")], &[]), ["/lib/x/libgcc_s.so.1"]);
-        assert_eq!(brought("bin/x", "getaddrinfo", &[("lib/x/libnss_dns.so.2", ""), ("lib/x/libnss_ldap.so.2", "")], &[]), ["/lib/x/libnss_dns.so.2"]);
-        assert_eq!(brought("usr/lib/x/libgio-2.0.so.0", "", &[("usr/lib/x/gio/modules/libtls.so", "")], &[]), ["/usr/lib/x/gio/modules/libtls.so"]);
+        assert_eq!(
+            brought("bin/x", "getaddrinfo", &[("lib/x/libnss_dns.so.2", ""), ("lib/x/libnss_ldap.so.2", "")], &[]),
+            ["/lib/x/libnss_dns.so.2"]
+        );
+        assert_eq!(
+            brought("usr/lib/x/libgio-2.0.so.0", "", &[("usr/lib/x/gio/modules/libtls.so", "")], &[]),
+            ["/usr/lib/x/gio/modules/libtls.so"]
+        );
         assert!(brought("bin/x", "", &[("lib/x/libgcc_s.so.1", "")], &[]).is_empty());
     }
 
     #[test]
     fn services_of_the_images_own_table_are_brought() {
-        let files = [("etc/nsswitch.conf", "hosts: files ldap [NOTFOUND=return] # x\n"), ("lib/x/libnss_ldap.so.2", ""), ("lib/x/libnss_files.so.2", "")];
-        assert_eq!(brought("bin/x", "getpwnam", &files, &["etc/nsswitch.conf"]), ["/lib/x/libnss_files.so.2", "/lib/x/libnss_ldap.so.2"]);
+        let files = [
+            ("etc/nsswitch.conf", "hosts: files ldap [NOTFOUND=return] # x\n"),
+            ("lib/x/libnss_ldap.so.2", ""),
+            ("lib/x/libnss_files.so.2", ""),
+        ];
+        assert_eq!(
+            brought("bin/x", "getpwnam", &files, &["etc/nsswitch.conf"]),
+            ["/lib/x/libnss_files.so.2", "/lib/x/libnss_ldap.so.2"]
+        );
     }
 
     #[test]
@@ -295,14 +425,24 @@ mod tests {
             ("lib/x/security/pam_deny.so", ""),
             ("lib/x/security/pam_other.so", ""),
         ];
-        assert_eq!(brought("lib/x/libpam.so.0", "", &files, &["etc/pam.d/app"]),
-            ["/etc/pam.d/app", "/etc/pam.d/common", "/lib/x/security/pam_deny.so", "/lib/x/security/pam_unix.so"]);
+        assert_eq!(
+            brought("lib/x/libpam.so.0", "", &files, &["etc/pam.d/app"]),
+            ["/etc/pam.d/app", "/etc/pam.d/common", "/lib/x/security/pam_deny.so", "/lib/x/security/pam_unix.so"]
+        );
     }
 
     #[test]
     fn python_gets_its_library_unless_it_was_picked() {
-        let files = [("usr/lib/python3.11/os.py", ""), ("usr/lib/python3.11/json/a.py", ""), ("usr/lib/python3.11/test/b.py", ""), ("usr/lib/python3.11/json/__pycache__/a.pyc", "")];
-        assert_eq!(brought("usr/bin/python3.11", "", &files, &[]), ["/usr/lib/python3.11/json/a.py", "/usr/lib/python3.11/os.py"]);
+        let files = [
+            ("usr/lib/python3.11/os.py", ""),
+            ("usr/lib/python3.11/json/a.py", ""),
+            ("usr/lib/python3.11/test/b.py", ""),
+            ("usr/lib/python3.11/json/__pycache__/a.pyc", ""),
+        ];
+        assert_eq!(
+            brought("usr/bin/python3.11", "", &files, &[]),
+            ["/usr/lib/python3.11/json/a.py", "/usr/lib/python3.11/os.py"]
+        );
         assert!(brought("usr/bin/python3.11", "", &files, &["usr/lib/python3.11/os.py"]).is_empty());
     }
 }

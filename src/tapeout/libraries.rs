@@ -78,18 +78,51 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 /// Scripts here are run by what an image doesn't have: an init, a cron daemon, a package manager.
 const RUN_BY_OTHERS: &[&str] = &[
-    "etc/init.d", "etc/rc0.d", "etc/rc1.d", "etc/rc2.d", "etc/rc3.d", "etc/rc4.d", "etc/rc5.d", "etc/rc6.d", "etc/rcS.d",
-    "etc/cron.d", "etc/cron.hourly", "etc/cron.daily", "etc/cron.weekly", "etc/cron.monthly", "etc/cron.yearly",
-    "etc/network", "etc/NetworkManager", "etc/dhcp", "etc/ppp", "etc/resolvconf", "etc/X11", "etc/kernel", "etc/initramfs-tools",
-    "etc/update-motd.d", "etc/ufw", "etc/apm", "etc/acpi", "etc/pm", "lib/systemd", "usr/lib/systemd", "usr/lib/init",
-    "usr/lib/pm-utils", "usr/share/initramfs-tools", "usr/share/doc", "usr/share/bug", "usr/lib/debug", "var/lib/dpkg",
+    "etc/init.d",
+    "etc/rc0.d",
+    "etc/rc1.d",
+    "etc/rc2.d",
+    "etc/rc3.d",
+    "etc/rc4.d",
+    "etc/rc5.d",
+    "etc/rc6.d",
+    "etc/rcS.d",
+    "etc/cron.d",
+    "etc/cron.hourly",
+    "etc/cron.daily",
+    "etc/cron.weekly",
+    "etc/cron.monthly",
+    "etc/cron.yearly",
+    "etc/network",
+    "etc/NetworkManager",
+    "etc/dhcp",
+    "etc/ppp",
+    "etc/resolvconf",
+    "etc/X11",
+    "etc/kernel",
+    "etc/initramfs-tools",
+    "etc/update-motd.d",
+    "etc/ufw",
+    "etc/apm",
+    "etc/acpi",
+    "etc/pm",
+    "lib/systemd",
+    "usr/lib/systemd",
+    "usr/lib/init",
+    "usr/lib/pm-utils",
+    "usr/share/initramfs-tools",
+    "usr/share/doc",
+    "usr/share/bug",
+    "usr/lib/debug",
+    "var/lib/dpkg",
 ];
 
 /// Names of files that are neither programs nor libraries, so that most files aren't even opened.
 const DATA: &[&[u8]] = &[
-    b"a", b"c", b"cc", b"class", b"conf", b"cpp", b"css", b"csv", b"gif", b"gz", b"h", b"hpp", b"htm", b"html", b"jar", b"jpg", b"js",
-    b"json", b"la", b"md", b"mo", b"o", b"pc", b"pem", b"pl", b"pm", b"png", b"po", b"pod", b"py", b"pyc", b"pyi", b"rb", b"rst", b"svg",
-    b"tcl", b"toml", b"ttf", b"txt", b"woff", b"woff2", b"xml", b"xz", b"yaml", b"yml", b"zip", b"zst",
+    b"a", b"c", b"cc", b"class", b"conf", b"cpp", b"css", b"csv", b"gif", b"gz", b"h", b"hpp", b"htm", b"html", b"jar",
+    b"jpg", b"js", b"json", b"la", b"md", b"mo", b"o", b"pc", b"pem", b"pl", b"pm", b"png", b"po", b"pod", b"py",
+    b"pyc", b"pyi", b"rb", b"rst", b"svg", b"tcl", b"toml", b"ttf", b"txt", b"woff", b"woff2", b"xml", b"xz", b"yaml",
+    b"yml", b"zip", b"zst",
 ];
 
 struct Closing<'a> {
@@ -119,7 +152,9 @@ struct Closing<'a> {
 
 impl<'a> Closing<'a> {
     fn new(request: &'a Request<'a>, world: World<'a>) -> Self {
-        let split = |text: &str| -> Vec<String> { text.split(':').filter(|d| d.starts_with('/')).map(str::to_string).collect() };
+        let split = |text: &str| -> Vec<String> {
+            text.split(':').filter(|d| d.starts_with('/')).map(str::to_string).collect()
+        };
         let env = |name: &str, default: &str| split(request.env.get(name).map_or(default, String::as_str));
         Self {
             request,
@@ -143,7 +178,8 @@ impl<'a> Closing<'a> {
 
     /// What the rules picked and asked for by name.
     fn seed(&mut self) -> Result<()> {
-        let searched: Vec<&Layer<'_>> = self.request.picked.iter().filter(|layer| *layer.libraries != Libraries::Search(false)).collect();
+        let searched: Vec<&Layer<'_>> =
+            self.request.picked.iter().filter(|layer| *layer.libraries != Libraries::Search(false)).collect();
         for layer in &searched {
             for (path, picked) in layer.selection {
                 // A later layer may have replaced or removed it.
@@ -174,7 +210,8 @@ impl<'a> Closing<'a> {
             taken.push(start);
             taken.retain(|path| pattern.takes(path) && self.world.entry(path).is_some());
             if taken.is_empty() {
-                return Err(Error::request(format!("{name:?} matches nothing")).next("add what has it to the packages or deps of a rule"));
+                return Err(Error::request(format!("{name:?} matches nothing"))
+                    .next("add what has it to the packages or deps of a rule"));
             }
             return taken.iter().try_for_each(|path| self.bring(&path.to_string(), &why).map(drop));
         }
@@ -182,10 +219,16 @@ impl<'a> Closing<'a> {
         let Some(loader) = self.loader_for(machine, None)? else {
             return Err(Error::failed(format!("{name:?} can't be looked for: the builder has no dynamic loader")));
         };
-        let object = Rc::new(Object { path: RootPath::new("usr/bin/a program")?, elf: Rc::new(known::empty(machine)), loader: None });
+        let object = Rc::new(Object {
+            path: RootPath::new("usr/bin/a program")?,
+            elf: Rc::new(known::empty(machine)),
+            loader: None,
+        });
         match self.find(name, &object, &loader)? {
             Some(found) => self.bring(&found, &why).map(drop),
-            None => Err(Error::request(format!("library {name:?} is not in the builder")).why(self.searched(name, &object, &loader)).next("add the package that has it to the packages of a rule")),
+            None => Err(Error::request(format!("library {name:?} is not in the builder"))
+                .why(self.searched(name, &object, &loader))
+                .next("add the package that has it to the packages of a rule")),
         }
     }
 
@@ -212,10 +255,10 @@ impl<'a> Closing<'a> {
         match &entry.node {
             Node::Link { .. } => {
                 self.visited.insert(path.clone());
-                // What a link leads to comes along, but not whole folders, and not into the workspace.
+                // What a link leads to comes along, with the links between; of a folder only what was picked in it.
                 let walk = self.world.walk(path, true);
                 let target = self.world.entry(&walk.path).is_some_and(|e| matches!(e.node, Node::File { .. }));
-                if walk.there && target && walk.path.top() != b"workspace" && !self.world.has(&walk.path) {
+                if walk.there && walk.path.top() != b"workspace" && (target || self.world.has(&walk.path)) {
                     self.bring(&path.to_string(), &Why::needed(path, "the target of the link"))?;
                 }
             }
@@ -270,15 +313,23 @@ impl<'a> Closing<'a> {
             // Test data of archivers and debuggers looks like this; no loader would load it.
             Err(error) => {
                 let why = error.reasons().join("; ");
-                self.warnings.push(format!("{path} begins as an ELF file and is not a whole one ({why}): what it needs is not known"));
+                self.warnings.push(format!(
+                    "{path} begins as an ELF file and is not a whole one ({why}): what it needs is not known"
+                ));
                 Ok(None)
             }
         }
     }
 
     fn script(&mut self, path: &RootPath) -> Result<()> {
-        let others = RUN_BY_OTHERS.iter().any(|folder| RootPath::new(folder).is_ok_and(|folder| path.starts_with(&folder)));
-        if others || is_module(path) || self.optional.contains(path) || path.name().ends_with(b".sample") || path.name().ends_with(b".example") {
+        let others =
+            RUN_BY_OTHERS.iter().any(|folder| RootPath::new(folder).is_ok_and(|folder| path.starts_with(&folder)));
+        if others
+            || is_module(path)
+            || self.optional.contains(path)
+            || path.name().ends_with(b".sample")
+            || path.name().ends_with(b".example")
+        {
             return Ok(());
         }
         let start = self.world.open(path, self.request.files)?.at(0, script::LOOKED_AT)?;
@@ -362,7 +413,8 @@ impl<'a> Closing<'a> {
         };
         let Some(loader) = loader else {
             if !root.elf.needed.is_empty() {
-                self.warnings.push(format!("{} is for another machine than the builder: what it needs is not known", root.path));
+                self.warnings
+                    .push(format!("{} is for another machine than the builder: what it needs is not known", root.path));
             }
             return Ok(());
         };
@@ -402,8 +454,16 @@ impl<'a> Closing<'a> {
 
     fn searched(&self, name: &str, object: &Rc<Object>, loader: &Loader) -> String {
         let all = loader.candidates(name, object, &self.library_path);
-        let folders: Vec<_> = all.iter().filter_map(|c| c.path.rsplit_once('/')).map(|(folder, _)| if folder.is_empty() { "/" } else { folder }).collect();
-        if folders.is_empty() { "it is a relative path, which no loader finds".into() } else { format!("it was searched in {}", folders.join(", ")) }
+        let folders: Vec<_> = all
+            .iter()
+            .filter_map(|c| c.path.rsplit_once('/'))
+            .map(|(folder, _)| if folder.is_empty() { "/" } else { folder })
+            .collect();
+        if folders.is_empty() {
+            "it is a relative path, which no loader finds".into()
+        } else {
+            format!("it was searched in {}", folders.join(", "))
+        }
     }
 
     /// A cache for the loader, when it finds a library of this image through one alone.
@@ -422,7 +482,10 @@ impl<'a> Closing<'a> {
         }
         let cache = loader_cache::write(&libraries);
         let why = Why::Skeleton("the loader's cache, for libraries in folders that /etc/ld.so.conf names".into());
-        Ok(Selection::from([(at, Picked { entry: Some(Entry::file(&cache, 0o644)), content: Content::Inline(cache), why: why.to_string() })]))
+        Ok(Selection::from([(
+            at,
+            Picked { entry: Some(Entry::file(&cache, 0o644)), content: Content::Inline(cache), why: why.to_string() },
+        )]))
     }
 
     fn finish(mut self) -> Result<Closed> {
@@ -433,7 +496,8 @@ impl<'a> Closing<'a> {
             warnings: &mut self.warnings,
         })?;
         generated.extend(self.loader_cache()?);
-        let mut selection: Selection = self.added.iter().filter_map(|path| Some((path.clone(), self.world.image().get(path)?.clone()))).collect();
+        let mut selection: Selection =
+            self.added.iter().filter_map(|path| Some((path.clone(), self.world.image().get(path)?.clone()))).collect();
         selection.extend(generated);
         // A folder that the image has already is in the layer of the rule that picked it.
         let own: BTreeSet<RootPath> = selection.keys().cloned().collect();
@@ -498,7 +562,10 @@ impl<'c, 'a> Loading<'c, 'a> {
             top = above;
         }
         if self.closing.optional.contains(&top.path) {
-            self.closing.warnings.push(format!("{} can't be loaded: it needs {name}, which neither the image nor the builder has", top.path));
+            self.closing.warnings.push(format!(
+                "{} can't be loaded: it needs {name}, which neither the image nor the builder has",
+                top.path
+            ));
             return Ok(());
         }
         let why = self.closing.searched(name, object, &self.loader);
@@ -512,8 +579,13 @@ impl<'c, 'a> Loading<'c, 'a> {
         let error = Error::failed(format!("library {name} is missing, which {} needs{whole}", object.path)).why(why);
         let elsewhere = self.closing.elsewhere(name);
         let error = match elsewhere.is_empty() {
-            true => error.next(format!("add the package that has {name} to the packages of a rule, or exclude {}", chain[chain.len() - 1])),
-            false => error.why(format!("the builder has it as {}", elsewhere.join(", "))).next("set LD_LIBRARY_PATH in the image's env, or build with an RPATH, or pick it to where it is searched"),
+            true => error.next(format!(
+                "add the package that has {name} to the packages of a rule, or exclude {}",
+                chain[chain.len() - 1]
+            )),
+            false => error.why(format!("the builder has it as {}", elsewhere.join(", "))).next(
+                "set LD_LIBRARY_PATH in the image's env, or build with an RPATH, or pick it to where it is searched",
+            ),
         };
         if !self.closing.errors.iter().any(|e| e.what() == error.what()) {
             self.closing.errors.push(error);
@@ -564,9 +636,13 @@ impl<'c, 'a> Loading<'c, 'a> {
             let Some(loaded) = self.loaded.get(library).filter(|elf| !elf.has.is_empty()) else { continue };
             let missing: Vec<_> = versions.iter().filter(|v| !loaded.has.contains(*v)).map(String::as_str).collect();
             if !missing.is_empty() {
-                let error = Error::failed(format!("{library} is too old for {}: it has no version {}", object.path, missing.join(", ")))
-                    .why(format!("{} was built against a newer {library} than the image has", object.path))
-                    .next("build it in the builder that the image is taken from, or take both from the same place");
+                let error = Error::failed(format!(
+                    "{library} is too old for {}: it has no version {}",
+                    object.path,
+                    missing.join(", ")
+                ))
+                .why(format!("{} was built against a newer {library} than the image has", object.path))
+                .next("build it in the builder that the image is taken from, or take both from the same place");
                 self.closing.errors.push(error);
             }
         }
@@ -589,7 +665,13 @@ impl<'c, 'a> Loading<'c, 'a> {
         for case in known::cases(object, &self.closing.known) {
             self.closing.known.insert(case.name);
             let libc = self.loaded.get("libc.so.6").map(|elf| &elf.has);
-            let asking = known::Asking { world: &self.closing.world, files: self.closing.request.files, object, loader: &self.loader, libc };
+            let asking = known::Asking {
+                world: &self.closing.world,
+                files: self.closing.request.files,
+                object,
+                loader: &self.loader,
+                libc,
+            };
             for path in (case.brings)(&asking)? {
                 let before = self.closing.world.walk_text(&path).path;
                 let picked = self.closing.world.has(&before);
@@ -605,19 +687,29 @@ impl<'c, 'a> Loading<'c, 'a> {
 impl Closing<'_> {
     /// Is there a file of this name in the image, whatever its folder?
     fn in_image(&self, name: &str) -> bool {
-        self.world.image().iter().any(|(path, picked)| path.name() == name.as_bytes() && picked.entry.as_ref().is_some_and(|e| !e.is_folder()))
+        self.world.image().iter().any(|(path, picked)| {
+            path.name() == name.as_bytes() && picked.entry.as_ref().is_some_and(|e| !e.is_folder())
+        })
     }
 
     /// Where else the builder has it: for a message.
     fn elsewhere(&self, name: &str) -> Vec<String> {
         let all = self.request.view.below(&RootPath::root());
-        all.iter().filter(|(path, (entry, _))| path.name() == name.as_bytes() && !entry.is_folder()).take(3).map(|(path, _)| path.to_string()).collect()
+        all.iter()
+            .filter(|(path, (entry, _))| path.name() == name.as_bytes() && !entry.is_folder())
+            .take(3)
+            .map(|(path, _)| path.to_string())
+            .collect()
     }
 }
 
 /// Modules of a language are loaded by its interpreter; some keep the first line of a script.
 fn is_module(path: &RootPath) -> bool {
-    let in_library = |part: &[u8]| [&b"python"[..], b"perl", b"ruby", b"site-packages", b"dist-packages", b"node_modules"].iter().any(|start| part.starts_with(start));
+    let in_library = |part: &[u8]| {
+        [&b"python"[..], b"perl", b"ruby", b"site-packages", b"dist-packages", b"node_modules"]
+            .iter()
+            .any(|start| part.starts_with(start))
+    };
     path.parent().is_some_and(|folder| folder.as_bytes().split(|b| *b == b'/').skip(1).any(in_library))
 }
 

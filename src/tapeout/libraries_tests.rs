@@ -15,8 +15,26 @@ fn host() -> &'static Stack {
     static HOST: OnceLock<Stack> = OnceLock::new();
     HOST.get_or_init(|| {
         let mut changes = BTreeMap::new();
-        for top in ["bin", "sbin", "lib", "lib64", "lib32", "libx32", "etc", "usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "usr/local/lib"] {
-            for entry in walkdir::WalkDir::new(format!("/{top}")).max_depth(3).follow_links(false).into_iter().filter_map(|e| e.ok()) {
+        for top in [
+            "bin",
+            "sbin",
+            "lib",
+            "lib64",
+            "lib32",
+            "libx32",
+            "etc",
+            "usr/bin",
+            "usr/sbin",
+            "usr/lib",
+            "usr/lib64",
+            "usr/local/lib",
+        ] {
+            for entry in walkdir::WalkDir::new(format!("/{top}"))
+                .max_depth(3)
+                .follow_links(false)
+                .into_iter()
+                .filter_map(|e| e.ok())
+            {
                 let data = entry.metadata().unwrap();
                 let kind = data.file_type();
                 let made = if kind.is_dir() {
@@ -30,7 +48,10 @@ fn host() -> &'static Stack {
                 } else {
                     continue;
                 };
-                changes.insert(RootPath::new(entry.path().as_os_str().as_bytes()).unwrap(), Change { was: None, now: Some(made) });
+                changes.insert(
+                    RootPath::new(entry.path().as_os_str().as_bytes()).unwrap(),
+                    Change { was: None, now: Some(made) },
+                );
             }
         }
         for folder in ["usr", "usr/local"] {
@@ -44,10 +65,23 @@ fn pick(files: &[&str]) -> Selection {
     files.iter().map(|f| (path(f), World::new([], host()).pick(&path(f), format!("paths {f}")).expect(f))).collect()
 }
 
-fn closed_with(view: &Stack, files: &dyn Files, selection: &Selection, libraries: &Libraries, env: &[(&str, &str)]) -> Result<Closed> {
+fn closed_with(
+    view: &Stack,
+    files: &dyn Files,
+    selection: &Selection,
+    libraries: &Libraries,
+    env: &[(&str, &str)],
+) -> Result<Closed> {
     let rule = "//app:tapeout".parse().unwrap();
     let env = env.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-    close(&Request { base: &[], picked: &[Layer { rule: &rule, libraries, selection }], view, files, user: "", env: &env })
+    close(&Request {
+        base: &[],
+        picked: &[Layer { rule: &rule, libraries, selection }],
+        view,
+        files,
+        user: "",
+        env: &env,
+    })
 }
 
 fn closed(selection: &Selection) -> Closed {
@@ -64,9 +98,18 @@ fn ldd(program: &str) -> Vec<RootPath> {
 }
 
 #[test]
-fn the_closure_has_all_that_ldd_finds_and_runs_in_a_root_of_its_own() {
+fn the_closure_has_all_that_ldd_finds() {
     let mut tried = 0;
-    for program in ["/usr/bin/redis-check-rdb", "/usr/bin/python3", "/usr/bin/git", "/usr/bin/curl", "/bin/sh", "/usr/bin/perl", "/usr/sbin/nginx", "/usr/bin/ls"] {
+    for program in [
+        "/usr/bin/redis-check-rdb",
+        "/usr/bin/python3",
+        "/usr/bin/git",
+        "/usr/bin/curl",
+        "/bin/sh",
+        "/usr/bin/perl",
+        "/usr/sbin/nginx",
+        "/usr/bin/ls",
+    ] {
         let Ok(real) = std::fs::canonicalize(program) else { continue };
         tried += 1;
         let selection = pick(&[real.to_str().unwrap()]);
@@ -82,11 +125,58 @@ fn the_closure_has_all_that_ldd_finds_and_runs_in_a_root_of_its_own() {
     assert!(tried >= 2);
 }
 
+/// Writes an image of the host's files below a folder.
+fn lay_out(dir: &std::path::Path, layers: [&Selection; 2]) {
+    for (path, picked) in crate::tapeout::lookup::merged(layers) {
+        let (at, entry) = (path.below(dir), picked.entry.unwrap());
+        match (&entry.node, &picked.content) {
+            (Node::Folder, _) => std::fs::create_dir_all(&at).unwrap(),
+            (Node::Link { target }, _) => std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(target), &at).unwrap(),
+            (_, Content::Inline(bytes)) => std::fs::write(&at, bytes).unwrap(),
+            _ => drop(std::fs::copy(path.below("/".as_ref()), &at).unwrap()),
+        }
+    }
+}
+
+#[test]
+fn programs_run_with_nothing_but_their_closure() {
+    let inside = |dir: &std::path::Path, argv: &[&str]| {
+        Command::new("unshare").args(["-r", "/usr/sbin/chroot"]).arg(dir).args(argv).env_clear().output()
+    };
+    let allowed = Command::new("unshare").args(["-r", "true"]).output().is_ok_and(|out| out.status.success());
+    if !allowed {
+        #[expect(clippy::print_stderr, reason = "a test that skips says so aloud")]
+        {
+            eprintln!("skipped: no user namespace can be made here");
+        }
+        return;
+    }
+    for (program, args, says) in [
+        ("usr/bin/ls", &["/"][..], "etc"),
+        ("usr/bin/env", &["--version"], "coreutils"),
+        ("usr/bin/git", &["--version"], "git version"),
+        ("usr/bin/curl", &["--version"], "https"),
+        ("usr/bin/perl", &["-e", "use strict; print 'perl runs'"], "perl runs"),
+        ("usr/sbin/nginx", &["-v"], "nginx"),
+    ] {
+        let Some(real) = host().file(&path(program)) else { continue };
+        let selection = pick(&[&real.to_string()]);
+        let dir = tempfile::tempdir().unwrap();
+        let mut image = selection.clone();
+        add_folders(&mut image, host(), &BTreeMap::new()).unwrap();
+        lay_out(dir.path(), [&image, &closed(&selection).selection]);
+        // git opens it before all; a runtime would put the device there.
+        std::fs::write(dir.path().join("dev/null"), "").unwrap();
+        let out = inside(dir.path(), &[&[real.to_string().as_str()], args].concat()).unwrap();
+        let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        assert!(out.status.success() && text.contains(says), "{program}: {text}");
+    }
+}
+
 #[test]
 fn what_is_added_has_its_links_and_the_folders_above() {
     let closed = closed(&pick(&["usr/bin/ls"]));
-    let all: Vec<_> = closed.selection.iter().chain([]).collect();
-    for (path, picked) in &all {
+    for (path, picked) in &closed.selection {
         for above in path.ancestors().filter(|p| !p.is_root()) {
             let there = closed.selection.get(&above).is_some_and(|p| p.entry.as_ref().unwrap().is_folder());
             assert!(there || ["/usr", "/usr/bin"].contains(&above.to_string().as_str()), "{above} above {path}");
@@ -103,8 +193,40 @@ fn what_is_added_has_its_links_and_the_folders_above() {
 }
 
 #[test]
+fn a_link_brings_every_link_between_also_when_its_end_was_picked() {
+    let changes = [
+        ("usr", Entry::folder(0o755)),
+        ("usr/x", Entry::link("/etc/y")),
+        ("etc", Entry::folder(0o755)),
+        ("etc/y", Entry::link("../opt/z")),
+        ("etc/dir", Entry::link("../opt/more")),
+        ("opt", Entry::folder(0o755)),
+        ("opt/z", Entry::file(b"end", 0o644)),
+        ("opt/more", Entry::folder(0o755)),
+        ("opt/more/inside", Entry::file(b"inside", 0o644)),
+    ];
+    let changes = changes.map(|(p, e)| (path(p), Change { was: None, now: Some(e) })).into();
+    let view =
+        Stack(vec![Changes { digest: Digest::of("links"), changeset: Arc::new(Changeset { time: 0, changes }) }]);
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("opt")).unwrap();
+    std::fs::write(dir.path().join("opt/z"), "end").unwrap();
+    for picked in [&["usr/x", "opt/z"][..], &["usr/x"]] {
+        let selection =
+            picked.iter().map(|p| (path(p), World::new([], &view).pick(&path(p), String::new()).unwrap())).collect();
+        let closed = closed_with(&view, &OnDisk(dir.path().into()), &selection, &Libraries::Search(true), &[]).unwrap();
+        assert_eq!(closed.selection[&path("etc/y")].why, "needed by /usr/x (the target of the link)");
+        assert_eq!(closed.selection.contains_key(&path("opt/z")), picked.len() == 1);
+    }
+    let selection = [(path("etc/dir"), World::new([], &view).pick(&path("etc/dir"), String::new()).unwrap())].into();
+    let closed = closed_with(&view, &OnDisk(dir.path().into()), &selection, &Libraries::Search(true), &[]).unwrap();
+    assert!(!closed.selection.contains_key(&path("opt/more")), "a folder does not come with a link");
+}
+
+#[test]
 fn rules_that_say_so_are_not_searched() {
-    let closed = closed_with(host(), &OnDisk("/".into()), &pick(&["usr/bin/ls"]), &Libraries::Search(false), &[]).unwrap();
+    let closed =
+        closed_with(host(), &OnDisk("/".into()), &pick(&["usr/bin/ls"]), &Libraries::Search(false), &[]).unwrap();
     assert!(!closed.selection.keys().any(|p| p.name() == b"libc.so.6"));
 }
 
@@ -112,7 +234,10 @@ fn rules_that_say_so_are_not_searched() {
 fn a_script_brings_its_interpreter_and_what_that_needs() {
     let mut selection = Selection::new();
     let text = b"#!/usr/bin/env sh\n";
-    selection.insert(path("opt/run"), Picked { entry: Some(Entry::file(text, 0o755)), content: Content::Inline(text.to_vec()), why: "files".into() });
+    selection.insert(
+        path("opt/run"),
+        Picked { entry: Some(Entry::file(text, 0o755)), content: Content::Inline(text.to_vec()), why: "files".into() },
+    );
     let closed = closed(&selection);
     let sh = std::fs::canonicalize("/bin/sh").unwrap();
     for needed in ["/usr/bin/env", "/usr/bin/sh", sh.to_str().unwrap()] {
@@ -123,8 +248,18 @@ fn a_script_brings_its_interpreter_and_what_that_needs() {
 
 #[test]
 fn a_missing_interpreter_is_an_error_that_names_the_script() {
-    let script = |at: &str, text: &[u8], mode: u32| Selection::from([(path(at), Picked { entry: Some(Entry::file(text, mode)), content: Content::Inline(text.to_vec()), why: String::new() })]);
-    let close = |selection: &Selection| closed_with(host(), &OnDisk("/".into()), selection, &Libraries::Search(true), &[]);
+    let script = |at: &str, text: &[u8], mode: u32| {
+        Selection::from([(
+            path(at),
+            Picked {
+                entry: Some(Entry::file(text, mode)),
+                content: Content::Inline(text.to_vec()),
+                why: String::new(),
+            },
+        )])
+    };
+    let close =
+        |selection: &Selection| closed_with(host(), &OnDisk("/".into()), selection, &Libraries::Search(true), &[]);
     for text in ["#!/opt/none\n", "#!/usr/bin/env no-such-program\n"] {
         let error = close(&script("opt/run", text.as_bytes(), 0o755)).unwrap_err();
         assert!(error.what().contains("/opt/run"), "{error}");
@@ -175,7 +310,8 @@ impl Compiled {
 
     fn close(&self, picked: &[&str], libraries: &Libraries, env: &[(&str, &str)]) -> Result<Closed> {
         let view = self.view();
-        let selection: Selection = picked.iter().map(|f| (path(f), World::new([], &view).pick(&path(f), String::new()).expect(f))).collect();
+        let selection: Selection =
+            picked.iter().map(|f| (path(f), World::new([], &view).pick(&path(f), String::new()).expect(f))).collect();
         closed_with(&view, self, &selection, libraries, env)
     }
 }
@@ -205,11 +341,17 @@ fn libraries_are_found_by_rpath_runpath_environment_and_configuration() {
     let has = |closed: &Closed, name: &str| closed.selection.contains_key(&path(name));
 
     let closed = dir.close(&["opt/bin/rpath"], &Libraries::Search(true), &[]).unwrap();
-    assert!(has(&closed, "opt/lib/liba.so") && has(&closed, "opt/lib/libb.so"), "an RPATH holds for libraries of libraries");
+    assert!(
+        has(&closed, "opt/lib/liba.so") && has(&closed, "opt/lib/libb.so"),
+        "an RPATH holds for libraries of libraries"
+    );
     assert_eq!(closed.selection[&path("opt/lib/libb.so")].why, "needed by /opt/lib/liba.so (libb.so)");
 
     let error = dir.close(&["opt/bin/runpath"], &Libraries::Search(true), &[]).unwrap_err();
-    assert!(error.what().contains("libb.so is missing, which /opt/lib/liba.so needs (loaded by /opt/bin/runpath)"), "a RUNPATH does not: {error}");
+    assert!(
+        error.what().contains("libb.so is missing, which /opt/lib/liba.so needs (loaded by /opt/bin/runpath)"),
+        "a RUNPATH does not: {error}"
+    );
     assert!(error.reasons().concat().contains("/opt/lib/libb.so"), "it says where the builder has it: {error}");
 
     let error = dir.close(&["opt/bin/none"], &Libraries::Search(true), &[]).unwrap_err();
@@ -220,7 +362,10 @@ fn libraries_are_found_by_rpath_runpath_environment_and_configuration() {
     std::fs::create_dir_all(dir.dir.path().join("etc")).unwrap();
     std::fs::write(dir.dir.path().join("etc/ld.so.conf"), "/opt/lib\n").unwrap();
     let closed = dir.close(&["opt/bin/none"], &Libraries::Search(true), &[]).unwrap();
-    assert!(has(&closed, "opt/lib/libb.so") && has(&closed, "etc/ld.so.cache"), "what only the configuration names needs a cache in the image");
+    assert!(
+        has(&closed, "opt/lib/libb.so") && has(&closed, "etc/ld.so.cache"),
+        "what only the configuration names needs a cache in the image"
+    );
 }
 
 #[test]
@@ -232,7 +377,8 @@ fn a_library_that_was_picked_counts_and_modules_are_named_by_the_user() {
     assert!(dir.close(&["opt/lib/liba.so"], &Libraries::Search(true), &[]).is_err());
     assert!(dir.close(&["opt/lib/liba.so", "opt/lib/libb.so"], &Libraries::Search(true), &[]).is_ok());
 
-    let closed = dir.close(&["usr/bin/ls"], &Libraries::Also(vec!["/opt/lib/libb*".into(), "libm.so.6".into()]), &[]).unwrap();
+    let closed =
+        dir.close(&["usr/bin/ls"], &Libraries::Also(vec!["/opt/lib/libb*".into(), "libm.so.6".into()]), &[]).unwrap();
     assert_eq!(closed.selection[&path("opt/lib/libb.so")].why, "libraries /opt/lib/libb*");
     assert!(closed.selection.keys().any(|p| p.name() == b"libm.so.6"));
     let error = dir.close(&["usr/bin/ls"], &Libraries::Also(vec!["libnone.so".into()]), &[]).unwrap_err();
@@ -267,6 +413,14 @@ fn a_base_that_has_a_library_keeps_it() {
     let rule = "//app:tapeout".parse().unwrap();
     let selection = pick(&["usr/bin/env"]);
     let picked = [Layer { rule: &rule, libraries: &Libraries::Search(true), selection: &selection }];
-    let closed = close(&Request { base: &base, picked: &picked, view: host(), files: &OnDisk("/".into()), user: "", env: &BTreeMap::new() }).unwrap();
+    let closed = close(&Request {
+        base: &base,
+        picked: &picked,
+        view: host(),
+        files: &OnDisk("/".into()),
+        user: "",
+        env: &BTreeMap::new(),
+    })
+    .unwrap();
     assert!(!closed.selection.keys().any(|p| p.name() == b"libc.so.6"), "{:?}", closed.selection.keys());
 }

@@ -68,7 +68,8 @@ impl Loader {
             let text = root.read(&RootPath::new(format!("etc/ld-musl-{machine}.path"))?, files, MOST_CONF)?;
             let text = text.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
             let text = text.unwrap_or_else(|| "/lib:/usr/local/lib:/usr/lib".into());
-            let built_in = text.split([':', '\n']).map(str::trim).filter(|d| d.starts_with('/')).map(str::to_string).collect();
+            let built_in =
+                text.split([':', '\n']).map(str::trim).filter(|d| d.starts_with('/')).map(str::to_string).collect();
             return Ok(Self { flavour: Flavour::Musl, path: path.into(), configured: vec![], built_in });
         }
         let mut built_in = vec![];
@@ -112,7 +113,10 @@ impl Loader {
         if !object.elf.no_default {
             for folder in &self.configured {
                 // A folder that the loader knows by itself needs no cache.
-                add(folder, !self.built_in.iter().any(|known| known.trim_end_matches('/') == folder.trim_end_matches('/')));
+                add(
+                    folder,
+                    !self.built_in.iter().any(|known| known.trim_end_matches('/') == folder.trim_end_matches('/')),
+                );
             }
             for folder in &self.built_in {
                 add(folder, false);
@@ -129,7 +133,11 @@ impl Loader {
         let mut folders = vec![];
         let mut next = Some(object);
         while let Some(object) = next {
-            let own = object.elf.rpath.iter().chain(object.elf.runpath.iter().flatten().filter(|_| self.flavour == Flavour::Musl));
+            let own = object
+                .elf
+                .rpath
+                .iter()
+                .chain(object.elf.runpath.iter().flatten().filter(|_| self.flavour == Flavour::Musl));
             folders.extend(own.flat_map(|text| self.expand(text, object)));
             next = object.loader.as_ref();
         }
@@ -140,14 +148,17 @@ impl Loader {
     fn expand(&self, text: &str, object: &Object) -> Vec<String> {
         let origin = object.path.parent().unwrap_or_default();
         let origin = if origin.is_root() { String::new() } else { origin.to_string() };
-        let replace = |text: &str, name: &str, value: &str| text.replace(&format!("${{{name}}}"), value).replace(&format!("${name}"), value);
+        let replace = |text: &str, name: &str, value: &str| {
+            text.replace(&format!("${{{name}}}"), value).replace(&format!("${name}"), value)
+        };
         let text = replace(text, "ORIGIN", &origin);
         let text = replace(&text, "PLATFORM", platform(object.elf.machine));
         if !text.contains("$LIB") && !text.contains("${LIB}") {
             return vec![text].into_iter().filter(|t| t.starts_with('/')).collect();
         }
         // What $LIB stands for is built into the loader; its own folders tell.
-        let libs = self.built_in.iter().filter_map(|folder| folder.trim_matches('/').strip_prefix("usr/").map(str::to_string));
+        let libs =
+            self.built_in.iter().filter_map(|folder| folder.trim_matches('/').strip_prefix("usr/").map(str::to_string));
         libs.map(|lib| replace(&text, "LIB", &lib)).filter(|t| t.starts_with('/')).collect()
     }
 }
@@ -192,7 +203,11 @@ fn platform(machine: Machine) -> &'static str {
 fn system_folders(loader: &[u8]) -> Vec<String> {
     let mut folders: Vec<String> = vec![];
     for text in loader.split(|b| *b == 0) {
-        let is_folder = text.len() > 3 && text.len() < 200 && text.starts_with(b"/") && text.ends_with(b"/") && text.iter().all(|b| b.is_ascii_graphic());
+        let is_folder = text.len() > 3
+            && text.len() < 200
+            && text.starts_with(b"/")
+            && text.ends_with(b"/")
+            && text.iter().all(|b| b.is_ascii_graphic());
         let is_lib = is_folder && text.split(|b| *b == b'/').any(|part| part.starts_with(b"lib"));
         if is_lib && let Ok(text) = std::str::from_utf8(text) {
             let text = text.trim_end_matches('/').to_string();
@@ -214,7 +229,13 @@ fn configured(root: &dyn Lookup, files: &dyn Files) -> Result<Vec<String>> {
     Ok(folders)
 }
 
-fn conf(path: &RootPath, root: &dyn Lookup, files: &dyn Files, seen: &mut HashMap<RootPath, ()>, folders: &mut Vec<String>) -> Result<()> {
+fn conf(
+    path: &RootPath,
+    root: &dyn Lookup,
+    files: &dyn Files,
+    seen: &mut HashMap<RootPath, ()>,
+    folders: &mut Vec<String>,
+) -> Result<()> {
     if seen.len() > 1000 || seen.insert(path.clone(), ()).is_some() {
         return Ok(());
     }
@@ -225,7 +246,11 @@ fn conf(path: &RootPath, root: &dyn Lookup, files: &dyn Files, seen: &mut HashMa
         match words.next() {
             Some("include") => {
                 for included in words {
-                    let glob = if included.starts_with('/') { included.to_string() } else { format!("{}/{included}", path.parent().unwrap_or_default()) };
+                    let glob = if included.starts_with('/') {
+                        included.to_string()
+                    } else {
+                        format!("{}/{included}", path.parent().unwrap_or_default())
+                    };
                     let Ok(pattern) = Pattern::parse(&glob) else { continue };
                     let start = pattern.start();
                     let mut all = root.list(&start);
@@ -238,7 +263,10 @@ fn conf(path: &RootPath, root: &dyn Lookup, files: &dyn Files, seen: &mut HashMa
             Some("hwcap") | None => {}
             // `folder=libc6` is an old form that is still read.
             Some(_) => {
-                for folder in line.split([' ', '\t', ',', ':']).map(|f| f.split('=').next().unwrap_or_default().trim_end_matches('/')) {
+                for folder in line
+                    .split([' ', '\t', ',', ':'])
+                    .map(|f| f.split('=').next().unwrap_or_default().trim_end_matches('/'))
+                {
                     if folder.starts_with('/') && !folders.iter().any(|f| f == folder) {
                         folders.push(folder.to_string());
                     }
@@ -252,8 +280,8 @@ fn conf(path: &RootPath, root: &dyn Lookup, files: &dyn Files, seen: &mut HashMa
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tree::Stack;
     use crate::tapeout::testing::{OnDisk, on_disk, path};
+    use crate::tree::Stack;
     use std::collections::{BTreeMap, BTreeSet};
 
     fn object(at: &str, rpath: &[&str], runpath: Option<&[&str]>, loader: Option<Rc<Object>>) -> Rc<Object> {
@@ -275,7 +303,10 @@ mod tests {
     }
 
     fn glibc() -> Loader {
-        let (configured, built_in) = (vec!["/usr/local/lib".into()], vec!["/lib/x".into(), "/usr/lib/x".into(), "/lib".into(), "/usr/lib".into()]);
+        let (configured, built_in) = (
+            vec!["/usr/local/lib".into()],
+            vec!["/lib/x".into(), "/usr/lib/x".into(), "/lib".into(), "/usr/lib".into()],
+        );
         Loader { flavour: Flavour::Glibc, path: "/lib64/ld-linux-x86-64.so.2".into(), configured, built_in }
     }
 
@@ -291,7 +322,11 @@ mod tests {
         let library = object("opt/lib/b.so", &["/own"], None, Some(app.clone()));
         assert_eq!(places(&glibc(), &library)[..3], ["/own", "/opt/bin/../lib", "/env"], "an RPATH is inherited");
         let library = object("opt/lib/c.so", &[], Some(&["${ORIGIN}/p"]), Some(app));
-        assert_eq!(places(&glibc(), &library)[..2], ["/env", "/opt/lib/p"], "a RUNPATH stands alone, after the environment");
+        assert_eq!(
+            places(&glibc(), &library)[..2],
+            ["/env", "/opt/lib/p"],
+            "a RUNPATH stands alone, after the environment"
+        );
     }
 
     #[test]

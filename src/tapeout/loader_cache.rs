@@ -62,7 +62,7 @@ pub fn write(libraries: &[(Named, Machine)]) -> Vec<u8> {
             unique.entry((&named.name, flags)).or_insert((&named.path, *machine));
         }
     }
-    let mut entries: Vec<((&str, u32), (&str, Machine))> = unique.into_iter().collect();
+    let mut entries: Vec<_> = unique.into_iter().collect();
     // The loader searches it halving, from the greatest to the least.
     entries.sort_by(|((a, f), _), ((b, g), _)| compare(b.as_bytes(), a.as_bytes()).then(g.cmp(f)));
     let little = entries.first().is_none_or(|(_, (_, machine))| machine.little);
@@ -128,7 +128,9 @@ fn compare(a: &[u8], b: &[u8]) -> Ordering {
             (_, 0) => return Ordering::Greater,
             (m, n) => {
                 // As C's int does it.
-                let value = |text: &[u8]| text.iter().fold(0i32, |sum, d| sum.wrapping_mul(10).wrapping_add(i32::from(d - b'0')));
+                let value = |text: &[u8]| {
+                    text.iter().fold(0i32, |sum, d| sum.wrapping_mul(10).wrapping_add(i32::from(d - b'0')))
+                };
                 let order = value(&a[..m]).wrapping_sub(value(&b[..n])).cmp(&0);
                 if order != Ordering::Equal {
                     return order;
@@ -161,20 +163,35 @@ mod tests {
 
     #[test]
     fn ldconfig_reads_what_is_written() {
-        let named = |folder: &str, name: &str| Named { name: name.into(), path: format!("{folder}/{name}"), file: RootPath::root() };
-        let all = [named("/usr/local/lib", "libb.so.9"), named("/usr/local/lib", "libb.so.10"), named("/opt/x", "libb.so.9"), named("/opt/x", "liba.so")];
+        let named = |folder: &str, name: &str| Named {
+            name: name.into(),
+            path: format!("{folder}/{name}"),
+            file: RootPath::root(),
+        };
+        let all = [
+            named("/usr/local/lib", "libb.so.9"),
+            named("/usr/local/lib", "libb.so.10"),
+            named("/opt/x", "libb.so.9"),
+            named("/opt/x", "liba.so"),
+        ];
         let cache = write(&all.map(|n| (n, X86_64)));
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), &cache).unwrap();
         // Only glibc's own tool can say whether the form is right; other systems have none.
-        let Some(ldconfig) = ["/sbin/ldconfig", "/usr/sbin/ldconfig"].iter().find(|p| std::path::Path::new(p).exists()) else { return };
+        let Some(ldconfig) = ["/sbin/ldconfig", "/usr/sbin/ldconfig"].iter().find(|p| std::path::Path::new(p).exists())
+        else {
+            return;
+        };
         let out = std::process::Command::new(ldconfig).arg("-p").arg("-C").arg(file.path()).output().unwrap();
         let text = String::from_utf8_lossy(&out.stdout);
         let lines: Vec<&str> = text.lines().skip(1).take(3).map(str::trim).collect();
-        assert_eq!(lines, [
-            "libb.so.10 (libc6,x86-64) => /usr/local/lib/libb.so.10",
-            "libb.so.9 (libc6,x86-64) => /usr/local/lib/libb.so.9",
-            "liba.so (libc6,x86-64) => /opt/x/liba.so",
-        ]);
+        assert_eq!(
+            lines,
+            [
+                "libb.so.10 (libc6,x86-64) => /usr/local/lib/libb.so.10",
+                "libb.so.9 (libc6,x86-64) => /usr/local/lib/libb.so.9",
+                "liba.so (libc6,x86-64) => /opt/x/liba.so",
+            ]
+        );
     }
 }

@@ -56,7 +56,8 @@ pub trait Lookup {
         let Some(path) = self.file(path) else { return Ok(None) };
         let bytes = self.open(&path, files)?;
         if bytes.size() > most {
-            return Err(Error::failed(format!("{path} is too large")).why(format!("it has {} bytes; at most {most} are read here", bytes.size())));
+            return Err(Error::failed(format!("{path} is too large"))
+                .why(format!("it has {} bytes; at most {most} are read here", bytes.size())));
         }
         bytes.at(0, bytes.size()).map(Some)
     }
@@ -69,7 +70,9 @@ impl Lookup for Stack {
 
     fn content(&self, path: &RootPath) -> Content {
         match self.get(path) {
-            Some((Entry { node: Node::File { .. }, .. }, layer)) => Content::Stored { changeset: layer.digest, path: path.clone() },
+            Some((Entry { node: Node::File { .. }, .. }, layer)) => {
+                Content::Stored { changeset: layer.digest, path: path.clone() }
+            }
             _ => Content::None,
         }
     }
@@ -160,7 +163,9 @@ impl Bytes {
     pub fn at(&self, offset: u64, length: u64) -> Result<Vec<u8>> {
         let length = length.min(self.size().saturating_sub(offset)) as usize;
         match self {
-            Self::Inline(bytes) => Ok(bytes.get(offset as usize..offset as usize + length).unwrap_or_default().to_vec()),
+            Self::Inline(bytes) => {
+                Ok(bytes.get(offset as usize..offset as usize + length).unwrap_or_default().to_vec())
+            }
             Self::File { file, path, .. } => {
                 let mut buffer = vec![0; length];
                 let mut done = 0;
@@ -219,7 +224,6 @@ impl<'a> World<'a> {
         }
         Some(Picked { entry: Some(entry), content: self.content(path), why })
     }
-
 }
 
 impl Lookup for World<'_> {
@@ -254,7 +258,8 @@ pub fn merged<'s>(layers: impl IntoIterator<Item = &'s Selection>) -> BTreeMap<R
         for (path, picked) in layer {
             let folder_stays = picked.entry.as_ref().is_some_and(Entry::is_folder);
             if !folder_stays && all.get(path).and_then(|p| p.entry.as_ref()).is_some_and(Entry::is_folder) {
-                let below: Vec<_> = all.range(path.clone()..).map(|(p, _)| p).take_while(|p| p.starts_with(path)).cloned().collect();
+                let below: Vec<_> =
+                    all.range(path.clone()..).map(|(p, _)| p).take_while(|p| p.starts_with(path)).cloned().collect();
                 for gone in below {
                     all.remove(&gone);
                 }
@@ -274,14 +279,17 @@ mod tests {
     use crate::tapeout::testing::{layer, path, picked};
 
     fn view() -> Stack {
-        Stack(vec![layer("v", &[
-            ("usr", Some(Entry::folder(0o755))),
-            ("usr/lib", Some(Entry::folder(0o755))),
-            ("usr/lib/a.so.1", Some(Entry::link("a.so.1.2"))),
-            ("usr/lib/a.so.1.2", Some(Entry::file(b"a", 0o644))),
-            ("lib", Some(Entry::link("usr/lib"))),
-            ("loop", Some(Entry::link("loop"))),
-        ])])
+        Stack(vec![layer(
+            "v",
+            &[
+                ("usr", Some(Entry::folder(0o755))),
+                ("usr/lib", Some(Entry::folder(0o755))),
+                ("usr/lib/a.so.1", Some(Entry::link("a.so.1.2"))),
+                ("usr/lib/a.so.1.2", Some(Entry::file(b"a", 0o644))),
+                ("lib", Some(Entry::link("usr/lib"))),
+                ("loop", Some(Entry::link("loop"))),
+            ],
+        )])
     }
 
     #[test]
@@ -308,7 +316,10 @@ mod tests {
             (path("a/x"), picked("x", "")),
             (path("b"), picked("b", "")),
         ]);
-        let high = Selection::from([(path("a"), picked("file", "")), (path("b"), Picked { entry: None, content: Content::None, why: String::new() })]);
+        let high = Selection::from([
+            (path("a"), picked("file", "")),
+            (path("b"), Picked { entry: None, content: Content::None, why: String::new() }),
+        ]);
         assert_eq!(merged([&low, &high]).into_keys().collect::<Vec<_>>(), [path("a")]);
     }
 }

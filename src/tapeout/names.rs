@@ -55,7 +55,10 @@ impl Names {
 
     /// From the text of the two tables; lines that aren't in their form are passed over, as libc does.
     pub fn parse(passwd: &str, group: &str) -> Self {
-        Self { users: passwd.lines().filter_map(user).collect(), groups: group.lines().filter_map(group_line).collect() }
+        Self {
+            users: passwd.lines().filter_map(user).collect(),
+            groups: group.lines().filter_map(group_line).collect(),
+        }
     }
 
     /// Adds those of another table whose names and numbers are free.
@@ -74,7 +77,10 @@ impl Names {
 
     /// Adds root and nobody where no table has them.
     pub fn complete(&mut self) {
-        self.add(Self::parse("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n", "root:x:0:\nnogroup:x:65534:\n"));
+        self.add(Self::parse(
+            "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
+            "root:x:0:\nnogroup:x:65534:\n",
+        ));
     }
 
     /// The user of this number.
@@ -103,7 +109,9 @@ impl Names {
         match (self.groups.iter().find(|group| group.name == text), number(text).or((text == "root").then_some(0))) {
             (Some(group), _) => Ok(group.gid),
             (None, Some(gid)) => Ok(gid),
-            (None, None) => Err(unknown("group", text, "/etc/group", self.groups.iter().map(|group| group.name.as_str()))),
+            (None, None) => {
+                Err(unknown("group", text, "/etc/group", self.groups.iter().map(|group| group.name.as_str())))
+            }
         }
     }
 
@@ -127,7 +135,13 @@ fn user(line: &str) -> Option<User> {
     let parts: Vec<&str> = line.split(':').collect();
     let [name, _, uid, gid, _, home, _] = parts[..] else { return None };
     let valid = !name.is_empty() && !name.starts_with('#');
-    valid.then_some(User { name: name.into(), uid: number(uid)?, gid: number(gid)?, home: home.into(), line: line.into() })
+    valid.then_some(User {
+        name: name.into(),
+        uid: number(uid)?,
+        gid: number(gid)?,
+        home: home.into(),
+        line: line.into(),
+    })
 }
 
 fn group_line(line: &str) -> Option<Group> {
@@ -141,7 +155,9 @@ fn unknown<'a>(what: &str, text: &str, table: &str, known: impl Iterator<Item = 
     let mut known: Vec<&str> = known.take(60).collect();
     known.sort_unstable();
     let has = if known.is_empty() { "is not there, or empty".to_string() } else { format!("has {}", known.join(", ")) };
-    Error::request(format!("no {what} {text:?} is known")).why(format!("{table} {has}")).next("write a number, or add it in a rule's run (useradd, groupadd)")
+    Error::request(format!("no {what} {text:?} is known"))
+        .why(format!("{table} {has}"))
+        .next("write a number, or add it in a rule's run (useradd, groupadd)")
 }
 
 #[cfg(test)]
@@ -157,7 +173,14 @@ mod tests {
 
     #[test]
     fn owners_are_found_by_name_and_number() {
-        for (text, expected) in [("www-data", (33, 34)), ("33", (33, 34)), ("33:0", (33, 0)), ("www-data:www", (33, 34)), ("7", (7, 7)), ("0:www", (0, 34))] {
+        for (text, expected) in [
+            ("www-data", (33, 34)),
+            ("33", (33, 34)),
+            ("33:0", (33, 0)),
+            ("www-data:www", (33, 34)),
+            ("7", (7, 7)),
+            ("0:www", (0, 34)),
+        ] {
             assert_eq!(names().find_owner(text).unwrap(), expected, "{text}");
         }
     }

@@ -13,10 +13,24 @@ const MOST: u64 = 128 << 20;
 
 /// Left out of what a package owns, as whole folders. Licences (`copyright`) stay.
 const LEFT_OUT: &[&str] = &[
-    "usr/share/doc", "usr/share/man", "usr/share/info", "usr/share/locale", "usr/share/lintian", "usr/share/linda",
-    "usr/share/bash-completion", "usr/share/zsh/vendor-completions", "usr/share/fish", "usr/share/doc-base",
-    "usr/share/bug", "usr/share/menu", "usr/share/gtk-doc", "usr/share/help", "usr/share/gnome/help", "usr/share/omf",
-    "usr/share/apport", "usr/share/reportbug",
+    "usr/share/doc",
+    "usr/share/man",
+    "usr/share/info",
+    "usr/share/locale",
+    "usr/share/lintian",
+    "usr/share/linda",
+    "usr/share/bash-completion",
+    "usr/share/zsh/vendor-completions",
+    "usr/share/fish",
+    "usr/share/doc-base",
+    "usr/share/bug",
+    "usr/share/menu",
+    "usr/share/gtk-doc",
+    "usr/share/help",
+    "usr/share/gnome/help",
+    "usr/share/omf",
+    "usr/share/apport",
+    "usr/share/reportbug",
 ];
 
 /// dpkg's database in a builder.
@@ -72,8 +86,15 @@ impl<'a> Database<'a> {
 
     fn not_installed(&self, text: &str, name: &str) -> Error {
         let all = || self.installed.values().flatten();
-        let provided: Vec<_> = all().filter(|p| p.provides.iter().any(|x| x == name)).map(|p| p.name.as_str()).collect();
-        let near: Vec<_> = self.installed.keys().filter(|k| k.starts_with(name) || (name.len() > 3 && name.starts_with(k.as_str()))).take(5).map(String::as_str).collect();
+        let provided: Vec<_> =
+            all().filter(|p| p.provides.iter().any(|x| x == name)).map(|p| p.name.as_str()).collect();
+        let near: Vec<_> = self
+            .installed
+            .keys()
+            .filter(|k| k.starts_with(name) || (name.len() > 3 && name.starts_with(k.as_str())))
+            .take(5)
+            .map(String::as_str)
+            .collect();
         let error = Error::request(format!("package {text:?} is not installed in the builder"));
         let error = match (provided.is_empty(), near.is_empty()) {
             (false, _) => error.why(format!("it is provided by {}", provided.join(", "))),
@@ -116,7 +137,9 @@ impl<'a> Database<'a> {
 /// Documentation, translations and the like.
 fn left_out(path: &str) -> bool {
     let path = path.trim_start_matches('/');
-    let folder = LEFT_OUT.iter().any(|folder| path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')));
+    let folder = LEFT_OUT
+        .iter()
+        .any(|folder| path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')));
     folder && !(path.starts_with("usr/share/doc/") && path.ends_with("/copyright"))
 }
 
@@ -136,7 +159,8 @@ fn packages(status: &str) -> Vec<Package> {
         if field("Package").is_empty() || !field("Status").ends_with(" installed") {
             continue;
         }
-        let provides = field("Provides").split(',').filter_map(|p| p.split_whitespace().next()).map(str::to_string).collect();
+        let provides =
+            field("Provides").split(',').filter_map(|p| p.split_whitespace().next()).map(str::to_string).collect();
         all.push(Package {
             name: field("Package").to_string(),
             architecture: field("Architecture").to_string(),
@@ -174,7 +198,16 @@ mod tests {
         let (view, files) = (Stack(vec![layer]), OnDisk(dir.path().into()));
         let database = Database::open(&view, &files).unwrap().unwrap();
         let package = database.package("libz:amd64").unwrap();
-        assert_eq!(database.list(package).unwrap(), ["/usr", "/usr/lib/libz.so", "/usr/share/doc/libz/copyright", "/usr/share/doc/libz/z.conf", "/bin/sh.distrib"]);
+        assert_eq!(
+            database.list(package).unwrap(),
+            [
+                "/usr",
+                "/usr/lib/libz.so",
+                "/usr/share/doc/libz/copyright",
+                "/usr/share/doc/libz/z.conf",
+                "/bin/sh.distrib"
+            ]
+        );
         assert!(database.package("sh").unwrap().stanza.ends_with("Description: x\n more\n"));
     }
 
@@ -183,7 +216,9 @@ mod tests {
         let (dir, layer) = on_disk(&[("var/lib/dpkg/status", Some(STATUS.as_bytes()), 0o644)]);
         let (view, files) = (Stack(vec![layer]), OnDisk(dir.path().into()));
         let database = Database::open(&view, &files).unwrap().unwrap();
-        for (name, why) in [("zed", "provided by libz"), ("lib", "near to it are libz"), ("gone", ""), ("libz:arm64", "libz")] {
+        for (name, why) in
+            [("zed", "provided by libz"), ("lib", "near to it are libz"), ("gone", ""), ("libz:arm64", "libz")]
+        {
             let error = database.package(name).unwrap_err();
             assert!(error.reasons().concat().contains(why), "{error}");
             assert!(error.next_step().is_some());

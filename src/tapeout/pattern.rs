@@ -213,7 +213,8 @@ mod tests {
 
     #[test]
     fn links_before_the_first_special_character_are_followed() {
-        let view = Stack(vec![layer("v", &[("usr", folder()), ("usr/lib", folder()), ("lib", Some(Entry::link("usr/lib")))])]);
+        let view =
+            Stack(vec![layer("v", &[("usr", folder()), ("usr/lib", folder()), ("lib", Some(Entry::link("usr/lib")))])]);
         let pattern = Pattern::parse("/lib/*.so").unwrap().through(&view).unwrap();
         assert!(pattern.takes(&path("usr/lib/a.so")));
         assert_eq!((pattern.text(), pattern.links()), ("/lib/*.so", &[path("lib")][..]));

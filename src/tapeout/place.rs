@@ -20,7 +20,8 @@ impl Placing {
     /// From the rule; its paths may go through links of the view.
     pub fn new(spec: &Tapeout, view: &dyn Lookup) -> Result<Self> {
         let strip = spec.strip_prefix.as_deref().filter(|text| !text.is_empty());
-        let strip = strip.map(|text| Ok::<_, Error>(view.walk(&absolute("strip_prefix", text)?, true).path)).transpose()?;
+        let strip =
+            strip.map(|text| Ok::<_, Error>(view.walk(&absolute("strip_prefix", text)?, true).path)).transpose()?;
         let prefix = spec.prefix.as_deref().filter(|text| !text.is_empty());
         let prefix = prefix.map(|text| absolute("prefix", text)).transpose()?.unwrap_or_default();
         let mut renames = BTreeMap::new();
@@ -30,7 +31,8 @@ impl Placing {
             // As with cp(1): a slash at the end says "into this folder".
             let new = if to.ends_with('/') { new.join(from.name())? } else { new };
             if from.is_root() || new.is_root() {
-                return Err(Error::request("rename: the root itself can't be moved or written over").next("use strip_prefix or prefix"));
+                return Err(Error::request("rename: the root itself can't be moved or written over")
+                    .next("use strip_prefix or prefix"));
             }
             renames.insert(from, new);
         }
@@ -61,10 +63,12 @@ impl Placing {
     pub fn check<'p>(&self, picked: impl Iterator<Item = &'p RootPath> + Clone) -> Result<()> {
         let none = |folder: &RootPath| !picked.clone().any(|path| path.starts_with(folder));
         if let Some(strip) = self.strip.as_ref().filter(|strip| none(strip)) {
-            return Err(Error::request(format!("strip_prefix {strip} is at the front of no picked path")).next("write a folder that the picked files lie below"));
+            return Err(Error::request(format!("strip_prefix {strip} is at the front of no picked path"))
+                .next("write a folder that the picked files lie below"));
         }
         match self.renames.keys().find(|from| none(from)) {
-            Some(from) => Err(Error::request(format!("rename: nothing was picked at {from}")).next("pick it with include or paths; a name is as in the builder, before strip_prefix")),
+            Some(from) => Err(Error::request(format!("rename: nothing was picked at {from}"))
+                .next("pick it with include or paths; a name is as in the builder, before strip_prefix")),
             None => Ok(()),
         }
     }
@@ -72,7 +76,9 @@ impl Placing {
 
 fn absolute(what: &str, text: &str) -> Result<RootPath> {
     if !text.starts_with('/') {
-        return Err(Error::request(format!("{what}: {text:?} is not absolute")).next(format!("write {:?}", format!("/{text}"))));
+        return Err(
+            Error::request(format!("{what}: {text:?} is not absolute")).next(format!("write {:?}", format!("/{text}")))
+        );
     }
     RootPath::new(text).map_err(|e| e.context(what).with_kind(crate::error::Kind::Request))
 }
@@ -91,7 +97,8 @@ pub fn add_folders(selection: &mut Selection, view: &dyn Lookup, from: &BTreeMap
             match selection.get(&above).map(|p| p.entry.as_ref().is_some_and(Entry::is_folder)) {
                 Some(true) => continue,
                 Some(false) => {
-                    return Err(Error::request(format!("{above} is picked as a file, and {path} below it")).next("exclude one of the two, or move it with rename"));
+                    return Err(Error::request(format!("{above} is picked as a file, and {path} below it"))
+                        .next("exclude one of the two, or move it with rename"));
                 }
                 None => {}
             }
@@ -104,7 +111,8 @@ pub fn add_folders(selection: &mut Selection, view: &dyn Lookup, from: &BTreeMap
         }
     }
     for (path, (entry, holds)) in folders {
-        selection.insert(path, Picked { entry: Some(entry), content: Content::None, why: Why::holds(&holds).to_string() });
+        selection
+            .insert(path, Picked { entry: Some(entry), content: Content::None, why: Why::holds(&holds).to_string() });
     }
     Ok(())
 }
@@ -117,7 +125,8 @@ mod tests {
 
     fn placing(strip: &str, prefix: &str, renames: &[(&str, &str)]) -> Placing {
         let rename = renames.iter().map(|(a, b)| (a.to_string(), b.to_string())).collect();
-        let spec = Tapeout { strip_prefix: Some(strip.into()), prefix: Some(prefix.into()), rename, ..Tapeout::default() };
+        let spec =
+            Tapeout { strip_prefix: Some(strip.into()), prefix: Some(prefix.into()), rename, ..Tapeout::default() };
         Placing::new(&spec, &Stack::default()).unwrap()
     }
 
@@ -126,8 +135,15 @@ mod tests {
         let renames = [("/a/b/x", "/bin/y"), ("/a/dir", "/opt/dir2"), ("/a/dir/z", "/z"), ("/q", "/into/")];
         let placing = placing("/a/b", "/app", &renames);
         for (from, to) in [
-            ("a/b/c", Some("app/c")), ("a/b/x", Some("bin/y")), ("a/dir/m", Some("opt/dir2/m")), ("a/dir/z", Some("z")),
-            ("other", Some("app/other")), ("a/b", Some("app")), ("a", None), ("q", Some("into/q")), ("a/bc", Some("app/a/bc")),
+            ("a/b/c", Some("app/c")),
+            ("a/b/x", Some("bin/y")),
+            ("a/dir/m", Some("opt/dir2/m")),
+            ("a/dir/z", Some("z")),
+            ("other", Some("app/other")),
+            ("a/b", Some("app")),
+            ("a", None),
+            ("q", Some("into/q")),
+            ("a/bc", Some("app/a/bc")),
         ] {
             assert_eq!(placing.place(&path(from)).unwrap(), to.map(path), "{from}");
         }
@@ -144,8 +160,20 @@ mod tests {
 
     #[test]
     fn folders_above_have_the_mode_of_the_view_or_of_where_they_came_from() {
-        let view = Stack(vec![layer("v", &[("var", folder()), ("var/x", Some(Entry::folder(0o700))), ("st", folder()), ("st/new", Some(Entry::folder(0o750)))])]);
-        let mut selection = Selection::from([(path("var/x/f"), picked("f", "")), (path("new/g"), picked("g", "")), (path("far/h"), picked("h", ""))]);
+        let view = Stack(vec![layer(
+            "v",
+            &[
+                ("var", folder()),
+                ("var/x", Some(Entry::folder(0o700))),
+                ("st", folder()),
+                ("st/new", Some(Entry::folder(0o750))),
+            ],
+        )]);
+        let mut selection = Selection::from([
+            (path("var/x/f"), picked("f", "")),
+            (path("new/g"), picked("g", "")),
+            (path("far/h"), picked("h", "")),
+        ]);
         add_folders(&mut selection, &view, &BTreeMap::from([(path("new/g"), path("st/new/g"))])).unwrap();
         let mode = |text: &str| selection[&path(text)].entry.as_ref().unwrap().mode;
         assert_eq!((mode("var/x"), mode("new"), mode("far")), (0o700, 0o750, 0o755));

@@ -26,7 +26,9 @@ pub fn interpreter(start: &[u8]) -> Option<Interpreter> {
     if path.rsplit('/').next() != Some("env") {
         return Some(Interpreter::Path(path.to_string()));
     }
-    let program = words.map(|word| word.strip_prefix("-S").unwrap_or(word)).find(|word| !word.is_empty() && !word.starts_with('-') && !word.contains('='));
+    let program = words
+        .map(|word| word.strip_prefix("-S").unwrap_or(word))
+        .find(|word| !word.is_empty() && !word.starts_with('-') && !word.contains('='));
     match program {
         Some(program) if program.starts_with('/') => Some(Interpreter::Path(program.to_string())),
         Some(program) => Some(Interpreter::Env { env: path.to_string(), program: program.to_string() }),

@@ -104,7 +104,9 @@ impl<'a> Selecting<'a> {
     fn keep(&mut self, path: &RootPath, entry: Entry, changeset: Digest, why: &Why) {
         let (content, group) = match &entry.node {
             Node::Socket => return,
-            Node::File { group, .. } => (Content::Stored { changeset, path: path.clone() }, group.map(|g| (changeset, g))),
+            Node::File { group, .. } => {
+                (Content::Stored { changeset, path: path.clone() }, group.map(|g| (changeset, g)))
+            }
             _ => (Content::None, None),
         };
         let picked = Picked { entry: Some(entry), content, why: why.to_string() };
@@ -178,7 +180,8 @@ impl<'a> Selecting<'a> {
         }
         let seen = self.seen.clone();
         let database = Database::open(&seen, self.request.files)?.ok_or_else(|| {
-            Error::request(format!("packages {asked:?} can't be picked: the builder has no /var/lib/dpkg/status")).next("pick files with include or paths")
+            Error::request(format!("packages {asked:?} can't be picked: the builder has no /var/lib/dpkg/status"))
+                .next("pick files with include or paths")
         })?;
         let (mut stanzas, mut errors) = (vec![], vec![]);
         for text in asked {
@@ -197,7 +200,11 @@ impl<'a> Selecting<'a> {
                     self.pick(path, &why);
                 }
             }
-            stanzas.push((RootPath::new(format!("var/lib/dpkg/status.d/{}", package.name))?, package.stanza.clone(), why));
+            stanzas.push((
+                RootPath::new(format!("var/lib/dpkg/status.d/{}", package.name))?,
+                package.stanza.clone(),
+                why,
+            ));
         }
         Error::all(errors).map_or(Ok(stanzas), Err)
     }
@@ -221,7 +228,8 @@ impl<'a> Selecting<'a> {
         let spec = self.request.spec;
         let placing = Placing::new(spec, &self.seen)?;
         placing.check(self.picks.keys())?;
-        let owner = spec.owner.as_deref().map(|text| names.find_owner(text)).transpose().map_err(|e| e.context("owner"))?;
+        let owner =
+            spec.owner.as_deref().map(|text| names.find_owner(text)).transpose().map_err(|e| e.context("owner"))?;
         let mut selection = Selection::new();
         let mut groups: BTreeMap<RootPath, (Digest, u32)> = BTreeMap::new();
         let mut from: BTreeMap<RootPath, RootPath> = BTreeMap::new();
@@ -232,14 +240,19 @@ impl<'a> Selecting<'a> {
                 (entry.uid, entry.gid) = (uid, gid);
             }
             if let Some(other) = from.get(&placed).filter(|_| !picked.entry.as_ref().is_some_and(Entry::is_folder)) {
-                return Err(Error::request(format!("two picked files go to {placed}: {other} and {path}")).next("exclude one of them, or give it another name with rename"));
+                return Err(Error::request(format!("two picked files go to {placed}: {other} and {path}"))
+                    .next("exclude one of them, or give it another name with rename"));
             }
             groups.extend(group.map(|g| (placed.clone(), g)));
             from.insert(placed.clone(), path);
             selection.insert(placed, picked);
         }
         for (path, stanza, why) in stanzas {
-            let picked = Picked { entry: Some(Entry::file(stanza.as_bytes(), 0o644)), content: Content::Inline(stanza.into_bytes()), why: why.to_string() };
+            let picked = Picked {
+                entry: Some(Entry::file(stanza.as_bytes(), 0o644)),
+                content: Content::Inline(stanza.into_bytes()),
+                why: why.to_string(),
+            };
             selection.entry(path).or_insert(picked);
         }
         let of_record = |owner: &str, group: &str| record_owner(names, owner, group);
@@ -257,7 +270,9 @@ impl<'a> Selecting<'a> {
     fn nothing_included(&self, pattern: &Pattern, changed: &BTreeSet<RootPath>) -> Error {
         let error = Error::request(format!("include {:?} matches nothing", pattern.text()));
         if self.request.deps.is_empty() && self.request.own.is_none() {
-            return error.why("no dependency of this rule changed a file").next("add the build rule to deps, or use paths for files of the builder");
+            return error
+                .why("no dependency of this rule changed a file")
+                .next("add the build rule to deps, or use paths for files of the builder");
         }
         let near = |all: &mut dyn Iterator<Item = &RootPath>| -> Vec<String> {
             let Some(last) = pattern.last_part() else { return vec![] };
@@ -265,13 +280,19 @@ impl<'a> Selecting<'a> {
         };
         let found = near(&mut changed.iter());
         if !found.is_empty() {
-            return error.why(format!("its dependencies changed {}", found.join(", "))).next(format!("write {:?}", found[0]));
+            return error
+                .why(format!("its dependencies changed {}", found.join(", ")))
+                .next(format!("write {:?}", found[0]));
         }
         let workspace: Vec<_> = changed.iter().filter(|p| p.top() == b"workspace").collect();
         if let Some(last) = pattern.last_part()
-            && let Some(below) = workspace.iter().find(|path| Pattern::parse(&format!("/workspace/{}", last_text(&last))).is_ok_and(|p| p.names(path)))
+            && let Some(below) = workspace
+                .iter()
+                .find(|path| Pattern::parse(&format!("/workspace/{}", last_text(&last))).is_ok_and(|p| p.names(path)))
         {
-            return error.why(format!("its dependencies made {below}, which is below /workspace")).next(format!("install it in a rule's run, or write {:?}", below.to_string()));
+            return error
+                .why(format!("its dependencies made {below}, which is below /workspace"))
+                .next(format!("install it in a rule's run, or write {:?}", below.to_string()));
         }
         let start = pattern.start();
         let start = start.parent().unwrap_or_default();
@@ -284,18 +305,35 @@ impl<'a> Selecting<'a> {
         }
         let some: Vec<_> = changed.iter().filter(|p| p.top() != b"workspace").take(5).map(|p| p.to_string()).collect();
         match some.is_empty() {
-            true => error.why("its dependencies changed nothing outside of /workspace").next("install into / in a rule's run, or write a pattern that begins with /workspace"),
-            false => error.why(format!("its dependencies changed {} paths, the first are {}", changed.len(), some.join(", "))),
+            true => error
+                .why("its dependencies changed nothing outside of /workspace")
+                .next("install into / in a rule's run, or write a pattern that begins with /workspace"),
+            false => error.why(format!(
+                "its dependencies changed {} paths, the first are {}",
+                changed.len(),
+                some.join(", ")
+            )),
         }
     }
 
     fn nothing_at(&self, pattern: &Pattern) -> Error {
         let error = Error::request(format!("paths {:?} matches nothing", pattern.text()));
         let Some(last) = pattern.last_part() else { return error };
-        let near: Vec<_> = self.seen.below(&RootPath::root()).into_keys().filter(|path| last.names(path)).take(5).map(|p| p.to_string()).collect();
+        let near: Vec<_> = self
+            .seen
+            .below(&RootPath::root())
+            .into_keys()
+            .filter(|path| last.names(path))
+            .take(5)
+            .map(|p| p.to_string())
+            .collect();
         match near.first() {
-            Some(first) => error.why(format!("of that name the builder has {}", near.join(", "))).next(format!("write {first:?}")),
-            None => error.why("neither the builder nor a dependency has a file of that name").next("add the package that has it to the packages of a rule, or the rule that makes it to deps"),
+            Some(first) => {
+                error.why(format!("of that name the builder has {}", near.join(", "))).next(format!("write {first:?}"))
+            }
+            None => error
+                .why("neither the builder nor a dependency has a file of that name")
+                .next("add the package that has it to the packages of a rule, or the rule that makes it to deps"),
         }
     }
 }
@@ -307,7 +345,10 @@ fn last_text(pattern: &Pattern) -> String {
 /// The paths that some layer changed, folders that it only passed through left out.
 fn changed(layers: &[Layer]) -> BTreeSet<RootPath> {
     let changes = layers.iter().flat_map(|layer| layer.changeset.changes.iter());
-    changes.filter(|(_, change)| change.now.is_some() && !change.passed_through()).map(|(path, _)| path.clone()).collect()
+    changes
+        .filter(|(_, change)| change.now.is_some() && !change.passed_through())
+        .map(|(path, _)| path.clone())
+        .collect()
 }
 
 /// A place may lead through links that the builder has (`/bin` is one to `/usr/bin`): the file goes
@@ -336,7 +377,8 @@ fn record_owner(names: &Names, owner: &str, group: &str) -> Result<(u32, u32)> {
 fn set_modes(selection: &mut Selection, modes: &BTreeMap<String, u32>, view: &dyn Lookup) -> Result<()> {
     for (text, mode) in modes {
         if mode & !0o7777 != 0 {
-            return Err(Error::request(format!("modes: not a mode for {text:?}: 0o{mode:o}")).next("write permission bits as 0o644"));
+            return Err(Error::request(format!("modes: not a mode for {text:?}: 0o{mode:o}"))
+                .next("write permission bits as 0o644"));
         }
         let pattern = Pattern::parse(text)?.through(view).map_err(|e| e.context("modes"))?;
         let mut found = false;
@@ -348,7 +390,9 @@ fn set_modes(selection: &mut Selection, modes: &BTreeMap<String, u32>, view: &dy
             debug_assert!(!path.is_root());
         }
         if !found {
-            return Err(Error::request(format!("modes: {text:?} matches nothing that was picked")).next("a mode's pattern is over where files are in the image, and names files themselves, not their folder"));
+            return Err(Error::request(format!("modes: {text:?} matches nothing that was picked")).next(
+                "a mode's pattern is over where files are in the image, and names files themselves, not their folder",
+            ));
         }
     }
     Ok(())
@@ -376,7 +420,9 @@ fn link_groups(selection: &mut Selection, groups: &BTreeMap<RootPath, (Digest, u
     let linked = order.iter().filter_map(|key| members.get(key)).filter(|paths| paths.len() > 1);
     for (number, paths) in (0..).zip(linked) {
         for path in paths {
-            if let Some(Entry { node: Node::File { group, .. }, .. }) = selection.get_mut(path).and_then(|p| p.entry.as_mut()) {
+            if let Some(Entry { node: Node::File { group, .. }, .. }) =
+                selection.get_mut(path).and_then(|p| p.entry.as_mut())
+            {
                 *group = Some(number);
             }
         }

@@ -67,9 +67,22 @@ mod tests {
         let gone = Picked { entry: None, content: Content::None, why: String::new() };
         let base = [Selection::from([(path("b"), picked("b", ""))])];
         let mut layers = [
-            Selection::from([(path("d"), folder(0o700, "include /d")), (path("d/x"), picked("1", "")), (path("b"), picked("b", ""))]),
-            Selection::from([(path("d"), folder(0o755, "holds /d/y")), (path("d/x"), picked("1", "")), (path("d/y"), picked("2", "")), (path("none"), gone.clone())]),
-            Selection::from([(path("d"), folder(0o711, "include /d")), (path("d/x"), picked("changed", "")), (path("b"), gone)]),
+            Selection::from([
+                (path("d"), folder(0o700, "include /d")),
+                (path("d/x"), picked("1", "")),
+                (path("b"), picked("b", "")),
+            ]),
+            Selection::from([
+                (path("d"), folder(0o755, "holds /d/y")),
+                (path("d/x"), picked("1", "")),
+                (path("d/y"), picked("2", "")),
+                (path("none"), gone.clone()),
+            ]),
+            Selection::from([
+                (path("d"), folder(0o711, "include /d")),
+                (path("d/x"), picked("changed", "")),
+                (path("b"), gone),
+            ]),
         ];
         settle(&base, &mut layers);
         assert_eq!(layers.each_ref().map(names), [vec!["/d", "/d/x"], vec!["/d/y"], vec!["/b", "/d", "/d/x"]]);

@@ -11,7 +11,16 @@ use crate::error::Result;
 use crate::tree::{Content, Entry, Node, Picked, RootPath, Selection};
 
 /// Empty folders: runtimes mount over the first five, also where the root can't be written.
-const FOLDERS: &[(&str, u32)] = &[("dev", 0o755), ("etc", 0o755), ("proc", 0o555), ("run", 0o755), ("sys", 0o555), ("tmp", 0o1777), ("var", 0o755), ("var/tmp", 0o1777)];
+const FOLDERS: &[(&str, u32)] = &[
+    ("dev", 0o755),
+    ("etc", 0o755),
+    ("proc", 0o555),
+    ("run", 0o755),
+    ("sys", 0o555),
+    ("tmp", 0o1777),
+    ("var", 0o755),
+    ("var/tmp", 0o1777),
+];
 
 /// Links of a merged `/usr`, where the builder has them.
 const MERGED: &[&str] = &["bin", "lib", "lib32", "lib64", "libo32", "libx32", "sbin"];
@@ -44,7 +53,13 @@ pub fn make(making: &mut Making<'_, '_>) -> Result<Selection> {
     for (folder, mode) in FOLDERS {
         skeleton.put(making, folder, Entry::folder(*mode), Content::None, "a usual folder")?;
     }
-    skeleton.put(making, "etc/nsswitch.conf", Entry::file(NSSWITCH.as_bytes(), 0o644), Content::Inline(NSSWITCH.into()), "where names are looked up")?;
+    skeleton.put(
+        making,
+        "etc/nsswitch.conf",
+        Entry::file(NSSWITCH.as_bytes(), 0o644),
+        Content::Inline(NSSWITCH.into()),
+        "where names are looked up",
+    )?;
     skeleton.certificates(making)?;
     skeleton.merged_links(making)?;
     skeleton.users(making)?;
@@ -57,10 +72,21 @@ struct Skeleton {
 
 impl Skeleton {
     /// Adds a file, unless the image has something there.
-    fn put(&mut self, making: &mut Making<'_, '_>, path: &str, entry: Entry, content: Content, what: &str) -> Result<()> {
+    fn put(
+        &mut self,
+        making: &mut Making<'_, '_>,
+        path: &str,
+        entry: Entry,
+        content: Content,
+        what: &str,
+    ) -> Result<()> {
         let path = RootPath::new(path)?;
         if !making.world.has(&path) {
-            self.force(making, path, Picked { entry: Some(entry), content, why: Why::Skeleton(what.into()).to_string() });
+            self.force(
+                making,
+                path,
+                Picked { entry: Some(entry), content, why: Why::Skeleton(what.into()).to_string() },
+            );
         }
         Ok(())
     }
@@ -88,7 +114,9 @@ impl Skeleton {
 
     fn certificates(&mut self, making: &mut Making<'_, '_>) -> Result<()> {
         let speaks = |name: &[u8]| TLS.iter().any(|start| name.starts_with(start.as_bytes()));
-        let Some(library) = making.world.image().keys().find(|path| speaks(path.name())).cloned() else { return Ok(()) };
+        let Some(library) = making.world.image().keys().find(|path| speaks(path.name())).cloned() else {
+            return Ok(());
+        };
         let what = format!("certificates, as {library} speaks TLS");
         if !self.bring(making, CERTIFICATES, &what) {
             making.warnings.push(format!(
@@ -103,7 +131,11 @@ impl Skeleton {
     /// Debian's `libssl` has nothing: SSL_CTX_set_default_verify_paths(3).
     fn openssl_folder(&mut self, making: &mut Making<'_, '_>, what: &str) -> Result<()> {
         let is_crypto = |entry: &Option<Entry>| matches!(entry.as_ref().map(|e| &e.node), Some(Node::File { .. }));
-        let found = making.world.image().iter().find(|(path, picked)| path.name().starts_with(b"libcrypto.so.") && is_crypto(&picked.entry));
+        let found = making
+            .world
+            .image()
+            .iter()
+            .find(|(path, picked)| path.name().starts_with(b"libcrypto.so.") && is_crypto(&picked.entry));
         let Some(path) = found.map(|(path, _)| path.clone()) else { return Ok(()) };
         let bytes = making.world.open(&path, making.files)?;
         let bytes = bytes.at(0, bytes.size().min(MOST_CRYPTO))?;
@@ -121,9 +153,13 @@ impl Skeleton {
     fn merged_links(&mut self, making: &mut Making<'_, '_>) -> Result<()> {
         for name in MERGED {
             let path = RootPath::new(name)?;
-            let Some(entry) = making.world.view().entry(&path).filter(|e| matches!(e.node, Node::Link { .. })).cloned() else { continue };
+            let Some(entry) = making.world.view().entry(&path).filter(|e| matches!(e.node, Node::Link { .. })).cloned()
+            else {
+                continue;
+            };
             let target = making.world.walk(&path, true).path;
-            let used = making.world.image().range(target.clone()..).next().is_some_and(|(path, _)| path.starts_with(&target));
+            let used =
+                making.world.image().range(target.clone()..).next().is_some_and(|(path, _)| path.starts_with(&target));
             if used {
                 self.put(making, name, entry, Content::None, "a link of the merged /usr")?;
             }
@@ -134,7 +170,9 @@ impl Skeleton {
     /// `/etc/passwd` and `/etc/group` with root, nobody, the image's user and every owner of a file.
     fn users(&mut self, making: &mut Making<'_, '_>) -> Result<()> {
         let (passwd, group) = (RootPath::new("etc/passwd")?, RootPath::new("etc/group")?);
-        let generated = |world: &World<'_>, path: &RootPath| world.image().get(path).is_none_or(|p| matches!(p.why.parse(), Ok(Why::Skeleton(_))));
+        let generated = |world: &World<'_>, path: &RootPath| {
+            world.image().get(path).is_none_or(|p| matches!(p.why.parse(), Ok(Why::Skeleton(_))))
+        };
         let (make_passwd, make_group) = (generated(making.world, &passwd), generated(making.world, &group));
         let mut names = Names::read(making.world.view(), making.files)?;
         names.add(Names::read(making.world, making.files)?);
@@ -155,11 +193,16 @@ impl Skeleton {
         let kept: BTreeSet<&str> = users.iter().map(|user| user.name.as_str()).collect();
         gids.extend(names.groups.iter().filter(|g| g.members.iter().any(|m| kept.contains(m.as_str()))).map(|g| g.gid));
         let lines: String = users.iter().map(|user| format!("{}\n", user.line)).collect();
-        let groups: String = gids.iter().filter_map(|gid| names.group(*gid)).map(|group| group_line(group, &kept)).collect();
+        let groups: String =
+            gids.iter().filter_map(|gid| names.group(*gid)).map(|group| group_line(group, &kept)).collect();
         let what = "root, nobody, the image's user and the owners of its files";
         for (path, text, made) in [(passwd, lines, make_passwd), (group, groups, make_group)] {
             if made {
-                let picked = Picked { entry: Some(Entry::file(text.as_bytes(), 0o644)), content: Content::Inline(text.into_bytes()), why: Why::Skeleton(what.into()).to_string() };
+                let picked = Picked {
+                    entry: Some(Entry::file(text.as_bytes(), 0o644)),
+                    content: Content::Inline(text.into_bytes()),
+                    why: Why::Skeleton(what.into()).to_string(),
+                };
                 self.force(making, path, picked);
             }
         }
@@ -214,7 +257,8 @@ mod tests {
     use crate::tree::Stack;
 
     const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/bash\ndaemon:x:1:1::/:/x\nwww-data:x:33:33::/var/www:/x\napp:x:100:101::/home/app:/x\nnobody:x:65534:65534::/nonexistent:/x\n";
-    const GROUP: &[u8] = b"root:x:0:\ndaemon:x:1:\nwww-data:*:33:\napp:x:101:\nssl:x:110:daemon,app\nnogroup:x:65534:\n";
+    const GROUP: &[u8] =
+        b"root:x:0:\ndaemon:x:1:\nwww-data:*:33:\napp:x:101:\nssl:x:110:daemon,app\nnogroup:x:65534:\n";
 
     fn made(image: Selection, user: &str) -> (Selection, Vec<String>) {
         let (dir, layer) = on_disk(&[
@@ -245,7 +289,8 @@ mod tests {
         owned.entry.as_mut().unwrap().uid = 33;
         owned.entry.as_mut().unwrap().gid = 1;
         let (made, _) = made(Selection::from([(path("x"), owned)]), "app");
-        let names = |at: &str| text(&made, at).lines().map(|l| l.split(':').next().unwrap().to_string()).collect::<Vec<_>>();
+        let names =
+            |at: &str| text(&made, at).lines().map(|l| l.split(':').next().unwrap().to_string()).collect::<Vec<_>>();
         assert_eq!(names("etc/passwd"), ["root", "www-data", "app", "nobody"]);
         assert_eq!(names("etc/group"), ["root", "daemon", "www-data", "app", "ssl", "nogroup"]);
         assert!(text(&made, "etc/group").contains("ssl:x:110:app\n"), "members that the image hasn't are left out");
@@ -254,7 +299,13 @@ mod tests {
 
     #[test]
     fn what_a_rule_picked_stays() {
-        let (made, _) = made(Selection::from([(path("etc/passwd"), picked("me:x:5:5::/:/x\n", "include /etc/passwd")), (path("tmp"), picked("file", ""))]), "5");
+        let (made, _) = made(
+            Selection::from([
+                (path("etc/passwd"), picked("me:x:5:5::/:/x\n", "include /etc/passwd")),
+                (path("tmp"), picked("file", "")),
+            ]),
+            "5",
+        );
         assert!(!made.contains_key(&path("etc/passwd")) && !made.contains_key(&path("tmp")));
         assert!(made.contains_key(&path("etc/group")));
     }
@@ -262,11 +313,17 @@ mod tests {
     #[test]
     fn certificates_come_with_tls_alone() {
         assert!(!made(Selection::new(), "").0.contains_key(&path("etc/ssl/certs/ca-certificates.crt")));
-        let libraries = Selection::from([(path("usr/lib/libssl.so.3"), picked("s", "")), (path("usr/lib/libcrypto.so.3"), picked("x\0OPENSSLDIR: \"/usr/lib/ssl\"\0", ""))]);
+        let libraries = Selection::from([
+            (path("usr/lib/libssl.so.3"), picked("s", "")),
+            (path("usr/lib/libcrypto.so.3"), picked("x\0OPENSSLDIR: \"/usr/lib/ssl\"\0", "")),
+        ]);
         let (made, warnings) = made(libraries, "");
         assert!(warnings.is_empty(), "{warnings:?}");
         assert!(made[&path("etc/ssl/certs/ca-certificates.crt")].why.contains("/usr/lib/libssl.so.3"));
-        assert_eq!(made[&path("usr/lib/ssl/cert.pem")].entry.as_ref().unwrap().node, Node::Link { target: CERTIFICATES.into() });
+        assert_eq!(
+            made[&path("usr/lib/ssl/cert.pem")].entry.as_ref().unwrap().node,
+            Node::Link { target: CERTIFICATES.into() }
+        );
     }
 
     #[test]

@@ -23,12 +23,19 @@ pub fn write(records: &[FileRecord], folder: Option<&Path>, owner: Owner<'_>) ->
     let mut written = Selection::new();
     let mut room = MOST;
     for record in records {
-        one(record, folder, owner, &mut room, &mut written).map_err(|e| e.context(format!("file {:?}", record.path)))?;
+        one(record, folder, owner, &mut room, &mut written)
+            .map_err(|e| e.context(format!("file {:?}", record.path)))?;
     }
     Ok(written)
 }
 
-fn one(record: &FileRecord, folder: Option<&Path>, owner: Owner<'_>, room: &mut u64, written: &mut Selection) -> Result<()> {
+fn one(
+    record: &FileRecord,
+    folder: Option<&Path>,
+    owner: Owner<'_>,
+    room: &mut u64,
+    written: &mut Selection,
+) -> Result<()> {
     let path = RootPath::new(&record.path).map_err(|e| e.with_kind(crate::error::Kind::Request))?;
     if path.is_root() {
         return Err(Error::request("a file can't be the root itself").next("write a path below it"));
@@ -41,7 +48,9 @@ fn one(record: &FileRecord, folder: Option<&Path>, owner: Owner<'_>, room: &mut 
         let entry = Entry { uid, gid, ..entry };
         let picked = Picked { entry: Some(entry), content, why: Why::Written.to_string() };
         match written.insert(path.clone(), picked) {
-            Some(before) if before.entry.as_ref().is_none_or(|e| !e.is_folder()) => Err(Error::request(format!("{path} is written twice")).next("remove one of the two records")),
+            Some(before) if before.entry.as_ref().is_none_or(|e| !e.is_folder()) => {
+                Err(Error::request(format!("{path} is written twice")).next("remove one of the two records"))
+            }
             _ => Ok(()),
         }
     };
@@ -58,11 +67,20 @@ fn one(record: &FileRecord, folder: Option<&Path>, owner: Owner<'_>, room: &mut 
             for (below, found) in sources(source, folder)? {
                 let at = path.join(below.as_bytes())?;
                 match found {
-                    Found::Folder => put(at, Entry::folder(if record.kind == FileKind::Folder { record.mode.unwrap_or(0o755) } else { 0o755 }), Content::None)?,
+                    Found::Folder => put(
+                        at,
+                        Entry::folder(if record.kind == FileKind::Folder {
+                            record.mode.unwrap_or(0o755)
+                        } else {
+                            0o755
+                        }),
+                        Content::None,
+                    )?,
                     Found::Link(target) => put(at, Entry::link(target), Content::None)?,
                     Found::File { host, executable } => {
                         let alone = if record.kind == FileKind::File { record.mode } else { None };
-                        let (entry, content) = file(read(&host)?, alone.unwrap_or(if executable { 0o755 } else { 0o644 }))?;
+                        let (entry, content) =
+                            file(read(&host)?, alone.unwrap_or(if executable { 0o755 } else { 0o644 }))?;
                         put(at, entry, content)?;
                     }
                 }
@@ -70,16 +88,20 @@ fn one(record: &FileRecord, folder: Option<&Path>, owner: Owner<'_>, room: &mut 
             Ok(())
         }
         (FileKind::Folder, None, None, None) => put(path, Entry::folder(record.mode.unwrap_or(0o755)), Content::None),
-        (FileKind::Link, None, None, Some(target)) if target.is_empty() || target.len() > 4095 || target.contains('\0') => {
+        (FileKind::Link, None, None, Some(target))
+            if target.is_empty() || target.len() > 4095 || target.contains('\0') =>
+        {
             Err(Error::request("a link has a target of 1 to 4095 bytes without NUL"))
         }
         (FileKind::Link, None, None, Some(target)) => put(path, Entry::link(target.as_bytes()), Content::None),
-        _ => Err(Error::request("a file record says not exactly what it holds").next("give a file content or source, a link its target, a folder nothing or a source")),
+        _ => Err(Error::request("a file record says not exactly what it holds")
+            .next("give a file content or source, a link its target, a folder nothing or a source")),
     }
 }
 
 fn too_much() -> Error {
-    Error::request(format!("the file records of one rule hold more than {} MiB", MOST >> 20)).next("let a rule copy such files, and pick them with include")
+    Error::request(format!("the file records of one rule hold more than {} MiB", MOST >> 20))
+        .next("let a rule copy such files, and pick them with include")
 }
 
 /// What a source holds.
@@ -91,10 +113,14 @@ enum Found {
 
 /// What lies at and below a source, each by its path below it; sorted as a walk.
 fn sources(source: &str, folder: Option<&Path>) -> Result<Vec<(RootPath, Found)>> {
-    let folder = folder.ok_or_else(|| Error::request(format!("source {source:?} can't be read: its package is built in and has no folder")))?;
+    let folder = folder.ok_or_else(|| {
+        Error::request(format!("source {source:?} can't be read: its package is built in and has no folder"))
+    })?;
     let relative = RootPath::new(source)?;
     if source.starts_with('/') {
-        return Err(Error::request(format!("source {source:?} is absolute")).next("write it from the folder of the build file"));
+        return Err(
+            Error::request(format!("source {source:?} is absolute")).next("write it from the folder of the build file")
+        );
     }
     // A link on the way could lead out of the workspace.
     for above in relative.ancestors().filter(|p| !p.is_root()) {
@@ -133,14 +159,20 @@ fn found(host: &Path) -> Result<Found> {
             let target = fs::read_link(host).map_err(|e| Error::io("readlink", host, e))?;
             Ok(Found::Link(target.as_os_str().as_bytes().to_vec()))
         }
-        () if kind.is_file() => Ok(Found::File { host: host.to_path_buf(), executable: data.permissions().mode() & 0o100 != 0 }),
-        () => Err(Error::request(format!("{} is neither a file nor a folder nor a link", host.display())).next("take it out of the source")),
+        () if kind.is_file() => {
+            Ok(Found::File { host: host.to_path_buf(), executable: data.permissions().mode() & 0o100 != 0 })
+        }
+        () => Err(Error::request(format!("{} is neither a file nor a folder nor a link", host.display()))
+            .next("take it out of the source")),
     }
 }
 
 fn read(host: &Path) -> Result<Vec<u8>> {
     use std::os::unix::fs::OpenOptionsExt;
-    let open = fs::OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC).open(host);
+    let open = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open(host);
     let file = open.map_err(|e| Error::io("open", host, e))?;
     let data = file.metadata().map_err(|e| Error::io("fstat", host, e))?;
     if !data.is_file() {
@@ -161,7 +193,16 @@ mod tests {
     use crate::tree::Node;
 
     fn record(path: &str) -> FileRecord {
-        FileRecord { path: path.into(), content: None, source: None, target: None, mode: None, owner: "1".into(), group: "2".into(), kind: FileKind::File }
+        FileRecord {
+            path: path.into(),
+            content: None,
+            source: None,
+            target: None,
+            mode: None,
+            owner: "1".into(),
+            group: "2".into(),
+            kind: FileKind::File,
+        }
     }
 
     fn numbers(owner: &str, group: &str) -> Result<(u32, u32)> {
@@ -188,7 +229,9 @@ mod tests {
         fs::create_dir_all(dir.path().join("www/img")).unwrap();
         fs::write(dir.path().join("www/index.html"), "hello").unwrap();
         std::os::unix::fs::symlink("index.html", dir.path().join("www/home")).unwrap();
-        let written = write(&[FileRecord { source: Some("www".into()), ..record("/srv/www") }], Some(dir.path()), &numbers).unwrap();
+        let written =
+            write(&[FileRecord { source: Some("www".into()), ..record("/srv/www") }], Some(dir.path()), &numbers)
+                .unwrap();
         let names: Vec<_> = written.keys().map(|p| p.to_string()).collect();
         assert_eq!(names, ["/srv/www", "/srv/www/home", "/srv/www/img", "/srv/www/index.html"]);
         assert_eq!(written[&path("srv/www/index.html")].content, Content::Inline(b"hello".to_vec()));
@@ -212,7 +255,10 @@ mod tests {
         ] {
             assert!(write(std::slice::from_ref(&bad), Some(dir.path()), &numbers).is_err(), "{bad:?}");
         }
-        let twice = [FileRecord { content: Some("1".into()), ..record("/x") }, FileRecord { content: Some("2".into()), ..record("/x") }];
+        let twice = [
+            FileRecord { content: Some("1".into()), ..record("/x") },
+            FileRecord { content: Some("2".into()), ..record("/x") },
+        ];
         assert!(write(&twice, None, &numbers).is_err());
     }
 }

@@ -75,12 +75,14 @@ impl Containers {
         self.run(&format!("{ends}\n{script}"))
     }
 
-    /// Unpacks a gzip image with umoci and runs it with crun: its output.
+    /// Unpacks a gzip image with umoci and runs it with crun: its output. `umoci --rootless` maps one ID,
+    /// so all files are root's, and so is the process.
     pub fn crun(&self, layout: &str, tag: &str, arguments: &[&str]) -> Outcome {
         let arguments = serde_json::to_string(arguments).expect("JSON");
         self.run(&format!(
             r#"rm -rf bundle; umoci unpack --rootless --image '{layout}:{tag}' bundle >&2; cd bundle
-            jq '.process.args={arguments} | .process.terminal=false | del(.linux.resources)' config.json >new; mv new config.json
+            jq '.process.args={arguments} | .process.terminal=false | .process.user={{"uid":0,"gid":0}} | del(.linux.resources)' \
+                config.json >new; mv new config.json
             crun --cgroup-manager=disabled run "tapeout-$$" </dev/null"#
         ))
     }

@@ -10,7 +10,8 @@ use crate::error::Result;
 /// Where crates.io keeps its files.
 const FILES: &str = "https://static.crates.io/crates";
 /// What a `Cargo.lock` calls crates.io.
-const REGISTRIES: [&str; 2] = ["registry+https://github.com/rust-lang/crates.io-index", "sparse+https://index.crates.io/"];
+const REGISTRIES: [&str; 2] =
+    ["registry+https://github.com/rust-lang/crates.io-index", "sparse+https://index.crates.io/"];
 
 #[derive(Deserialize)]
 struct CargoLock {
@@ -29,21 +30,28 @@ struct Crate {
 /// The crates that a `Cargo.lock` pins, each as `NAME-VERSION.crate` in a folder. Those that lie in the
 /// workspace itself are left out.
 pub fn crates(lock: &Lock, folder: &str) -> Result<Vec<Source>> {
-    let parsed: CargoLock = toml::from_str(&lock.text)
-        .map_err(|e| lock.error(e.span().map_or(0, |span| span.start), format!("{}: {}", lock.name, e.message().lines().next().unwrap_or_default())))?;
+    let parsed: CargoLock = toml::from_str(&lock.text).map_err(|e| {
+        lock.error(
+            e.span().map_or(0, |span| span.start),
+            format!("{}: {}", lock.name, e.message().lines().next().unwrap_or_default()),
+        )
+    })?;
     let mut made = vec![];
     for found in parsed.package {
         let Some(source) = &found.source else { continue };
         let (at, name, version) = (found.name.span().start, found.name.get_ref(), &found.version);
         if !REGISTRIES.contains(&source.as_str()) {
-            let error = lock.error(at, format!("{name} {version} comes from {source}, and only crates of crates.io are fetched"));
+            let error = lock
+                .error(at, format!("{name} {version} comes from {source}, and only crates of crates.io are fetched"));
             return Err(error.next("put it into the package and depend on its path, or fetch it with git(…)"));
         }
         if !is_plain(name) || !is_plain(version) {
             return Err(lock.error(at, format!("not the name and version of a crate: {name:?} {version:?}")));
         }
         let Some(checksum) = found.checksum.filter(|checksum| is_hex(checksum, 64)) else {
-            return Err(lock.error(at, format!("{name} {version} has no checksum")).next("let a cargo of 2020 or later write the lock: cargo update --workspace"));
+            return Err(lock
+                .error(at, format!("{name} {version} has no checksum"))
+                .next("let a cargo of 2020 or later write the lock: cargo update --workspace"));
         };
         made.push(Source::Fetched(Fetched {
             path: format!("{folder}/{name}-{version}.crate"),
@@ -63,7 +71,10 @@ mod tests {
 
     #[test]
     fn crates_of_the_registry_are_sources_and_those_of_the_workspace_are_not() {
-        let text = format!("version = 3\n[[package]]\nname = \"app\"\nversion = \"0.1.0\"\n\n[[package]]\nname = \"itoa\"\nversion = \"1.0.1\"\nsource = \"{}\"\nchecksum = \"{HEX}\"\n", REGISTRIES[0]);
+        let text = format!(
+            "version = 3\n[[package]]\nname = \"app\"\nversion = \"0.1.0\"\n\n[[package]]\nname = \"itoa\"\nversion = \"1.0.1\"\nsource = \"{}\"\nchecksum = \"{HEX}\"\n",
+            REGISTRIES[0]
+        );
         let made = crates(&lock("Cargo.lock", &text), ".crates").unwrap();
         let expected = Fetched {
             path: ".crates/itoa-1.0.1.crate".into(),
@@ -75,7 +86,9 @@ mod tests {
 
     #[test]
     fn what_is_not_pinned_is_an_error_with_its_line() {
-        let package = |name: &str, rest: &str| format!("version = 3\n\n[[package]]\nname = \"{name}\"\nversion = \"1.0\"\n{rest}\n");
+        let package = |name: &str, rest: &str| {
+            format!("version = 3\n\n[[package]]\nname = \"{name}\"\nversion = \"1.0\"\n{rest}\n")
+        };
         let registry = format!("source = \"{}\"", REGISTRIES[1]);
         let cases = [
             (package("a", "source = \"git+https://host/a#12\""), 4, "comes from git"),

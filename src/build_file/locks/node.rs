@@ -42,10 +42,13 @@ struct Package {
 
 /// The packages that a lock pins, each as `package.tgz` in the folder of its place below `folder`.
 pub fn packages(lock: &Lock, folder: &str, dev: bool) -> Result<Vec<Source>> {
-    let parsed: PackageLock = serde_json::from_str(&lock.text).map_err(|e| lock.error(offset(&lock.text, e.line(), e.column()), format!("{}: {e}", lock.name)))?;
+    let parsed: PackageLock = serde_json::from_str(&lock.text)
+        .map_err(|e| lock.error(offset(&lock.text, e.line(), e.column()), format!("{}: {e}", lock.name)))?;
     if !(2..=3).contains(&parsed.lockfile_version) {
         let at = lock.text.find("\"lockfileVersion\"").unwrap_or(0);
-        return Err(lock.error(at, "a lock of version 2 or 3 is needed").next("npm 7 and later write one: npm install --package-lock-only"));
+        return Err(lock
+            .error(at, "a lock of version 2 or 3 is needed")
+            .next("npm 7 and later write one: npm install --package-lock-only"));
     }
     let mut made = vec![];
     for (place, package) in &parsed.packages {
@@ -56,7 +59,9 @@ pub fn packages(lock: &Lock, folder: &str, dev: bool) -> Result<Vec<Source>> {
         }
         let at = lock.text.find(&format!("{place:?}:")).unwrap_or(0);
         if package.link || !place.starts_with("node_modules/") {
-            return Err(lock.error(at, format!("{place} is a package of this workspace, and only published ones are fetched")));
+            return Err(
+                lock.error(at, format!("{place} is a package of this workspace, and only published ones are fetched"))
+            );
         }
         let (Some(version), Some(name)) = (&package.version, place.rsplit("node_modules/").next()) else {
             return Err(lock.error(at, format!("{place} has no version")));
@@ -65,13 +70,21 @@ pub fn packages(lock: &Lock, folder: &str, dev: bool) -> Result<Vec<Source>> {
             return Err(lock.error(at, format!("not a place and version of a package: {place:?} {version:?}")));
         }
         let Some(digest) = package.integrity.as_deref().and_then(digest) else {
-            let why = if package.integrity.is_none() { "has no integrity" } else { "has no integrity of sha512 or sha256" };
-            return Err(lock.error(at, format!("{name} {version} {why}")).next("packages of a registry have one; fetch others with git(…)"));
+            let why =
+                if package.integrity.is_none() { "has no integrity" } else { "has no integrity of sha512 or sha256" };
+            return Err(lock
+                .error(at, format!("{name} {version} {why}"))
+                .next("packages of a registry have one; fetch others with git(…)"));
         };
         let name = package.name.as_deref().unwrap_or(name);
         let url = match &package.resolved {
             Some(url) if url.starts_with("https://") || url.starts_with("http://") => url.clone(),
-            Some(url) => return Err(lock.error(at, format!("{name} {version} comes from {url}, and only packages of a registry are fetched"))),
+            Some(url) => {
+                return Err(lock.error(
+                    at,
+                    format!("{name} {version} comes from {url}, and only packages of a registry are fetched"),
+                ));
+            }
             None => format!("{REGISTRY}/{name}/-/{}-{version}.tgz", name.rsplit('/').next().unwrap_or(name)),
         };
         made.push(Source::Fetched(Fetched { path: format!("{folder}/{place}/package.tgz"), urls: vec![url], digest }));
@@ -91,7 +104,8 @@ impl Package {
         let allows = |list: &Option<Vec<String>>, here: &str| {
             let Some(list) = list else { return true };
             let refused = list.iter().any(|item| item.strip_prefix('!') == Some(here));
-            let named = list.iter().any(|item| item == here || item == "any") || list.iter().all(|item| item.starts_with('!'));
+            let named =
+                list.iter().any(|item| item == here || item == "any") || list.iter().all(|item| item.starts_with('!'));
             !refused && named
         };
         allows(&self.os, "linux") && allows(&self.cpu, cpu) && allows(&self.libc, "glibc")
@@ -137,7 +151,8 @@ mod tests {
     use super::*;
     use crate::build_file::locks::tests::lock;
 
-    const INTEGRITY: &str = "sha512-CQpnWPrDwmP1+SMHXZhtLtJv90yiyVfluGsX5iNCVkrhQtU3TQHsUWPG9wkdk9Lgd5yNpAg9jQEo90CBaXgWMA==";
+    const INTEGRITY: &str =
+        "sha512-CQpnWPrDwmP1+SMHXZhtLtJv90yiyVfluGsX5iNCVkrhQtU3TQHsUWPG9wkdk9Lgd5yNpAg9jQEo90CBaXgWMA==";
 
     fn text(packages: &str) -> String {
         format!("{{\"name\": \"app\",\n\"lockfileVersion\": 3,\n\"packages\": {{\n\"\": {{}},\n{packages}\n}}}}\n")
@@ -158,7 +173,10 @@ mod tests {
         assert_eq!(b.path, ".packages/node_modules/@a/b/package.tgz");
         assert_eq!(b.urls, ["https://registry.npmjs.org/@a/b/-/b-3.0.1.tgz"]);
         assert!(b.digest.starts_with("sha512:090a6758fac3c263f5f92307") && b.digest.len() == 7 + 128, "{}", b.digest);
-        assert_eq!((d.path.as_str(), d.urls[0].as_str()), (".packages/node_modules/c/node_modules/d/package.tgz", "https://host/d.tgz"));
+        assert_eq!(
+            (d.path.as_str(), d.urls[0].as_str()),
+            (".packages/node_modules/c/node_modules/d/package.tgz", "https://host/d.tgz")
+        );
         assert_eq!(packages(&lock, "x", true).unwrap().len(), 3);
     }
 
@@ -168,8 +186,18 @@ mod tests {
             (text("\"node_modules/a\": {\"version\": \"1.0.0\"}"), 5, "no integrity"),
             (text("\"node_modules/a\": {\"version\": \"1.0.0\", \"integrity\": \"sha1-abc=\"}"), 5, "sha512"),
             (text("\"node_modules/a\": {\"resolved\": \"a\", \"link\": true}"), 5, "workspace"),
-            (text(&format!("\"node_modules/../a\": {{\"version\": \"1.0.0\", \"integrity\": \"{INTEGRITY}\"}}")), 5, "not a place"),
-            (text(&format!("\"node_modules/a\": {{\"version\": \"1\", \"resolved\": \"git+ssh://x\", \"integrity\": \"{INTEGRITY}\"}}")), 5, "comes from git"),
+            (
+                text(&format!("\"node_modules/../a\": {{\"version\": \"1.0.0\", \"integrity\": \"{INTEGRITY}\"}}")),
+                5,
+                "not a place",
+            ),
+            (
+                text(&format!(
+                    "\"node_modules/a\": {{\"version\": \"1\", \"resolved\": \"git+ssh://x\", \"integrity\": \"{INTEGRITY}\"}}"
+                )),
+                5,
+                "comes from git",
+            ),
             ("{\n\"lockfileVersion\": 1}\n".to_string(), 2, "version 2 or 3"),
             ("{\n\n\"packages\": [}\n".to_string(), 3, "package-lock.json:"),
             ("[".repeat(100_000), 1, "package-lock.json:"),

@@ -20,7 +20,8 @@ pub fn wheels(lock: &Lock, folder: &str, python: &str) -> Result<Vec<Source>> {
             Some(_) => made.push((at, line)),
         }
     }
-    let made = made.into_iter().map(|(at, line)| requirement(lock, at, &line, folder, python, &indexes).map(Source::Wheel));
+    let made =
+        made.into_iter().map(|(at, line)| requirement(lock, at, &line, folder, python, &indexes).map(Source::Wheel));
     lock.bounded(made.collect::<Result<_>>()?)
 }
 
@@ -31,7 +32,8 @@ fn lines(text: &str) -> Vec<(usize, String)> {
     for line in text.split_inclusive('\n') {
         let trimmed = line.trim();
         // As pip does: a comment begins the line, or follows white space.
-        let content = if trimmed.starts_with('#') { "" } else { trimmed.split(" #").next().unwrap_or_default().trim_end() };
+        let content =
+            if trimmed.starts_with('#') { "" } else { trimmed.split(" #").next().unwrap_or_default().trim_end() };
         let whole = content.strip_suffix('\\');
         let part = whole.unwrap_or(content);
         match made.last_mut() {
@@ -57,16 +59,27 @@ fn read_option(lock: &Lock, at: usize, line: &str, indexes: &mut Vec<String>) ->
                 return Err(lock.error(at, format!("not the URL of an index: {value:?}")));
             }
             let value = value.trim_end_matches('/').to_string();
-            if name == "--extra-index-url" { indexes.push(value) } else { indexes[0] = value }
+            if name == "--extra-index-url" {
+                indexes.push(value)
+            } else {
+                indexes[0] = value
+            }
             Ok(())
         }
-        "--require-hashes" | "--only-binary" | "--prefer-binary" | "--no-binary" | "--pre" | "--trusted-host" | "--no-index" | "-f" | "--find-links" => Ok(()),
-        _ => Err(lock.error(at, format!("{name} can't stand in this lock")).next("write all requirements into one file, each as NAME==VERSION --hash=sha256:…")),
+        "--require-hashes" | "--only-binary" | "--prefer-binary" | "--no-binary" | "--pre" | "--trusted-host"
+        | "--no-index" | "-f" | "--find-links" => Ok(()),
+        _ => Err(lock
+            .error(at, format!("{name} can't stand in this lock"))
+            .next("write all requirements into one file, each as NAME==VERSION --hash=sha256:…")),
     }
 }
 
 fn requirement(lock: &Lock, at: usize, line: &str, folder: &str, python: &str, indexes: &[String]) -> Result<Wheel> {
-    let pins = |error: Error| error.next("pip-compile --generate-hashes (or uv pip compile --generate-hashes) writes NAME==VERSION --hash=sha256:…");
+    let pins = |error: Error| {
+        error.next(
+            "pip-compile --generate-hashes (or uv pip compile --generate-hashes) writes NAME==VERSION --hash=sha256:…",
+        )
+    };
     let (wanted, hashes) = line.split_at(line.find(" --hash").unwrap_or(line.len()));
     let (wanted, marker) = wanted.split_once(';').map_or((wanted, None), |(wanted, marker)| (wanted, Some(marker)));
     let Some((name, version)) = wanted.split_once("==") else {
@@ -75,7 +88,8 @@ fn requirement(lock: &Lock, at: usize, line: &str, folder: &str, python: &str, i
     // Extras change what is required, and that stands in the lock too.
     let name = name.split('[').next().unwrap_or_default().trim();
     let version = version.trim_start_matches('=').trim();
-    let is_version = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+-!".contains(&b)) && !text.is_empty();
+    let is_version =
+        |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+-!".contains(&b)) && !text.is_empty();
     if !is_plain(name) || !is_version(version) {
         return Err(pins(lock.error(at, format!("not a requirement: {:?}", wanted.trim()))));
     }
@@ -122,7 +136,10 @@ mod tests {
         assert_eq!((six.name.as_str(), six.version.as_str(), six.optional), ("six", "1.16.0", false));
         assert_eq!(six.sha256, [a.clone(), b]);
         assert_eq!(six.indexes, ["https://corp/simple"]);
-        assert_eq!((requests.name.as_str(), requests.version.as_str(), requests.optional), ("requests", "2.31.0", true));
+        assert_eq!(
+            (requests.name.as_str(), requests.version.as_str(), requests.optional),
+            ("requests", "2.31.0", true)
+        );
         assert_eq!(requests.sha256, [a]);
     }
 

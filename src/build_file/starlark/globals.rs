@@ -13,10 +13,10 @@ use starlark::values::structs::AllocStruct;
 
 use super::values::{Noted, Stage};
 use super::{place, variable};
-use crate::build_file::locks::{self, Lock};
-use crate::build_file::spec::Source;
 use crate::build_file::glob;
+use crate::build_file::locks::{self, Lock};
 use crate::build_file::reference::{self, FunctionKind};
+use crate::build_file::spec::Source;
 use crate::error::{Error, Place};
 
 /// The hidden field of a record.
@@ -220,7 +220,10 @@ fn read_lock(function: &str, path: &str, evaluator: &Evaluator) -> starlark::Res
     let scene = &stage(evaluator)?.scene;
     match &scene.folder {
         Some(folder) => Lock::read(folder, &scene.package, path).map_err(ours),
-        None => Err(ours(Error::request(format!("{function}() in {}, a built-in package: it has no folder", scene.package)))),
+        None => Err(ours(Error::request(format!(
+            "{function}() in {}, a built-in package: it has no folder",
+            scene.package
+        )))),
     }
 }
 
@@ -228,12 +231,18 @@ fn read_lock(function: &str, path: &str, evaluator: &Evaluator) -> starlark::Res
 fn sources<'v>(sources: Vec<Source>, evaluator: &Evaluator<'v, '_, '_>) -> Vec<Value<'v>> {
     let heap = evaluator.heap();
     let text = |value: String| heap.alloc(value);
-    let record = |kind: &str, fields: Vec<(&str, Value<'v>)>| heap.alloc(AllocStruct([(KIND, heap.alloc(kind))].into_iter().chain(fields)));
+    let record = |kind: &str, fields: Vec<(&str, Value<'v>)>| {
+        heap.alloc(AllocStruct([(KIND, heap.alloc(kind))].into_iter().chain(fields)))
+    };
     let made = sources.into_iter().map(|source| match source {
         Source::Path(path) => text(path),
         Source::Input(name) => record("input", vec![("name", text(name))]),
         Source::Fetched(fetched) => {
-            let fields = vec![("path", text(fetched.path)), ("urls", heap.alloc(fetched.urls)), ("digest", text(fetched.digest))];
+            let fields = vec![
+                ("path", text(fetched.path)),
+                ("urls", heap.alloc(fetched.urls)),
+                ("digest", text(fetched.digest)),
+            ];
             record("fetched", fields)
         }
         Source::Wheel(wheel) => {

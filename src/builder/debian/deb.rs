@@ -34,7 +34,9 @@ pub fn unpack_deb(file: File, root: &Root) -> Result<Unpacked> {
         let name = String::from_utf8_lossy(member.header().identifier()).trim_end_matches('/').to_string();
         match (name.as_str(), &control) {
             ("debian-binary", None) => {}
-            (name, None) if name.starts_with("control.tar") => control = Some(read_control(member).map_err(|e| e.context(name))?),
+            (name, None) if name.starts_with("control.tar") => {
+                control = Some(read_control(member).map_err(|e| e.context(name))?)
+            }
             (name, Some(_)) if name.starts_with("data.tar") => {
                 let (owners, list) = unpack_data(member, root).map_err(|e| e.context(name))?;
                 return Ok(Unpacked { control: control.unwrap_or_default(), owners, list });
@@ -58,7 +60,9 @@ fn read_control(member: impl Read + Send) -> Result<BTreeMap<String, (Vec<u8>, u
             Kind::File(_) => content.read_to_end(&mut bytes).map_err(|e| Error::failed(e.to_string()))?,
             _ => return Err(Error::failed(format!("the control archive has {}, which is no file", item.path))),
         };
-        let name = std::str::from_utf8(item.path.as_bytes()).ok().filter(|n| n.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)));
+        let name = std::str::from_utf8(item.path.as_bytes())
+            .ok()
+            .filter(|n| n.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)));
         let name = name.ok_or_else(|| Error::failed(format!("the control archive has a member {}", item.path)))?;
         members.insert(name.to_string(), (bytes, item.mode & 0o777));
         Ok(())

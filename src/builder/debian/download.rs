@@ -33,7 +33,13 @@ impl Progress for Silent {
 }
 
 /// Brings those of the packages that the store doesn't have yet into it.
-pub fn download(packages: &[&LockedPackage], sources: &[Source], http: &Http, store: &Store, progress: &dyn Progress) -> Result<()> {
+pub fn download(
+    packages: &[&LockedPackage],
+    sources: &[Source],
+    http: &Http,
+    store: &Store,
+    progress: &dyn Progress,
+) -> Result<()> {
     let mut missing: Vec<_> = packages.iter().filter(|p| !store.has_blob(&p.digest)).collect();
     if missing.is_empty() {
         return Ok(());
@@ -49,7 +55,10 @@ pub fn download(packages: &[&LockedPackage], sources: &[Source], http: &Http, st
                 Ok(()) => progress.done(&package.name),
                 Err(error) => {
                     next.store(missing.len(), Ordering::Relaxed);
-                    errors.lock().unwrap_or_else(|e| e.into_inner()).push(error.context(format!("package {} {}", package.name, package.version)));
+                    errors
+                        .lock()
+                        .unwrap_or_else(|e| e.into_inner())
+                        .push(error.context(format!("package {} {}", package.name, package.version)));
                 }
             }
         }
@@ -62,7 +71,13 @@ pub fn download(packages: &[&LockedPackage], sources: &[Source], http: &Http, st
     Error::all(errors.into_inner().unwrap_or_else(|e| e.into_inner())).map_or(Ok(()), Err)
 }
 
-fn fetch(package: &LockedPackage, sources: &[Source], http: &Http, store: &Store, progress: &dyn Progress) -> Result<()> {
+fn fetch(
+    package: &LockedPackage,
+    sources: &[Source],
+    http: &Http,
+    store: &Store,
+    progress: &dyn Progress,
+) -> Result<()> {
     // A suite and its updates share a pool, so another source may have it too.
     let own = sources.iter().filter(|s| s.suite == package.suite);
     let others = sources.iter().filter(|s| s.suite != package.suite);
@@ -74,9 +89,13 @@ fn fetch(package: &LockedPackage, sources: &[Source], http: &Http, store: &Store
         if size != package.size {
             return Err(Error::failed(format!("{} has {size} bytes instead of {}", shown(&url), package.size)));
         }
-        blob.finish_as(&package.digest).map_err(|e| e.context(shown(&url)).next("the mirror gave something else than its signed index says: name another one with --mirror"))?;
+        blob.finish_as(&package.digest).map_err(|e| {
+            e.context(shown(&url))
+                .next("the mirror gave something else than its signed index says: name another one with --mirror")
+        })?;
         return Ok(());
     }
-    Err(Error::failed(format!("no mirror has {} any more", package.file))
-        .next("name a mirror that keeps old versions with --mirror, or take newer versions with tapeout bootstrap --update"))
+    Err(Error::failed(format!("no mirror has {} any more", package.file)).next(
+        "name a mirror that keeps old versions with --mirror, or take newer versions with tapeout bootstrap --update",
+    ))
 }

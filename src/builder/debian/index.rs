@@ -116,8 +116,14 @@ impl Reader<'_> {
                     e.why(format!("the lock pins the index of {} that was made at {}", pin.suite, pin.date))
                         .next("make a new lock with tapeout bootstrap --update")
                 };
-                let source = sources.iter().find(|s| s.suite == pin.suite).ok_or_else(|| gone(Error::failed(format!("no mirror of {} is known", pin.suite))))?;
-                let url = format!("{}/dists/{}/{}/binary-{}/by-hash/SHA256/{}", source.uri, source.suite, pin.component, self.architecture, pin.sha256);
+                let source = sources
+                    .iter()
+                    .find(|s| s.suite == pin.suite)
+                    .ok_or_else(|| gone(Error::failed(format!("no mirror of {} is known", pin.suite))))?;
+                let url = format!(
+                    "{}/dists/{}/{}/binary-{}/by-hash/SHA256/{}",
+                    source.uri, source.suite, pin.component, self.architecture, pin.sha256
+                );
                 self.keep(&url, &digest, pin.size).map_err(gone)?;
             }
             index.add(&self.unpacked(&digest)?, &pin.suite, self.architecture)?;
@@ -132,7 +138,11 @@ impl Reader<'_> {
         let file = self.http.get(&url, MAX_RELEASE)?;
         let text = signed_text(&file, self.keyring, self.now, &crate::remote::http::shown(&url))?;
         let release = Release::parse(&text)?;
-        let seen = seen.iter().filter(|pin| pin.suite == source.suite).filter_map(|pin| super::release::parse_time(&pin.date)).max();
+        let seen = seen
+            .iter()
+            .filter(|pin| pin.suite == source.suite)
+            .filter_map(|pin| super::release::parse_time(&pin.date))
+            .max();
         release.check(&source.suite, self.now, seen)?;
         Ok(release)
     }
@@ -144,7 +154,8 @@ impl Reader<'_> {
             release.files.get(&path).map(|(digest, size)| (path, *digest, *size))
         });
         let Some((path, digest, size)) = found else {
-            return Err(Error::failed(format!("the mirror has no {folder}/Packages for {}", source.suite)).next("name another mirror with --mirror"));
+            return Err(Error::failed(format!("the mirror has no {folder}/Packages for {}", source.suite))
+                .next("name another mirror with --mirror"));
         };
         if !self.store.has_blob(&digest) {
             let base = format!("{}/dists/{}", source.uri, source.suite);
@@ -181,9 +192,11 @@ impl Reader<'_> {
 impl Index {
     /// Adds a `Packages` file.
     pub fn add(&mut self, bytes: &[u8], suite: &str, architecture: &str) -> Result<()> {
-        let text = std::str::from_utf8(bytes).map_err(|_| Error::failed(format!("the package index of {suite} is not UTF-8")))?;
+        let text = std::str::from_utf8(bytes)
+            .map_err(|_| Error::failed(format!("the package index of {suite} is not UTF-8")))?;
         for stanza in text.split("\n\n").map(str::trim).filter(|s| !s.is_empty()) {
-            let package = parse_package(stanza, suite, architecture).map_err(|e| e.context(format!("the package index of {suite}")))?;
+            let package = parse_package(stanza, suite, architecture)
+                .map_err(|e| e.context(format!("the package index of {suite}")))?;
             if let Some(package) = package {
                 self.packages.entry(package.name.clone()).or_default().push(package);
             }
@@ -254,20 +267,27 @@ fn parse_package(stanza: &str, suite: &str, architecture: &str) -> Result<Option
 
 /// A version of Debian's policy, 5.6.12.
 pub fn version(text: &str) -> Option<Version> {
-    let plain = !text.is_empty() && text.len() < 256 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b".+-~:".contains(&b));
+    let plain = !text.is_empty()
+        && text.len() < 256
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b".+-~:".contains(&b));
     if plain { Version::from_str(text).ok() } else { None }
 }
 
 /// A package's name (policy 5.6.1).
 pub fn is_name(text: &str) -> bool {
-    text.len() < 128 && text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+    text.len() < 128
+        && text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+-.".contains(&b))
 }
 
 /// A path below the archive that leads nowhere else.
 pub fn is_pool_path(text: &str) -> bool {
     let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-._~/:%@".contains(&b));
-    plain && !text.is_empty() && text.len() < 1024 && !text.starts_with('/') && text.split('/').all(|part| !matches!(part, "" | "." | ".."))
+    plain
+        && !text.is_empty()
+        && text.len() < 1024
+        && !text.starts_with('/')
+        && text.split('/').all(|part| !matches!(part, "" | "." | ".."))
 }
 
 #[cfg(test)]
@@ -277,12 +297,22 @@ mod tests {
     #[test]
     fn a_stanza_with_what_could_lead_elsewhere_is_refused() {
         let stanza = |name: &str, file: &str, sha: &str| {
-            format!("Package: {name}\nVersion: 1.0\nArchitecture: amd64\nFilename: {file}\nSize: 3\nSHA256: {sha}\nDescription: x\n more: y\n")
+            format!(
+                "Package: {name}\nVersion: 1.0\nArchitecture: amd64\nFilename: {file}\nSize: 3\nSHA256: {sha}\nDescription: x\n more: y\n"
+            )
         };
         let digest = Digest::of("x").hex();
         assert!(parse_package(&stanza("a", "pool/a_1.deb", &digest), "s", "amd64").unwrap().is_some());
         assert!(parse_package(&stanza("a", "pool/a_1.deb", &digest), "s", "arm64").unwrap().is_none());
-        for (name, file, sha) in [("../a", "p", digest.as_str()), ("a", "../p", &digest), ("a", "/p", &digest), ("a", "p//q", &digest), ("a", "p", "abc"), ("-a", "p", &digest), ("a", "p q", &digest)] {
+        for (name, file, sha) in [
+            ("../a", "p", digest.as_str()),
+            ("a", "../p", &digest),
+            ("a", "/p", &digest),
+            ("a", "p//q", &digest),
+            ("a", "p", "abc"),
+            ("-a", "p", &digest),
+            ("a", "p q", &digest),
+        ] {
             assert!(parse_package(&stanza(name, file, sha), "s", "amd64").is_err(), "{name} {file}");
         }
     }

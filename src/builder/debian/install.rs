@@ -38,7 +38,13 @@ pub struct Unpacked {
 }
 
 /// Unpacks packages that lie in the store.
-pub fn prepare(store: &Store, packages: &[&LockedPackage], architecture: &str, time: i64, progress: &dyn Progress) -> Result<Unpacked> {
+pub fn prepare(
+    store: &Store,
+    packages: &[&LockedPackage],
+    architecture: &str,
+    time: i64,
+    progress: &dyn Progress,
+) -> Result<Unpacked> {
     let scratch = store.scratch()?;
     let files = scratch.folder("files")?;
     let root = Root::open(&files)?;
@@ -64,7 +70,10 @@ fn unpack_all(store: &Store, packages: &[&LockedPackage], root: &Root, progress:
     let work = || {
         while let Some(place) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
             let package = packages[*place];
-            let result = store.blob(&package.digest).and_then(|file| unpack_deb(file, root)).map_err(|e| e.context(format!("package {}", package.name)));
+            let result = store
+                .blob(&package.digest)
+                .and_then(|file| unpack_deb(file, root))
+                .map_err(|e| e.context(format!("package {}", package.name)));
             if result.is_err() {
                 next.store(order.len(), Ordering::Relaxed);
             }
@@ -100,7 +109,10 @@ fn merge(packages: &[&LockedPackage], debs: &[Deb]) -> Result<Owners> {
             if known.implied {
                 all.insert(path.clone(), owner.clone());
             } else if known.content.is_some() || owner.content.is_some() {
-                return Err(Error::failed(format!("packages {} and {} both have {path}", from[path], packages[place].name)));
+                return Err(Error::failed(format!(
+                    "packages {} and {} both have {path}",
+                    from[path], packages[place].name
+                )));
             }
         }
     }
@@ -138,7 +150,8 @@ impl Base<'_> {
     }
 
     fn own(&mut self, path: &str, mode: u32) -> Result<()> {
-        let owner = Owner { uid: 0, gid: 0, mode, xattrs: BTreeMap::new(), device: None, content: None, implied: false };
+        let owner =
+            Owner { uid: 0, gid: 0, mode, xattrs: BTreeMap::new(), device: None, content: None, implied: false };
         self.owners.entry(RootPath::new(path)?).or_insert(owner);
         Ok(())
     }
@@ -150,7 +163,15 @@ impl Base<'_> {
         let mut file = crate::sys::file::create_file_at(std::os::fd::AsFd::as_fd(&folder), path.name(), mode)?;
         std::io::Write::write_all(&mut file, content).map_err(|e| Error::io("write", path.below(self.files), e))?;
         let digest = crate::digest::Digest::of(content);
-        let owner = Owner { uid: 0, gid: 0, mode, xattrs: BTreeMap::new(), device: None, content: Some((digest, content.len() as u64)), implied: false };
+        let owner = Owner {
+            uid: 0,
+            gid: 0,
+            mode,
+            xattrs: BTreeMap::new(),
+            device: None,
+            content: Some((digest, content.len() as u64)),
+            implied: false,
+        };
         self.owners.insert(path, owner);
         Ok(())
     }
@@ -184,7 +205,8 @@ impl Base<'_> {
 
     fn package(&mut self, name: &str, deb: &Deb, status: &mut String, triggers: &mut Triggers) -> Result<()> {
         let member = |member: &str| deb.control.get(member).map(|(bytes, _)| bytes.as_slice()).unwrap_or_default();
-        let control = std::str::from_utf8(member("control")).map_err(|_| Error::failed("its control file is not UTF-8"))?;
+        let control =
+            std::str::from_utf8(member("control")).map_err(|_| Error::failed("its control file is not UTF-8"))?;
         let control = control.trim_matches('\n');
         if control.is_empty() || control.contains("\n\n") || field(control, "Package") != name {
             return Err(Error::failed("its control file is not its own"));
@@ -252,7 +274,10 @@ impl Triggers {
             };
             if trigger.starts_with('/') {
                 let _ = writeln!(self.file, "{trigger} {package}{suffix}");
-            } else if trigger.contains('/') || trigger.starts_with('.') || matches!(trigger, "File" | "Unincorp" | "Lock") {
+            } else if trigger.contains('/')
+                || trigger.starts_with('.')
+                || matches!(trigger, "File" | "Unincorp" | "Lock")
+            {
                 return Err(Error::failed(format!("its trigger {trigger:?} can't be a file name")));
             } else {
                 let _ = writeln!(self.explicit.entry(trigger.into()).or_default(), "{package}{suffix}");
@@ -284,6 +309,23 @@ policy=/usr/sbin/policy-rc.d
 if [ -n \"$policy\" ]; then printf '#!/bin/sh\\nexit 101\\n' > $policy; chmod 755 $policy; fi
 ";
 const NO_POLICY: &str = "if [ -n \"$policy\" ]; then rm -f $policy; fi\n";
+/// dpkg runs a package's preinst, from this folder, before it unpacks it. Ours are all unpacked by then,
+/// which is a state that they are used to: an installation that was cut off and begins anew looks like that.
+const PREINST: &str = "\
+preinst() {
+    package=${1##*/}; package=${package%.preinst}
+    cp -p $1 /var/lib/dpkg/tmp.ci/preinst
+    DPKG_MAINTSCRIPT_PACKAGE=${package%:*} DPKG_MAINTSCRIPT_PACKAGE_REFCOUNT=1 DPKG_MAINTSCRIPT_ARCH=$arch DPKG_MAINTSCRIPT_NAME=preinst \\
+        DPKG_RUNNING_VERSION=1.21.0 DPKG_ADMINDIR=/var/lib/dpkg DPKG_ROOT= /var/lib/dpkg/tmp.ci/preinst install
+}
+arch=$(dpkg --print-architecture)
+mkdir /var/lib/dpkg/tmp.ci
+[ ! -x /var/lib/dpkg/info/base-passwd.preinst ] || preinst /var/lib/dpkg/info/base-passwd.preinst
+for script in /var/lib/dpkg/info/*.preinst; do
+    [ ! -x $script ] || preinst $script
+done
+rm -rf /var/lib/dpkg/tmp.ci
+";
 const DPKG: &str = "dpkg --force-unsafe-io --force-confold --force-confdef";
 
 /// Configures an unpacked base system. Names of owners come from base-passwd and folders from
@@ -292,6 +334,7 @@ pub fn configure_steps() -> Vec<Step> {
     let script = format!(
         "set -e\n{POLICY}\
         [ -e /usr/bin/awk ] || [ ! -e /usr/bin/mawk ] || ln -s mawk /usr/bin/awk\n\
+        {PREINST}\
         {DPKG} --force-depends --configure base-passwd base-files\n\
         {DPKG} --configure -a\n{NO_POLICY}"
     );
@@ -333,7 +376,12 @@ fn stages(packages: &[LockedPackage]) -> Vec<BTreeSet<&str>> {
     let mut rest: BTreeSet<&str> = by_name.keys().copied().collect();
     while !rest.is_empty() {
         let before = |names: &BTreeSet<&str>| -> BTreeSet<&str> {
-            let first = names.iter().flat_map(|name| by_name[name].before.iter()).map(String::as_str).filter(|n| rest.contains(n)).collect();
+            let first = names
+                .iter()
+                .flat_map(|name| by_name[name].before.iter())
+                .map(String::as_str)
+                .filter(|n| rest.contains(n))
+                .collect();
             closure(&first).intersection(&rest).copied().collect()
         };
         // The innermost set of what has to come before: it needs nothing to be before itself.
@@ -351,19 +399,49 @@ fn stages(packages: &[LockedPackage]) -> Vec<BTreeSet<&str>> {
     stages
 }
 
+/// A Java key store (JKS, version 2) holds when each certificate was added. Behind the entries stands the
+/// SHA-1 of the password in UTF-16, a fixed text, and all before it (sun.security.provider.JavaKeyStore).
+const JAVA_KEYS: &str = r#"
+keys=/etc/ssl/certs/java/cacerts
+if [ -f $keys ]; then
+    perl -e '
+        open my $file, "<:raw", $ARGV[0] or die; local $/; my $keys = <$file>;
+        my ($magic, $version, $count) = unpack "N3", $keys;
+        exit 0 if $magic != 0xfeedfeed || $version != 2;
+        my $at = 12;
+        my $date = pack "Q>", ($ENV{SOURCE_DATE_EPOCH} || 0) * 1000;
+        for (1 .. $count) {
+            exit 0 if unpack("N", substr $keys, $at, 4) != 2;
+            $at += 6 + unpack "n", substr $keys, $at + 4, 2;
+            substr($keys, $at, 8) = $date;
+            $at += 10 + unpack "n", substr $keys, $at + 8, 2;
+            $at += 4 + unpack "N", substr $keys, $at, 4;
+        }
+        exit 0 if $at + 20 != length $keys;
+        $keys = substr $keys, 0, $at;
+        open my $sum, "|-:raw", "sha1sum > /tmp/cacerts.sum" or die;
+        print $sum join("", map "\0$_", split //, "changeit"), "Mighty Aphrodite", $keys; close $sum or die;
+        open $sum, "<", "/tmp/cacerts.sum" or die; <$sum> =~ /^([0-9a-f]{40})/ or die;
+        open $file, ">:raw", $ARGV[0] or die; print $file $keys, pack "H*", $1; close $file or die;
+    ' $keys
+    rm -f /tmp/cacerts.sum
+fi
+"#;
+
 /// Removes what is different each time or of no use in a builder. `docs/reproducible.md` has this list.
 ///
-/// - `/var/log`: times
+/// - `/var/log`: times (empty files stay)
 /// - `/var/cache/ldconfig/aux-cache`: inodes and times
 /// - `passwd-`, `group-`, `shadow-`, `gshadow-`, `subuid-`, `subgid-`, `*-old` of dpkg and debconf: the state before
 /// - lock files
 /// - `/var/cache/apt`, `/var/lib/apt/lists`: caches
 /// - the content of `/etc/machine-id`, all of `/var/lib/dbus/machine-id`: random
+/// - the dates in Java's `/etc/ssl/certs/java/cacerts`: set to `SOURCE_DATE_EPOCH`
 /// - `/var/lib/systemd/random-seed`, `/etc/ssh/ssh_host_*_key*`, `ssl-cert-snakeoil.*`: random, and nobody's secret should be in an image
 pub fn clean_steps() -> Vec<Step> {
     let script = "\
         set -e\n\
-        find /var/log -type f -delete\n\
+        find /var/log -type f ! -size 0 -delete\n\
         [ ! -d /var/lib/apt/lists ] || find /var/lib/apt/lists -type f -delete\n\
         rm -rf /var/cache/ldconfig/aux-cache /var/cache/apt/archives/*.deb /var/cache/apt/*.bin\n\
         rm -f /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- /etc/subuid- /etc/subgid- /etc/.pwd.lock\n\
@@ -371,7 +449,7 @@ pub fn clean_steps() -> Vec<Step> {
         rm -f /var/lib/dbus/machine-id /var/lib/systemd/random-seed /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub\n\
         rm -f /etc/ssl/private/ssl-cert-snakeoil.key /etc/ssl/certs/ssl-cert-snakeoil.pem\n\
         [ ! -e /etc/machine-id ] || : > /etc/machine-id\n";
-    vec![Step::Shell(script.into())]
+    vec![Step::Shell(format!("{script}{JAVA_KEYS}"))]
 }
 
 #[cfg(test)]
@@ -382,7 +460,17 @@ mod tests {
     fn package(name: &str, depends: &[&str], before: &[&str]) -> LockedPackage {
         let set = |names: &[&str]| names.iter().map(|n| n.to_string()).collect::<BTreeSet<_>>();
         let depends = set(&[depends, before].concat());
-        LockedPackage { name: name.into(), version: "1".into(), digest: Digest::of(name), size: 1, file: "x".into(), suite: "s".into(), base: false, depends, before: set(before) }
+        LockedPackage {
+            name: name.into(),
+            version: "1".into(),
+            digest: Digest::of(name),
+            size: 1,
+            file: "x".into(),
+            suite: "s".into(),
+            base: false,
+            depends,
+            before: set(before),
+        }
     }
 
     #[test]

@@ -76,7 +76,13 @@ impl Archive<'_> {
     }
 
     fn reader(&self) -> Reader<'_> {
-        Reader { http: self.http, store: self.store, keyring: self.keyring, architecture: self.architecture, now: self.now }
+        Reader {
+            http: self.http,
+            store: self.store,
+            keyring: self.keyring,
+            architecture: self.architecture,
+            now: self.now,
+        }
     }
 
     /// A lock of the base system and `more`, at the versions of the newest index. It may not be older
@@ -84,7 +90,12 @@ impl Archive<'_> {
     pub fn new_lock(&self, more: &[String], old: Option<&Lock>) -> Result<Lock> {
         let seen = old.map(|l| l.index.as_slice()).unwrap_or_default();
         let index = self.reader().newest(&self.sources()?, seen)?;
-        let mut lock = Lock { architecture: self.architecture.into(), suite: self.suite.into(), index: index.pinned.clone(), ..Lock::default() };
+        let mut lock = Lock {
+            architecture: self.architecture.into(),
+            suite: self.suite.into(),
+            index: index.pinned.clone(),
+            ..Lock::default()
+        };
         if let Some(old) = old {
             (lock.users, lock.groups) = (old.users.clone(), old.groups.clone());
         }
@@ -92,7 +103,8 @@ impl Archive<'_> {
         let names = [base.as_slice(), more].concat();
         let chosen = resolve::resolve(&index, &names, &BTreeMap::new())?;
         add(&mut lock, chosen.values());
-        let closed: Vec<String> = lock.closure(base.iter().map(String::as_str))?.into_keys().map(String::from).collect();
+        let closed: Vec<String> =
+            lock.closure(base.iter().map(String::as_str))?.into_keys().map(String::from).collect();
         for package in lock.packages.values_mut() {
             package.base = closed.contains(&package.name);
         }
@@ -105,7 +117,8 @@ impl Archive<'_> {
             return Ok(vec![]);
         }
         let index = self.reader().pinned(&self.sources()?, &lock.index)?;
-        let locked: BTreeMap<String, String> = lock.packages.iter().map(|(name, package)| (name.clone(), package.version.clone())).collect();
+        let locked: BTreeMap<String, String> =
+            lock.packages.iter().map(|(name, package)| (name.clone(), package.version.clone())).collect();
         let chosen = with_all(&index, lock, names, &locked).or_else(|_| with_base(&index, lock, names, &locked))?;
         let added: Vec<String> = chosen.keys().filter(|name| !lock.packages.contains_key(*name)).cloned().collect();
         let new = chosen.values().filter(|c| added.contains(&c.package.name)).collect::<Vec<_>>();
@@ -165,7 +178,9 @@ mod tests {
                 header.set_entry_type(if folder { tar::EntryType::Directory } else { tar::EntryType::Regular });
                 header.set_mode(if folder || !content.contains("data") { 0o755 } else { 0o644 });
                 header.set_size(content.len() as u64);
-                (header.set_uid(0), header.set_gid(0), header.set_mtime(0));
+                header.set_uid(0);
+                header.set_gid(0);
+                header.set_mtime(0);
                 tar.append_data(&mut header, name, content.as_bytes()).unwrap();
             }
             tar.into_inner().unwrap()
@@ -175,7 +190,9 @@ mod tests {
         std::io::Write::write_all(&mut xz, &tar(files)).unwrap();
         let (control, data) = (zstd::encode_all(control.as_slice(), 1).unwrap(), xz.finish().unwrap());
         let mut out = ar::Builder::new(vec![]);
-        for (name, bytes) in [("debian-binary", b"2.0\n".as_slice()), ("control.tar.zst", &control), ("data.tar.xz", &data)] {
+        for (name, bytes) in
+            [("debian-binary", b"2.0\n".as_slice()), ("control.tar.zst", &control), ("data.tar.xz", &data)]
+        {
             out.append(&ar::Header::new(name.into(), bytes.len() as u64), bytes).unwrap();
         }
         out.into_inner().unwrap()
@@ -197,12 +214,36 @@ mod tests {
     impl World {
         fn new() -> Self {
             let world = Self { folder: tempfile::tempdir().unwrap(), secret: key(true) };
-            world.publish("Sat, 11 Jul 2026 10:16:37 UTC", &[
-                (BASE, deb(BASE, &[("./", ""), ("./etc/", ""), ("./etc/os", "data os"), ("./bin/", ""), ("./bin/ls", "ls"), ("./var/lib/dpkg/", "")], &[("./conffiles", "/etc/os\n"), ("./postinst", "#!/bin/sh\n")])),
-                (AWK, deb(AWK, &[("./usr/bin/", ""), ("./usr/bin/mawk", "mawk")], &[("./triggers", "interest-noawait ldconfig\n")])),
-                (APT, deb(APT, &[("./usr/bin/apt", "apt")], &[])),
-                (GCC, deb(GCC, &[("./usr/bin/gcc", "gcc")], &[])),
-            ]);
+            world.publish(
+                "Sat, 11 Jul 2026 10:16:37 UTC",
+                &[
+                    (
+                        BASE,
+                        deb(
+                            BASE,
+                            &[
+                                ("./", ""),
+                                ("./etc/", ""),
+                                ("./etc/os", "data os"),
+                                ("./bin/", ""),
+                                ("./bin/ls", "ls"),
+                                ("./var/lib/dpkg/", ""),
+                            ],
+                            &[("./conffiles", "/etc/os\n"), ("./postinst", "#!/bin/sh\n")],
+                        ),
+                    ),
+                    (
+                        AWK,
+                        deb(
+                            AWK,
+                            &[("./usr/bin/", ""), ("./usr/bin/mawk", "mawk")],
+                            &[("./triggers", "interest-noawait ldconfig\n")],
+                        ),
+                    ),
+                    (APT, deb(APT, &[("./usr/bin/apt", "apt")], &[])),
+                    (GCC, deb(GCC, &[("./usr/bin/gcc", "gcc")], &[])),
+                ],
+            );
             world
         }
 
@@ -219,10 +260,18 @@ mod tests {
             for (control, deb) in packages {
                 let name = control.lines().next().unwrap().strip_prefix("Package: ").unwrap();
                 std::fs::write(mirror.join(format!("pool/{name}.deb")), deb).unwrap();
-                index.push_str(&format!("{control}\nFilename: pool/{name}.deb\nSize: {}\nSHA256: {}\n\n", deb.len(), Digest::of(deb).hex()));
+                index.push_str(&format!(
+                    "{control}\nFilename: pool/{name}.deb\nSize: {}\nSHA256: {}\n\n",
+                    deb.len(),
+                    Digest::of(deb).hex()
+                ));
             }
             std::fs::write(folder.join("Packages"), &index).unwrap();
-            let text = format!("Codename: test\nDate: {date}\nSHA256:\n {} {} main/binary-amd64/Packages\n", Digest::of(&index).hex(), index.len());
+            let text = format!(
+                "Codename: test\nDate: {date}\nSHA256:\n {} {} main/binary-amd64/Packages\n",
+                Digest::of(&index).hex(),
+                index.len()
+            );
             std::fs::write(mirror.join("dists/test/InRelease"), sign(&self.secret, &text)).unwrap();
         }
 
@@ -231,15 +280,32 @@ mod tests {
             let store = Store::open(&self.path(store)).unwrap();
             let (keyring, http) = (keyring(&[&self.secret]), Http::new(Network::Offline));
             let mirrors = [format!("file:{}", self.path("mirror").display())];
-            act(&Archive { suite: "test", architecture: "amd64", mirrors: &mirrors, apt: Path::new("/nonexistent"), keyring: &keyring, http: &http, store: &store, now: now() })
+            act(&Archive {
+                suite: "test",
+                architecture: "amd64",
+                mirrors: &mirrors,
+                apt: Path::new("/nonexistent"),
+                keyring: &keyring,
+                http: &http,
+                store: &store,
+                now: now(),
+            })
         }
 
         fn bootstrap(&self, store: &str, packages: &[&str], locked: bool) -> Result<crate::builder::Builder> {
             let packages: Vec<String> = packages.iter().map(|p| p.to_string()).collect();
             self.with(store, |archive| {
                 let request = Request {
-                    tag: "t", from: &From::Debian("test".into()), written: "debian:test", packages: &packages, lock: &self.path("tapeout.lock"), locked,
-                    update: false, archive, epoch: None, progress: &download::Silent,
+                    tag: "t",
+                    from: &From::Debian("test".into()),
+                    written: "debian:test",
+                    packages: &packages,
+                    lock: &self.path("tapeout.lock"),
+                    locked,
+                    update: false,
+                    archive,
+                    epoch: None,
+                    progress: &download::Silent,
                 };
                 make(&request, &Nothing(archive.store.clone()))
             })
@@ -262,12 +328,20 @@ mod tests {
         let builder = world.bootstrap("store", &[], false).unwrap();
         assert_eq!(builder.packages.keys().collect::<Vec<_>>(), ["apt", "base-files", "mawk"]);
         let tree = world.with("store", |archive| archive.store.changeset(&builder.changesets[0]).unwrap());
-        let entry = |path: &str| tree.changeset.changes.get(&RootPath::new(path).unwrap()).and_then(|c| c.now.clone()).unwrap_or_else(|| panic!("{path} is missing"));
+        let entry = |path: &str| {
+            tree.changeset
+                .changes
+                .get(&RootPath::new(path).unwrap())
+                .and_then(|c| c.now.clone())
+                .unwrap_or_else(|| panic!("{path} is missing"))
+        };
         assert_eq!(entry("bin"), crate::tree::Entry::link("usr/bin"));
         assert_eq!(entry("usr/bin/ls"), crate::tree::Entry::file(b"ls", 0o755));
         assert_eq!(tree.changeset.time, 1783764997);
         let read = |path: &str| {
-            let mut file = world.with("store", |archive| archive.store.read(&builder.changesets[0], &RootPath::new(path).unwrap())).unwrap();
+            let mut file = world
+                .with("store", |archive| archive.store.read(&builder.changesets[0], &RootPath::new(path).unwrap()))
+                .unwrap();
             let mut text = String::new();
             std::io::Read::read_to_string(&mut file, &mut text).unwrap();
             text
@@ -293,7 +367,10 @@ mod tests {
         world.publish("Sun, 12 Jul 2026 10:16:37 UTC", &[(&newer, deb(&newer, &[], &[]))]);
         let mut lock = before.clone();
         let added = world.with("store", |archive| archive.extend(&mut lock, &["gcc".into()])).unwrap();
-        assert_eq!((added, lock.packages["gcc"].version.as_str(), &lock.index), (vec!["gcc".to_string()], "4", &before.index));
+        assert_eq!(
+            (added, lock.packages["gcc"].version.as_str(), &lock.index),
+            (vec!["gcc".to_string()], "4", &before.index)
+        );
         assert!(lock.packages["base-files"].base && !lock.packages["gcc"].base);
         assert_eq!(lock.packages["base-files"].before.iter().collect::<Vec<_>>(), ["mawk"]);
     }
@@ -326,9 +403,15 @@ mod tests {
     fn two_packages_with_one_file_are_an_error_that_names_both() {
         let world = World::new();
         let more = "Package: more\nVersion: 1\nArchitecture: all\nEssential: yes";
-        world.publish("Sat, 11 Jul 2026 10:16:37 UTC", &[
-            (BASE, deb(BASE, &[("./bin/x", "x")], &[])), (AWK, deb(AWK, &[], &[])), (APT, deb(APT, &[], &[])), (more, deb(more, &[("./usr/bin/x", "y")], &[])),
-        ]);
+        world.publish(
+            "Sat, 11 Jul 2026 10:16:37 UTC",
+            &[
+                (BASE, deb(BASE, &[("./bin/x", "x")], &[])),
+                (AWK, deb(AWK, &[], &[])),
+                (APT, deb(APT, &[], &[])),
+                (more, deb(more, &[("./usr/bin/x", "y")], &[])),
+            ],
+        );
         let error = world.bootstrap("store", &[], false).unwrap_err();
         assert!(error.what().contains("base-files") && error.what().contains("more"), "{error}");
     }
@@ -345,7 +428,10 @@ mod tests {
             }),
         ] {
             let world = World::new();
-            world.publish("Sat, 11 Jul 2026 10:16:37 UTC", &[(BASE, bytes), (AWK, deb(AWK, &[], &[])), (APT, deb(APT, &[], &[]))]);
+            world.publish(
+                "Sat, 11 Jul 2026 10:16:37 UTC",
+                &[(BASE, bytes), (AWK, deb(AWK, &[], &[])), (APT, deb(APT, &[], &[]))],
+            );
             let error = world.bootstrap("store", &[], false).unwrap_err();
             assert!(error.what().contains("base-files"), "{what}: {error}");
         }
@@ -360,8 +446,14 @@ mod tests {
         let (keyring, http) = (Keyring::debian().unwrap(), Http::new(Network::Allowed));
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
         let archive = Archive {
-            suite: "bookworm", architecture: host_architecture().unwrap(), mirrors: &[], apt: Path::new("/etc/apt"),
-            keyring: &keyring, http: &http, store: &store, now,
+            suite: "bookworm",
+            architecture: host_architecture().unwrap(),
+            mirrors: &[],
+            apt: Path::new("/etc/apt"),
+            keyring: &keyring,
+            http: &http,
+            store: &store,
+            now,
         };
         let step = std::cell::Cell::new(std::time::Instant::now());
         let took = |what: &str| {
@@ -379,7 +471,8 @@ mod tests {
         let packages: Vec<_> = lock.builder_packages(&more).unwrap().into_values().collect();
         download::download(&packages, &archive.sources().unwrap(), &http, &store, &download::Silent).unwrap();
         took("download");
-        let unpacked = install::prepare(&store, &packages, archive.architecture, lock.date().unwrap(), &download::Silent).unwrap();
+        let unpacked =
+            install::prepare(&store, &packages, archive.architecture, lock.date().unwrap(), &download::Silent).unwrap();
         took("unpack");
         let root = crate::sys::root::Root::open(&unpacked.files).unwrap();
         let digest = crate::changeset::digest_of(&unpacked.changeset, |path| root.open_file(path)).unwrap();
@@ -387,22 +480,35 @@ mod tests {
         store.keep_changeset(digest, unpacked.changeset, &unpacked.files).unwrap();
         took("keep");
         let mut longer = lock.clone();
-        let added = archive.extend(&mut longer, &["redis-server".into(), "python3".into(), "openjdk-17-jre-headless".into()]).unwrap();
+        let added = archive
+            .extend(&mut longer, &["redis-server".into(), "python3".into(), "openjdk-17-jre-headless".into()])
+            .unwrap();
         took(&format!("extend by {added:?}"));
         assert!(longer.packages.len() > lock.packages.len());
         std::fs::write(folder.join("digest"), digest.hex()).unwrap();
         longer.write(&folder.join("longer.lock")).unwrap();
         let union: Vec<_> = longer.packages.values().filter(|p| added.contains(&p.name)).cloned().collect();
-        download::download(&union.iter().collect::<Vec<_>>(), &archive.sources().unwrap(), &http, &store, &download::Silent).unwrap();
+        download::download(
+            &union.iter().collect::<Vec<_>>(),
+            &archive.sources().unwrap(),
+            &http,
+            &store,
+            &download::Silent,
+        )
+        .unwrap();
         let script = |steps: Vec<crate::build_file::spec::Step>| -> String {
-            steps.into_iter().map(|step| match step {
-                crate::build_file::spec::Step::Shell(script) => format!("({script})\n"),
-                crate::build_file::spec::Step::Argv(argv) => argv.join(" "),
-            }).collect()
+            steps
+                .into_iter()
+                .map(|step| match step {
+                    crate::build_file::spec::Step::Shell(script) => format!("({script})\n"),
+                    crate::build_file::spec::Step::Argv(argv) => argv.join(" "),
+                })
+                .collect()
         };
         std::fs::write(folder.join("configure.sh"), script(install::configure_steps())).unwrap();
         std::fs::write(folder.join("install.sh"), script(install::install_steps(&union))).unwrap();
-        let links: String = union.iter().map(|p| format!("{} {}\n", store.blob_path(&p.digest).display(), p.name)).collect();
+        let links: String =
+            union.iter().map(|p| format!("{} {}\n", store.blob_path(&p.digest).display(), p.name)).collect();
         std::fs::write(folder.join("union"), links).unwrap();
     }
 }

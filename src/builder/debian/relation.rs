@@ -128,7 +128,10 @@ fn parse_relation(text: &str, architecture: &str) -> Result<Option<Relation>> {
     if !is_name(name) {
         return Err(bad());
     }
-    Ok(Some(Relation { name: name.into(), version: condition.map(|c| parse_condition(c).ok_or_else(bad)).transpose()? }))
+    Ok(Some(Relation {
+        name: name.into(),
+        version: condition.map(|c| parse_condition(c).ok_or_else(bad)).transpose()?,
+    }))
 }
 
 fn applies(list: &str, architecture: &str) -> bool {
@@ -138,9 +141,16 @@ fn applies(list: &str, architecture: &str) -> bool {
 }
 
 fn parse_condition(text: &str) -> Option<(Operator, Version)> {
-    let operators = [("<<", Operator::Before), ("<=", Operator::AtMost), (">=", Operator::AtLeast), (">>", Operator::After), ("=", Operator::Exactly),
+    let operators = [
+        ("<<", Operator::Before),
+        ("<=", Operator::AtMost),
+        (">=", Operator::AtLeast),
+        (">>", Operator::After),
+        ("=", Operator::Exactly),
         // Old forms: policy 7.1.
-        ("<", Operator::AtMost), (">", Operator::AtLeast)];
+        ("<", Operator::AtMost),
+        (">", Operator::AtLeast),
+    ];
     let (operator, rest) = operators.iter().find_map(|(sign, operator)| Some((*operator, text.strip_prefix(sign)?)))?;
     Some((operator, version(rest.trim())?))
 }
@@ -161,7 +171,8 @@ mod tests {
 
     #[test]
     fn relations_are_read_as_policy_has_them() {
-        let read = parse_relations("a (>= 1:2.0-1~) | b:any, c [amd64 i386], d [!amd64], e [arm64] | f,", "amd64").unwrap();
+        let read =
+            parse_relations("a (>= 1:2.0-1~) | b:any, c [amd64 i386], d [!amd64], e [arm64] | f,", "amd64").unwrap();
         let shown: Vec<Vec<String>> = read.iter().map(|g| g.iter().map(|r| r.to_string()).collect()).collect();
         assert_eq!(shown, [vec!["a (>= 1:2.0-1~)", "b"], vec!["c"], vec!["f"]]);
         for bad in ["a (", "a (1)", "A", "a (>= )", "a [amd64", "../a", "a (>= 1 2)"] {
@@ -171,9 +182,17 @@ mod tests {
 
     #[test]
     fn versions_compare_as_dpkg_does() {
-        let fits = |condition: &str, have: &str| parse_relations(&format!("a ({condition})"), "").unwrap()[0][0].fits(&version(have).unwrap());
-        for (condition, have, expected) in [(">= 1.0", "1.0~rc1", false), ("<< 1.0", "1.0~rc1", true), ("= 1.0-1", "1.0-1", true), (">> 1:0", "2", false),
-            ("<= 2.36-9", "2.36-9+deb12u1", false), (">= 1.10", "1.9", false)] {
+        let fits = |condition: &str, have: &str| {
+            parse_relations(&format!("a ({condition})"), "").unwrap()[0][0].fits(&version(have).unwrap())
+        };
+        for (condition, have, expected) in [
+            (">= 1.0", "1.0~rc1", false),
+            ("<< 1.0", "1.0~rc1", true),
+            ("= 1.0-1", "1.0-1", true),
+            (">> 1:0", "2", false),
+            ("<= 2.36-9", "2.36-9+deb12u1", false),
+            (">= 1.10", "1.9", false),
+        ] {
             assert_eq!(fits(condition, have), expected, "{have} {condition}");
         }
     }

@@ -56,12 +56,19 @@ impl Release {
         // Security's suite is called bookworm-security, buster's was buster/updates.
         let asked = suite.split('/').next().unwrap_or(suite);
         if ![&self.suite, &self.codename].iter().any(|name| *name == suite || *name == asked) {
-            return Err(Error::failed(format!("the mirror gave suite {:?} ({:?}) instead of {suite:?}", self.codename, self.suite)));
+            return Err(Error::failed(format!(
+                "the mirror gave suite {:?} ({:?}) instead of {suite:?}",
+                self.codename, self.suite
+            )));
         }
         if let Some(seen) = seen.filter(|seen| self.date < *seen) {
-            return Err(Error::failed(format!("the mirror's index of {suite} is of {}, older than the one in the lock, of {}", shown_time(self.date), shown_time(seen)))
-                .why("a mirror that goes back in time hides security updates")
-                .next("wait until the mirror has caught up, or name another one with --mirror"));
+            return Err(Error::failed(format!(
+                "the mirror's index of {suite} is of {}, older than the one in the lock, of {}",
+                shown_time(self.date),
+                shown_time(seen)
+            ))
+            .why("a mirror that goes back in time hides security updates")
+            .next("wait until the mirror has caught up, or name another one with --mirror"));
         }
         if let Some(until) = self.valid_until.filter(|until| *until < now) {
             return Err(Error::failed(format!("the index of {suite} was valid until {}", shown_time(until)))
@@ -74,14 +81,19 @@ impl Release {
 
 /// `Sat, 11 Jul 2026 10:16:37 UTC`
 fn time(text: &str) -> Option<i64> {
-    let text = text.strip_suffix("UTC").or_else(|| text.strip_suffix("GMT")).or_else(|| text.strip_suffix("+0000"))?.trim_end();
+    let text = text
+        .strip_suffix("UTC")
+        .or_else(|| text.strip_suffix("GMT"))
+        .or_else(|| text.strip_suffix("+0000"))?
+        .trim_end();
     let day = text.split_once(", ").map_or(text, |(_, day)| day);
     chrono::NaiveDateTime::parse_from_str(day, "%d %b %Y %H:%M:%S").ok().map(|t| t.and_utc().timestamp())
 }
 
 /// `2026-07-11T10:16:37Z`
 pub fn shown_time(seconds: i64) -> String {
-    chrono::DateTime::from_timestamp(seconds, 0).map_or_else(|| seconds.to_string(), |t| t.format("%Y-%m-%dT%H:%M:%SZ").to_string())
+    chrono::DateTime::from_timestamp(seconds, 0)
+        .map_or_else(|| seconds.to_string(), |t| t.format("%Y-%m-%dT%H:%M:%SZ").to_string())
 }
 
 /// The inverse of [`shown_time`].
@@ -100,7 +112,11 @@ mod tests {
     #[test]
     fn the_fields_that_count_are_read() {
         let digest = Digest::of("x");
-        let read = release(&format!("Acquire-By-Hash: yes\nMD5Sum:\n 0 1 main/x\nSHA256:\n {}   12 main/binary-amd64/Packages.xz\n", digest.hex())).unwrap();
+        let read = release(&format!(
+            "Acquire-By-Hash: yes\nMD5Sum:\n 0 1 main/x\nSHA256:\n {}   12 main/binary-amd64/Packages.xz\n",
+            digest.hex()
+        ))
+        .unwrap();
         assert_eq!(read.files["main/binary-amd64/Packages.xz"], (digest, 12));
         assert_eq!((read.date, read.by_hash, read.files.len()), (1783764997, true, 1));
         assert_eq!(parse_time(&shown_time(read.date)), Some(read.date));
@@ -108,7 +124,12 @@ mod tests {
 
     #[test]
     fn what_can_not_be_read_is_an_error() {
-        for bad in ["SHA256:\n abc 1 x\n", "SHA256:\n ../../x 1 x\n", "Valid-Until: soon\n", "\nSuite: other\nDate: Sat, 11 Jul 2026 10:16:37 UTC\n"] {
+        for bad in [
+            "SHA256:\n abc 1 x\n",
+            "SHA256:\n ../../x 1 x\n",
+            "Valid-Until: soon\n",
+            "\nSuite: other\nDate: Sat, 11 Jul 2026 10:16:37 UTC\n",
+        ] {
             assert!(release(bad).is_err(), "{bad}");
         }
         assert!(Release::parse("Suite: x\n").is_err());

@@ -10,8 +10,9 @@ use std::hash::{Hash, Hasher};
 
 use resolvo::utils::{Pool, VersionSet};
 use resolvo::{
-    Candidates, Condition, ConditionId, ConditionalRequirement, Dependencies, DependencyProvider, HintDependenciesAvailable, Interner, KnownDependencies, NameId,
-    Problem, Requirement, SolvableId, Solver, SolverCache, StringId, UnsolvableOrCancelled, VersionSetId, VersionSetUnionId,
+    Candidates, Condition, ConditionId, ConditionalRequirement, Dependencies, DependencyProvider,
+    HintDependenciesAvailable, Interner, KnownDependencies, NameId, Problem, Requirement, SolvableId, Solver,
+    SolverCache, StringId, UnsolvableOrCancelled, VersionSetId, VersionSetUnionId,
 };
 
 use super::index::{Index, Package};
@@ -33,7 +34,8 @@ pub struct Chosen<'a> {
 /// root is merged before anything is unpacked, what says so.
 pub fn minbase(index: &Index) -> Vec<String> {
     let newest = index.packages.values().filter_map(|versions| versions.first());
-    let mut names: Vec<_> = newest.filter(|p| p.essential || p.priority == "required").map(|p| p.name.clone()).collect();
+    let mut names: Vec<_> =
+        newest.filter(|p| p.essential || p.priority == "required").map(|p| p.name.clone()).collect();
     let more = ["apt", "usr-is-merged"].into_iter().filter(|name| index.packages.contains_key(*name));
     names.extend(more.map(String::from));
     names.sort();
@@ -43,7 +45,11 @@ pub fn minbase(index: &Index) -> Vec<String> {
 
 /// The packages that `names` need, all together. `locked` are versions that must be taken where such
 /// a package is.
-pub fn resolve<'a>(index: &'a Index, names: &[String], locked: &BTreeMap<String, String>) -> Result<BTreeMap<String, Chosen<'a>>> {
+pub fn resolve<'a>(
+    index: &'a Index,
+    names: &[String],
+    locked: &BTreeMap<String, String>,
+) -> Result<BTreeMap<String, Chosen<'a>>> {
     let provider = Provider { index, locked, pool: Pool::default() };
     let wanted: Vec<_> = names.iter().map(|name| Relation { name: name.clone(), version: None }).collect();
     for relation in &wanted {
@@ -56,12 +62,14 @@ pub fn resolve<'a>(index: &'a Index, names: &[String], locked: &BTreeMap<String,
     let solved = solver.solve(Problem::new().requirements(requirements)).map_err(|problem| match problem {
         UnsolvableOrCancelled::Unsolvable(conflict) => {
             let why = conflict.display_user_friendly(&solver).to_string();
-            Error::failed(format!("no versions of these packages go together: {}", names.join(", "))).why(why.trim_end().to_string())
+            Error::failed(format!("no versions of these packages go together: {}", names.join(", ")))
+                .why(why.trim_end().to_string())
         }
         UnsolvableOrCancelled::Cancelled(_) => Error::failed("resolving packages was cancelled"),
     })?;
     let provider = solver.provider();
-    let chosen: BTreeMap<&str, &Package> = solved.into_iter().map(|id| provider.package(id)).map(|p| (p.name.as_str(), p)).collect();
+    let chosen: BTreeMap<&str, &Package> =
+        solved.into_iter().map(|id| provider.package(id)).map(|p| (p.name.as_str(), p)).collect();
     Ok(closure(index, &wanted, &chosen))
 }
 
@@ -70,25 +78,36 @@ fn unknown(index: &Index, name: &str) -> Error {
     let near = index.packages.keys().find(|known| known.replace(['-', '.'], "") == name.replace(['-', '.', '_'], ""));
     match near {
         Some(near) => error.next(format!("did you mean {near}?")),
-        None => error.why(format!("read from {}", index.pinned.iter().map(|p| p.suite.as_str()).collect::<Vec<_>>().join(", "))),
+        None => error
+            .why(format!("read from {}", index.pinned.iter().map(|p| p.suite.as_str()).collect::<Vec<_>>().join(", "))),
     }
 }
 
 /// What is reached from the wanted names, with each alternative decided.
-fn closure<'a>(index: &Index, wanted: &[Relation], chosen: &BTreeMap<&str, &'a Package>) -> BTreeMap<String, Chosen<'a>> {
+fn closure<'a>(
+    index: &Index,
+    wanted: &[Relation],
+    chosen: &BTreeMap<&str, &'a Package>,
+) -> BTreeMap<String, Chosen<'a>> {
     let mut reached = BTreeMap::new();
-    let mut todo: Vec<&Package> = wanted.iter().filter_map(|relation| satisfied_by(index, std::slice::from_ref(relation), chosen)).collect();
+    let mut todo: Vec<&Package> =
+        wanted.iter().filter_map(|relation| satisfied_by(index, std::slice::from_ref(relation), chosen)).collect();
     while let Some(package) = todo.pop() {
         if reached.contains_key(&package.name) {
             continue;
         }
         let needed = |groups: &[Vec<Relation>]| -> Vec<&Package> {
-            groups.iter().filter_map(|group| satisfied_by(index, group, chosen)).filter(|p| p.name != package.name).collect()
+            groups
+                .iter()
+                .filter_map(|group| satisfied_by(index, group, chosen))
+                .filter(|p| p.name != package.name)
+                .collect()
         };
         let names = |packages: Vec<&Package>| packages.into_iter().map(|p| p.name.clone()).collect();
         todo.extend(needed(&package.depends));
         if let Some(package) = chosen.get(package.name.as_str()) {
-            let (depends, before) = (names(needed(&package.depends)), names(needed(&package.depends[..package.pre_depends])));
+            let (depends, before) =
+                (names(needed(&package.depends)), names(needed(&package.depends[..package.pre_depends])));
             reached.insert(package.name.clone(), Chosen { package, depends, before });
         }
     }
@@ -96,11 +115,17 @@ fn closure<'a>(index: &Index, wanted: &[Relation], chosen: &BTreeMap<&str, &'a P
 }
 
 /// The chosen package that satisfies the first alternative that is satisfied.
-pub fn satisfied_by<'a>(index: &Index, group: &[Relation], chosen: &BTreeMap<&str, &'a Package>) -> Option<&'a Package> {
+pub fn satisfied_by<'a>(
+    index: &Index,
+    group: &[Relation],
+    chosen: &BTreeMap<&str, &'a Package>,
+) -> Option<&'a Package> {
     group.iter().find_map(|relation| {
         let real = chosen.get(relation.name.as_str()).filter(|p| relation.fits(&p.version));
         let providers = index.providers.get(&relation.name).into_iter().flatten();
-        let mut provided = providers.filter_map(|name| chosen.get(name.as_str())).filter(|p| p.provides.iter().any(|given| relation.fits_provided(given)));
+        let mut provided = providers
+            .filter_map(|name| chosen.get(name.as_str()))
+            .filter(|p| p.provides.iter().any(|given| relation.fits_provided(given)));
         real.or_else(|| provided.next()).copied()
     })
 }
@@ -117,7 +142,11 @@ struct Set {
 
 impl Set {
     fn holds(&self, package: &Package) -> bool {
-        let fits = if self.provided { package.provides.iter().any(|given| self.relation.fits_provided(given)) } else { self.relation.fits(&package.version) };
+        let fits = if self.provided {
+            package.provides.iter().any(|given| self.relation.fits_provided(given))
+        } else {
+            self.relation.fits(&package.version)
+        };
         fits != self.not
     }
 }
@@ -186,11 +215,21 @@ impl<'a> Provider<'a, '_> {
     fn alternatives(&self, group: &[Relation]) -> Vec<VersionSetId> {
         let mut sets = vec![];
         for relation in group {
-            if self.index.packages.get(&relation.name).is_some_and(|versions| versions.iter().any(|p| relation.fits(&p.version))) {
+            if self
+                .index
+                .packages
+                .get(&relation.name)
+                .is_some_and(|versions| versions.iter().any(|p| relation.fits(&p.version)))
+            {
                 sets.push(self.set(&relation.name, relation, false, false));
             }
-            for name in self.index.providers.get(&relation.name).into_iter().flatten().filter(|name| **name != relation.name) {
-                if self.index.packages[name].iter().any(|p| p.provides.iter().any(|given| relation.fits_provided(given))) {
+            for name in
+                self.index.providers.get(&relation.name).into_iter().flatten().filter(|name| **name != relation.name)
+            {
+                if self.index.packages[name]
+                    .iter()
+                    .any(|p| p.provides.iter().any(|given| relation.fits_provided(given)))
+                {
                     sets.push(self.set(name, relation, true, false));
                 }
             }
@@ -204,7 +243,9 @@ impl<'a> Provider<'a, '_> {
             // Nothing satisfies it: the solver says so.
             ([], Some(first)) => self.set(&first.name, first, false, false).into(),
             ([one], _) => (*one).into(),
-            ([first, rest @ ..], _) => Requirement::Union(self.pool.intern_version_set_union(*first, rest.iter().copied())).into(),
+            ([first, rest @ ..], _) => {
+                Requirement::Union(self.pool.intern_version_set_union(*first, rest.iter().copied())).into()
+            }
             ([], None) => Requirement::default().into(),
         }
     }
@@ -215,7 +256,14 @@ impl<'a> Provider<'a, '_> {
             if self.index.packages.contains_key(&relation.name) {
                 sets.push(self.set(&relation.name, relation, false, true));
             }
-            for name in self.index.providers.get(&relation.name).into_iter().flatten().filter(|n| **n != package.name && **n != relation.name) {
+            for name in self
+                .index
+                .providers
+                .get(&relation.name)
+                .into_iter()
+                .flatten()
+                .filter(|n| **n != package.name && **n != relation.name)
+            {
                 sets.push(self.set(name, relation, true, true));
             }
         }
@@ -262,7 +310,12 @@ impl Interner for Provider<'_, '_> {
 }
 
 impl DependencyProvider for Provider<'_, '_> {
-    async fn filter_candidates(&self, candidates: &[SolvableId], version_set: VersionSetId, inverse: bool) -> Vec<SolvableId> {
+    async fn filter_candidates(
+        &self,
+        candidates: &[SolvableId],
+        version_set: VersionSetId,
+        inverse: bool,
+    ) -> Vec<SolvableId> {
         let set = self.pool.resolve_version_set(version_set);
         candidates.iter().copied().filter(|id| set.holds(self.package(*id)) != inverse).collect()
     }
@@ -270,10 +323,19 @@ impl DependencyProvider for Provider<'_, '_> {
     async fn get_candidates(&self, name: NameId) -> Option<Candidates> {
         let text = self.pool.resolve_package_name(name);
         let versions = self.index.packages.get(text)?;
-        let place = |(place, package): (usize, &Package)| self.pool.intern_solvable(name, Version { place, shown: package.version.to_string() });
+        let place = |(place, package): (usize, &Package)| {
+            self.pool.intern_solvable(name, Version { place, shown: package.version.to_string() })
+        };
         let candidates: Vec<_> = versions.iter().enumerate().map(place).collect();
-        let locked = self.locked.get(text).and_then(|version| candidates.iter().copied().find(|id| self.package(*id).version.to_string() == *version));
-        Some(Candidates { locked, candidates, hint_dependencies_available: HintDependenciesAvailable::None, ..Candidates::default() })
+        let locked = self.locked.get(text).and_then(|version| {
+            candidates.iter().copied().find(|id| self.package(*id).version.to_string() == *version)
+        });
+        Some(Candidates {
+            locked,
+            candidates,
+            hint_dependencies_available: HintDependenciesAvailable::None,
+            ..Candidates::default()
+        })
     }
 
     async fn sort_candidates(&self, _: &SolverCache<Self>, solvables: &mut [SolvableId]) {
@@ -299,7 +361,10 @@ mod tests {
             let mut parts = line.split(';').map(str::trim);
             let (name, version) = parts.next().unwrap().split_once(' ').unwrap();
             let fields: Vec<_> = parts.collect();
-            format!("Package: {name}\nVersion: {version}\nArchitecture: amd64\nFilename: pool/{name}.deb\nSize: 1\nSHA256: {digest}\n{}\n\n", fields.join("\n"))
+            format!(
+                "Package: {name}\nVersion: {version}\nArchitecture: amd64\nFilename: pool/{name}.deb\nSize: 1\nSHA256: {digest}\n{}\n\n",
+                fields.join("\n")
+            )
         };
         Index::of(&lines.lines().map(str::trim).filter(|l| !l.is_empty()).map(stanza).collect::<String>())
     }
@@ -362,7 +427,8 @@ mod tests {
 
     #[test]
     fn minbase_is_what_is_essential_or_required_and_apt() {
-        let index = index("e 1; Essential: yes\nr 1; Priority: required\no 1; Priority: optional\napt 1; Priority: important");
+        let index =
+            index("e 1; Essential: yes\nr 1; Priority: required\no 1; Priority: optional\napt 1; Priority: important");
         assert_eq!(minbase(&index), ["apt", "e", "r"]);
     }
 }

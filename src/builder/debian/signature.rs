@@ -68,7 +68,9 @@ impl Keyring {
 /// The text that is signed by one of the keys. `name` is where the file came from.
 pub fn signed_text(file: &[u8], keyring: &Keyring, now: i64, name: &str) -> Result<String> {
     let bad = |why: String| {
-        Error::failed(format!("the signature of {name} is not good")).why(why).next("see whether the mirror is what it says it is; or give its keys with --keyring FILE")
+        Error::failed(format!("the signature of {name} is not good"))
+            .why(why)
+            .next("see whether the mirror is what it says it is; or give its keys with --keyring FILE")
     };
     let text = std::str::from_utf8(file).map_err(|_| bad("it is not text".into()))?;
     one_message(text).map_err(|why| bad(why.into()))?;
@@ -76,13 +78,19 @@ pub fn signed_text(file: &[u8], keyring: &Keyring, now: i64, name: &str) -> Resu
     let signed = message.signed_text();
     let mut reasons = vec![];
     for signature in message.signatures() {
-        match acceptable(signature, now).and_then(|()| keyring.made(signature, signed.as_bytes(), now).ok_or("no key of the keyring made it")) {
+        match acceptable(signature, now)
+            .and_then(|()| keyring.made(signature, signed.as_bytes(), now).ok_or("no key of the keyring made it"))
+        {
             Ok(true) => return Ok(signed.replace("\r\n", "\n")),
             Ok(false) => reasons.push(format!("{}: it does not fit the text", issuer(signature))),
             Err(why) => reasons.push(format!("{}: {why}", issuer(signature))),
         }
     }
-    Err(bad(format!("none of its signatures is good with {}: {}", keyring.name, if reasons.is_empty() { "it has none".into() } else { reasons.join("; ") })))
+    Err(bad(format!(
+        "none of its signatures is good with {}: {}",
+        keyring.name,
+        if reasons.is_empty() { "it has none".into() } else { reasons.join("; ") }
+    )))
 }
 
 /// Nothing before the message, nothing after it, and only one.
@@ -106,7 +114,16 @@ fn acceptable(signature: &Signature, now: i64) -> Result<(), &'static str> {
     if !matches!(signature.typ(), Some(SignatureType::Text | SignatureType::Binary)) {
         return Err("it is not a signature of a text");
     }
-    if !matches!(signature.hash_alg(), Some(HashAlgorithm::Sha256 | HashAlgorithm::Sha384 | HashAlgorithm::Sha512 | HashAlgorithm::Sha3_256 | HashAlgorithm::Sha3_512)) {
+    if !matches!(
+        signature.hash_alg(),
+        Some(
+            HashAlgorithm::Sha256
+                | HashAlgorithm::Sha384
+                | HashAlgorithm::Sha512
+                | HashAlgorithm::Sha3_256
+                | HashAlgorithm::Sha3_512
+        )
+    ) {
         return Err("its hash is too weak");
     }
     if let (Some(created), Some(valid)) = (signature.created(), signature.signature_expiration_time())
@@ -141,25 +158,36 @@ fn usable(direct: &[Signature], users: &[pgp::types::SignedUser], key: &SignedPu
         return false;
     }
     let named = users.iter().flat_map(|user| user.signatures.iter().map(move |s| (user, s)));
-    let own = named.filter(|(user, s)| s.is_certification() && is_by(s, key) && s.verify_certification(&key.primary_key, pgp::types::Tag::UserId, &user.id).is_ok()).map(|(_, s)| s);
+    let own = named
+        .filter(|(user, s)| {
+            s.is_certification()
+                && is_by(s, key)
+                && s.verify_certification(&key.primary_key, pgp::types::Tag::UserId, &user.id).is_ok()
+        })
+        .map(|(_, s)| s);
     let direct = direct.iter().filter(|s| s.verify_key(&key.primary_key).is_ok());
-    own.chain(direct).max_by_key(|s| s.created().map(|t| t.as_secs())).is_some_and(|newest| !expired(&key.primary_key, newest, now))
+    own.chain(direct)
+        .max_by_key(|s| s.created().map(|t| t.as_secs()))
+        .is_some_and(|newest| !expired(&key.primary_key, newest, now))
 }
 
 /// A subkey that its primary key bound for signing, and that agreed (the back signature).
 fn subkey_may_sign(key: &SignedPublicKey, subkey: &pgp::composed::SignedPublicSubKey, now: i64) -> bool {
-    if !usable(&key.details.direct_signatures, &key.details.users, key, now) || subkey.signatures.iter().any(|s| s.typ() == Some(SignatureType::SubkeyRevocation)) {
+    if !usable(&key.details.direct_signatures, &key.details.users, key, now)
+        || subkey.signatures.iter().any(|s| s.typ() == Some(SignatureType::SubkeyRevocation))
+    {
         return false;
     }
     let good = subkey.signatures.iter().filter(|s| {
         s.verify_subkey_binding(&key.primary_key, &subkey.key).is_ok()
             && s.key_flags().sign()
-            && s.embedded_signature().is_some_and(|back| back.verify_primary_key_binding(&subkey.key, &key.primary_key).is_ok())
+            && s.embedded_signature()
+                .is_some_and(|back| back.verify_primary_key_binding(&subkey.key, &key.primary_key).is_ok())
     });
     good.max_by_key(|s| s.created().map(|t| t.as_secs())).is_some_and(|newest| !expired(&subkey.key, newest, now))
 }
 
-fn expired(key: &(impl KeyDetails + VerifyingKey), signature: &Signature, now: i64) -> bool {
+fn expired(key: &impl VerifyingKey, signature: &Signature, now: i64) -> bool {
     let valid = signature.key_expiration_time().map_or(0, |d| i64::from(d.as_secs()));
     valid > 0 && i64::from(key.created_at().as_secs()) + valid < now
 }
@@ -179,7 +207,12 @@ pub(crate) mod tests {
 
     /// A key for tests, with a subkey that may sign if `subkey` says so.
     pub(crate) fn key(subkey_signs: bool) -> SignedSecretKey {
-        let subkey = SubkeyParamsBuilder::default().key_type(KeyType::Ed25519Legacy).can_sign(subkey_signs).can_authenticate(!subkey_signs).build().unwrap();
+        let subkey = SubkeyParamsBuilder::default()
+            .key_type(KeyType::Ed25519Legacy)
+            .can_sign(subkey_signs)
+            .can_authenticate(!subkey_signs)
+            .build()
+            .unwrap();
         let params = SecretKeyParamsBuilder::default()
             .key_type(KeyType::Ed25519Legacy)
             .can_certify(true)
@@ -194,13 +227,15 @@ pub(crate) mod tests {
 
     /// A keyring that trusts these keys.
     pub(crate) fn keyring(keys: &[&SignedSecretKey]) -> Keyring {
-        let bytes: Vec<u8> = keys.iter().flat_map(|key| SignedPublicKey::from((*key).clone()).to_bytes().unwrap()).collect();
+        let bytes: Vec<u8> =
+            keys.iter().flat_map(|key| SignedPublicKey::from((*key).clone()).to_bytes().unwrap()).collect();
         Keyring::parse("the test keyring", &bytes).unwrap()
     }
 
     /// A signed message.
     pub(crate) fn sign(key: &SignedSecretKey, text: &str) -> Vec<u8> {
-        let message = CleartextSignedMessage::sign(rand::thread_rng(), text, &key.primary_key, &Password::empty()).unwrap();
+        let message =
+            CleartextSignedMessage::sign(rand::thread_rng(), text, &key.primary_key, &Password::empty()).unwrap();
         message.to_armored_bytes(Default::default()).unwrap()
     }
 

@@ -49,12 +49,21 @@ fn named(suite: &str, mirrors: &[String]) -> Result<Vec<Written>> {
     let mut all = vec![];
     for mirror in mirrors {
         if mirror.starts_with("deb ") {
-            let line = one_line(mirror).ok_or_else(|| Error::request(format!("not a line as apt has them: {mirror:?}")).next("write deb URL SUITE COMPONENT"))?;
+            let line = one_line(mirror).ok_or_else(|| {
+                Error::request(format!("not a line as apt has them: {mirror:?}")).next("write deb URL SUITE COMPONENT")
+            })?;
             all.push(line);
         } else if mirror.contains(char::is_whitespace) || !is_fetchable(mirror) {
-            return Err(Error::request(format!("not the URL of a mirror: {mirror:?}")).next("use http:, https: or file:"));
+            return Err(
+                Error::request(format!("not the URL of a mirror: {mirror:?}")).next("use http:, https: or file:")
+            );
         } else {
-            all.push(Written { uris: vec![mirror.clone()], suites: vec![suite.into()], components: vec!["main".into()], ..Default::default() });
+            all.push(Written {
+                uris: vec![mirror.clone()],
+                suites: vec![suite.into()],
+                components: vec!["main".into()],
+                ..Default::default()
+            });
         }
     }
     Ok(all)
@@ -65,7 +74,8 @@ fn is_fetchable(uri: &str) -> bool {
 }
 
 fn choose(written: Vec<Written>, suite: &str, architecture: &str) -> Vec<Source> {
-    let wanted = [suite.to_string(), format!("{suite}-updates"), format!("{suite}-security"), format!("{suite}/updates")];
+    let wanted =
+        [suite.to_string(), format!("{suite}-updates"), format!("{suite}-security"), format!("{suite}/updates")];
     let mut chosen: Vec<Source> = vec![];
     for source in written {
         let other_arch = !source.architectures.is_empty() && !source.architectures.iter().any(|a| a == architecture);
@@ -75,7 +85,8 @@ fn choose(written: Vec<Written>, suite: &str, architecture: &str) -> Vec<Source>
         }
         let Some(uri) = source.uris.iter().find(|uri| is_fetchable(uri)) else { continue };
         for suite in source.suites.iter().filter(|s| wanted.contains(s)) {
-            let new = Source { uri: uri.trim_end_matches('/').into(), suite: suite.clone(), components: vec!["main".into()] };
+            let new =
+                Source { uri: uri.trim_end_matches('/').into(), suite: suite.clone(), components: vec!["main".into()] };
             if !chosen.iter().any(|old| old.suite == new.suite) {
                 chosen.push(new);
             }
@@ -105,7 +116,10 @@ fn source_files(apt: &Path) -> Result<Vec<PathBuf>> {
     let folder = apt.join("sources.list.d");
     match std::fs::read_dir(&folder) {
         Ok(entries) => {
-            let mut found = entries.map(|e| e.map(|e| e.path())).collect::<std::io::Result<Vec<_>>>().map_err(|e| Error::io("readdir", &folder, e))?;
+            let mut found = entries
+                .map(|e| e.map(|e| e.path()))
+                .collect::<std::io::Result<Vec<_>>>()
+                .map_err(|e| Error::io("readdir", &folder, e))?;
             found.retain(|p| p.extension().is_some_and(|e| e == "list" || e == "sources"));
             found.sort();
             files.extend(found);
@@ -153,7 +167,9 @@ fn deb822(text: &str) -> Vec<Written> {
             let lines = stanza.get(field).unwrap_or_default();
             lines.iter().flat_map(|l| l.split_whitespace()).map(String::from).collect()
         };
-        let enabled = !words("Enabled").iter().any(|w| matches!(w.to_lowercase().as_str(), "no" | "false" | "without" | "off" | "disable"));
+        let enabled = !words("Enabled")
+            .iter()
+            .any(|w| matches!(w.to_lowercase().as_str(), "no" | "false" | "without" | "off" | "disable"));
         if !enabled || !words("Types").iter().any(|t| t == "deb") {
             continue;
         }
@@ -188,18 +204,33 @@ mod tests {
     #[test]
     fn both_formats_of_apt_are_read_and_only_what_offers_the_suite_counts() {
         let folder = apt(&[
-            ("sources.list", "# deb http://no/debian bookworm main\ndeb-src http://no/debian bookworm main\n\
+            (
+                "sources.list",
+                "# deb http://no/debian bookworm main\ndeb-src http://no/debian bookworm main\n\
                 deb [arch=amd64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://one/debian/ bookworm main contrib # yes\n\
-                deb [arch=arm64] http://no/debian bookworm-updates main\ndeb http://no/ sid main\n"),
-            ("sources.list.d/a.sources", "Types: deb\n# a comment\nURIs: http://two/debian-security\nSuites: bookworm-security sid\nComponents: main\n\n\
-                Types: deb deb-src\nURIs: http://three/debian\nSuites:\n bookworm-updates\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n"),
-            ("sources.list.d/b.sources", "Enabled: no\nTypes: deb\nURIs: http://no\nSuites: bookworm\nComponents: main\n"),
+                deb [arch=arm64] http://no/debian bookworm-updates main\ndeb http://no/ sid main\n",
+            ),
+            (
+                "sources.list.d/a.sources",
+                "Types: deb\n# a comment\nURIs: http://two/debian-security\nSuites: bookworm-security sid\nComponents: main\n\n\
+                Types: deb deb-src\nURIs: http://three/debian\nSuites:\n bookworm-updates\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n",
+            ),
+            (
+                "sources.list.d/b.sources",
+                "Enabled: no\nTypes: deb\nURIs: http://no\nSuites: bookworm\nComponents: main\n",
+            ),
             ("sources.list.d/c.list", "deb [signed-by=/usr/share/keyrings/other.gpg] http://other bookworm main\n"),
             ("sources.list.d/d.txt", "deb http://no bookworm main\n"),
         ]);
         let pair = |a: &str, b: &str| (a.to_string(), b.to_string());
-        assert_eq!(found("bookworm", folder.path()), [
-            pair("http://one/debian", "bookworm"), pair("http://three/debian", "bookworm-updates"), pair("http://two/debian-security", "bookworm-security")]);
+        assert_eq!(
+            found("bookworm", folder.path()),
+            [
+                pair("http://one/debian", "bookworm"),
+                pair("http://three/debian", "bookworm-updates"),
+                pair("http://two/debian-security", "bookworm-security")
+            ]
+        );
     }
 
     #[test]

@@ -5,10 +5,10 @@ use std::num::NonZeroUsize;
 use serde::Serialize;
 
 use crate::build_file::spec::{Graph, Spec, Value};
+use crate::build_file::workspace::Workspace;
 use crate::cli::args::{Build as Args, Global};
 use crate::cli::{context, ui};
 use crate::error::{Error, Result};
-use crate::build_file::workspace::Workspace;
 use crate::execute::base::{Base, Settings, Wanted};
 use crate::execute::build::{self, Build, Forecast, Options, Output};
 use crate::graph;
@@ -22,8 +22,9 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     let graph = graph::analyse(&request)?;
     let store = context::store(global)?;
     let directory = context::directory(global)?;
-    let progress = ui::Progress::new();
-    let allow_network = args.allow_network.iter().map(|text| Label::parse_in(text, &request.here)).collect::<Result<_>>()?;
+    let progress = ui::Progress::start();
+    let allow_network =
+        args.allow_network.iter().map(|text| Label::parse_in(text, &request.here)).collect::<Result<_>>()?;
     let settings = Settings {
         mirror: args.mirror.clone(),
         keyring: args.keyring.as_ref().map(|path| directory.join(path)),
@@ -177,7 +178,9 @@ pub fn log(global: &Global, args: &crate::cli::args::Log) -> Result<()> {
     for &id in &graph.requested {
         let label = &graph.instances[id].label;
         let key = build.key(id)?.ok_or_else(|| {
-            Error::request(format!("{label} runs nothing")).why("it only groups, or picks from what others made").next("name a rule that has a run")
+            Error::request(format!("{label} runs nothing"))
+                .why("it only groups, or picks from what others made")
+                .next("name a rule that has a run")
         })?;
         let path = store.log_path(&key);
         let mut log = std::fs::File::open(&path).map_err(|_| {

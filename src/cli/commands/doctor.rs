@@ -24,7 +24,7 @@ pub fn run(global: &Global) -> Result<()> {
     let store = Store::open(&path)?;
     let scratch = store.scratch()?;
     let probe = Probe::this_machine(scratch.path());
-    let free = nix::sys::statvfs::statvfs(&path).ok().map(|s| s.blocks_available() as u64 * s.fragment_size() as u64);
+    let free = nix::sys::statvfs::statvfs(&path).ok().map(|s| s.blocks_available() * s.fragment_size());
     let examined = Examined { store: path.display().to_string(), free, probe: &probe, can_run: probe.can_run() };
     if global.json {
         ui::print_json(&examined)?;
@@ -34,8 +34,11 @@ pub fn run(global: &Global) -> Result<()> {
     if probe.can_run() {
         return Ok(());
     }
-    let missing: Vec<_> = probe.findings.iter().filter(|f| f.state == State::Missing).map(|f| f.name.as_str()).collect();
-    Err(Error::failed("no rule can run on this machine").why(format!("it lacks: {}", missing.join(", "))).next("see what tapeout doctor says of each"))
+    let missing: Vec<_> =
+        probe.findings.iter().filter(|f| f.state == State::Missing).map(|f| f.name.as_str()).collect();
+    Err(Error::failed("no rule can run on this machine")
+        .why(format!("it lacks: {}", missing.join(", ")))
+        .next("see what tapeout doctor says of each"))
 }
 
 fn text(examined: &Examined) -> String {

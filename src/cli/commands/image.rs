@@ -41,12 +41,17 @@ pub fn why(global: &Global, ask: &Ask, image: &str, path: Option<&str>) -> Resul
 
 fn chain(global: &Global, reasons: &[why::Reason], label: &crate::label::Label, path: &str) -> Result<()> {
     if reasons.is_empty() {
-        return Err(Error::request(format!("{path} is not in {label}")).next(format!("see all that is: tapeout image why {label}")));
+        return Err(Error::request(format!("{path} is not in {label}"))
+            .next(format!("see all that is: tapeout image why {label}")));
     }
     if global.json {
         return ui::print_json(&reasons);
     }
-    let lines: Vec<_> = reasons.iter().enumerate().map(|(i, r)| format!("{}{}  {}  ({})", "  ".repeat(i), r.path, ui::clean(&r.why), r.rule)).collect();
+    let lines: Vec<_> = reasons
+        .iter()
+        .enumerate()
+        .map(|(i, r)| format!("{}{}  {}  ({})", "  ".repeat(i), r.path, ui::clean(&r.why), r.rule))
+        .collect();
     ui::print(&lines.join("\n"));
     Ok(())
 }
@@ -61,7 +66,8 @@ fn all(global: &Global, layers: &[(&crate::label::Label, &crate::tree::Selection
     if global.json {
         return ui::print_json(&rows);
     }
-    let lines: Vec<_> = rows.iter().map(|(path, label, why)| format!("{}  {}  ({label})", ui::clean(path), ui::clean(why))).collect();
+    let lines: Vec<_> =
+        rows.iter().map(|(path, label, why)| format!("{}  {}  ({label})", ui::clean(path), ui::clean(why))).collect();
     ui::print(&lines.join("\n"));
     Ok(())
 }

@@ -28,7 +28,12 @@ pub fn run(global: &Global, args: &List) -> Result<()> {
         None
     };
     if let Some(labels) = labels {
-        return if global.json { ui::print_json(&labels.lines().collect::<Vec<_>>()) } else { ui::print(&labels); Ok(()) };
+        return if global.json {
+            ui::print_json(&labels.lines().collect::<Vec<_>>())
+        } else {
+            ui::print(&labels);
+            Ok(())
+        };
     }
     if global.json {
         return ui::print_json(&definitions);
@@ -41,7 +46,12 @@ fn table(definitions: &[Definition]) -> String {
     let width = definitions.iter().map(|d| d.label.to_string().len()).max().unwrap_or(0).min(60);
     let mut text = String::new();
     for definition in definitions {
-        text.push_str(&format!("{:<width$}  {:<9}  {}\n", definition.label.to_string(), definition.kind, ui::clean(&summary(definition))));
+        text.push_str(&format!(
+            "{:<width$}  {:<9}  {}\n",
+            definition.label.to_string(),
+            definition.kind,
+            ui::clean(&summary(definition))
+        ));
     }
     text
 }
@@ -54,10 +64,20 @@ fn summary(definition: &Definition) -> String {
             (Some(value), _) => format!(" = {}", shown(value)),
             (None, _) => ", unset".to_string(),
         };
-        return [format!("{type_name}{value}"), doc].iter().filter(|s| !s.is_empty()).cloned().collect::<Vec<_>>().join("  ");
+        return [format!("{type_name}{value}"), doc]
+            .iter()
+            .filter(|s| !s.is_empty())
+            .cloned()
+            .collect::<Vec<_>>()
+            .join("  ");
     }
     let deps = definition.deps.iter().map(edge).collect::<Vec<_>>().join(", ");
-    [doc, if deps.is_empty() { String::new() } else { format!("<- {deps}") }].iter().filter(|s| !s.is_empty()).cloned().collect::<Vec<_>>().join("  ")
+    [doc, if deps.is_empty() { String::new() } else { format!("<- {deps}") }]
+        .iter()
+        .filter(|s| !s.is_empty())
+        .cloned()
+        .collect::<Vec<_>>()
+        .join("  ")
 }
 
 fn edge(dep: &DefinedDependency) -> String {
