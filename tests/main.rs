@@ -4,6 +4,7 @@
 
 mod common;
 
+mod bootstrap;
 mod changesets;
 mod cli;
 mod full_disk;

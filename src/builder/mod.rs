@@ -140,7 +140,12 @@ pub fn make(request: &Request, configure: &dyn Configure) -> Result<Builder> {
         From::Debian(_) => make_debian(request, configure)?,
         _ => make_rootfs(request)?,
     };
-    request.archive.store.keep_builder(&builder)?;
+    let store = request.archive.store;
+    store.keep_builder(&builder)?;
+    let lock = Lock::read(request.lock)?.filter(|_| builder.lock.is_some());
+    let time = request.epoch.or_else(|| lock.as_ref().and_then(Lock::date)).unwrap_or(EPOCH);
+    let document = serde_json::to_vec(&builder).map_err(|e| Error::failed(format!("can't keep a builder: {e}")))?;
+    store.record_action(&identity(request, lock.as_ref(), time)?, &document)?;
     Ok(builder)
 }
 
@@ -216,18 +221,27 @@ fn part_of_lock(lock: &Lock, packages: &[&LockedPackage], time: i64) -> Digest {
     Digest::of(format!("tapeout builder 1\n{}\n{time}\n{}", lock.architecture, lines.concat()))
 }
 
-/// The builder that the store has under the tag, if it is what would be made now. One from files is
-/// taken as it was made: what it came from may have gone.
+/// The builder that the store has, if it is what would be made now: a tag is only a name, which other
+/// workspaces may use for another builder. One from files is taken as it was made: what it came
+/// from may have gone.
 pub fn current(request: &Request, lock: Option<&Lock>, time: i64) -> Result<Option<Builder>> {
-    let Some(kept) = request.archive.store.builder(request.tag)? else { return Ok(None) };
-    let part = match lock {
-        None => None,
-        Some(lock) => {
+    let store = request.archive.store;
+    let known = store.action(&identity(request, lock, time)?);
+    let Some(builder) = known.and_then(|bytes| serde_json::from_slice::<Builder>(&bytes).ok()) else { return Ok(None) };
+    let whole = builder.changesets.iter().all(|digest| store.has_changeset(digest));
+    Ok(whole.then(|| Builder { tag: request.tag.into(), ..builder }))
+}
+
+/// Names what a builder is made from.
+fn identity(request: &Request, lock: Option<&Lock>, time: i64) -> Result<Digest> {
+    let from = match (request.from, lock) {
+        (From::Debian(_), Some(lock)) => {
             let packages: Vec<&LockedPackage> = lock.builder_packages(request.packages)?.into_values().collect();
-            Some(part_of_lock(lock, &packages, time))
+            part_of_lock(lock, &packages, time).to_string()
         }
+        (from, _) => format!("{from:?}"),
     };
-    Ok((kept.from == request.written && kept.lock == part).then_some(kept))
+    Ok(Digest::of(format!("tapeout made 1\n{from}\n{time}\n")))
 }
 
 /// The unpacked base system: from the store, where the same packages were unpacked before.

@@ -87,7 +87,13 @@ pub struct Wanted<'a> {
 impl Base {
     /// Finds the builder in the store, or makes it.
     pub fn ready(store: &Store, wanted: Wanted, settings: &Settings, report: &dyn Report) -> Result<Self> {
-        let written = wanted.config.from.clone().unwrap_or_else(|| DEFAULT.1.to_string());
+        // Without a word on how to make it, the builder is whatever was bootstrapped under its tag.
+        let kept = match wanted.config.from {
+            None => store.builder(&wanted.config.tag)?,
+            Some(_) => None,
+        };
+        let told = wanted.config.from.clone().or_else(|| kept.as_ref().map(|kept| kept.from.clone()));
+        let written = told.unwrap_or_else(|| DEFAULT.1.to_string());
         let from = written.parse::<From>()?.in_folder(wanted.folder);
         let network = if settings.offline { Network::Offline } else { Network::Allowed };
         let mut base = Self {
@@ -124,18 +130,20 @@ impl Base {
             _ => None,
         };
         let epoch = wanted.epoch.or(lock.as_ref().and_then(Lock::date)).unwrap_or(builder::EPOCH);
-        let made = match builder::current(&request, lock.as_ref(), epoch)? {
-            Some(current) => Some(current),
-            None if settings.dry => None,
-            None => {
-                let began = Instant::now();
-                let made = builder::make(&request, &InSandbox { base: &base, epoch })?;
-                progress.end();
-                let detail = format!("{} packages, {:.1} s", made.packages.len(), began.elapsed().as_secs_f64());
-                report.event(Event::Done { verb: "builder", what: &made.tag, detail: &detail });
-                Some(made)
-            }
-        };
+        let bootstrapped = kept.filter(|_| lock.is_none());
+        let made =
+            match bootstrapped.map_or_else(|| builder::current(&request, lock.as_ref(), epoch), |b| Ok(Some(b)))? {
+                Some(current) => Some(current),
+                None if settings.dry => None,
+                None => {
+                    let began = Instant::now();
+                    let made = builder::make(&request, &InSandbox { base: &base, epoch })?;
+                    progress.end();
+                    let detail = format!("{} packages, {:.1} s", made.packages.len(), began.elapsed().as_secs_f64());
+                    report.event(Event::Done { verb: "builder", what: &made.tag, detail: &detail });
+                    Some(made)
+                }
+            };
         base.epoch = epoch;
         if let Some(made) = made {
             base.changesets = made.changesets;

@@ -46,7 +46,7 @@ pub fn run(
     let kept = store.log_path(&request.key());
     fs::rename(&log_path, &kept).map_err(|e| Error::io("rename", &kept, e))?;
     if let Some(error) = failure(&outcome.status, outcome.failed_step, &request.steps) {
-        return Err(with_last_lines(error, &kept));
+        return Err(with_last_lines(on_full_disk(error, store), &kept));
     }
     let root = Root::open(&upper)?;
     let map = renumber.map(|renumber| renumber.map(&root)).transpose()?.unwrap_or_default();
@@ -114,6 +114,22 @@ fn failure(status: &Status, step: Option<usize>, steps: &[Step]) -> Option<Error
                     .next(format!("raise limits = {{\"{which}\": …}} on the rule")),
             )
         }
+    }
+}
+
+/// A rule that failed on a full disk may not even have been able to say so.
+fn on_full_disk(error: Error, store: &Store) -> Error {
+    let path = store.path();
+    match nix::sys::statvfs::statvfs(path) {
+        Ok(stat)
+            if stat.blocks_available() * stat.fragment_size() < 1 << 20
+                || (stat.files() > 0 && stat.files_available() == 0) =>
+        {
+            error
+                .why(format!("{}: No space left on device", path.display()))
+                .next(format!("make room on the file system that holds {}", path.display()))
+        }
+        _ => error,
     }
 }
 

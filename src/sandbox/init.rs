@@ -1,6 +1,6 @@
 //! Inside, PID 1: carries out the plan, then starts one step after the other and answers what they
-//! ask. It has one thread and clean memory, since it is a program of its own: `main` begins with
-//! [`take_over_if_asked`].
+//! ask. It has one thread and clean memory, since it is a child of the nursery, which is a program of
+//! its own: `main` begins with [`take_over_if_asked`].
 
 use std::fs::File;
 use std::io;
@@ -25,34 +25,52 @@ use crate::sandbox::spec::{Hit, Outcome, Status};
 use crate::sandbox::start::{self, ROLE, not_a_folder};
 use crate::sandbox::step;
 use crate::sys::mount::{self, Setting, attribute};
-use crate::sys::{file, process};
+use crate::sys::nursery::{self, Newborn};
+use crate::sys::{file, process, seccomp};
 
 /// An order holds scripts and the environment.
 const LONGEST_ORDER: u64 = 256 << 20;
 
-/// The first line of `main`: when this process was executed to be a sandbox's init, it is that, and
-/// never comes back.
+/// The first line of `main`: when this process was executed to make sandboxes, it does, and never
+/// comes back.
 pub fn take_over_if_asked() {
-    super::probe::take_over_if_asked();
-    if process::role().as_deref() != Some(ROLE) {
-        return;
+    if process::role().as_deref() == Some(ROLE) {
+        nursery::serve(|newborn| match newborn.birth.task {
+            start::PROBE => super::probe::inside(newborn),
+            _ => inside(newborn),
+        });
     }
-    let mut passed = process::inherited().into_iter();
-    let (Some(control), Some(output)) = (passed.next(), passed.next()) else {
-        std::process::exit(2);
+}
+
+/// A child of the nursery: the exit code says whether it could tell how it ended.
+fn inside(mut newborn: Newborn) -> i32 {
+    let standard = newborn.passed.split_off(newborn.passed.len().min(2));
+    let [control, output] = match <[OwnedFd; 2]>::try_from(std::mem::take(&mut newborn.passed)) {
+        Ok(both) => both,
+        Err(_) => return 2,
     };
     let control = UnixStream::from(control);
-    let reply = match serve(&control, &File::from(output)) {
+    let reply = match serve(&newborn, &control, &File::from(output), &standard) {
         Ok(outcome) => Reply::Done(outcome),
         Err(error) => Reply::Failed(error),
     };
-    let sent = postcard::to_stdvec(&reply).is_ok_and(|bytes| start::write_frame(&control, &bytes).is_ok());
     // Whatever is alive inside dies with us: pid_namespaces(7).
-    std::process::exit(i32::from(!sent));
+    let sent = postcard::to_stdvec(&reply).is_ok_and(|bytes| start::write_frame(&control, &bytes).is_ok());
+    i32::from(!sent)
 }
 
-fn serve(control: &UnixStream, output: &File) -> Result<Outcome> {
+fn serve(newborn: &Newborn, control: &UnixStream, output: &File, standard: &[OwnedFd]) -> Result<Outcome> {
+    // Before anybody else may not look into us, or the files in /proc are not ours any more.
+    newborn.map_ids()?;
     process::harden_self()?;
+    match standard {
+        [] => process::set_standard(null()?.as_fd(), 0).map_err(|errno| Error::io("dup2", "/dev/null", errno))?,
+        given => {
+            for (fd, number) in given.iter().zip(0..3) {
+                process::set_standard(fd.as_fd(), number).map_err(|errno| Error::io("dup2", "terminal", errno))?;
+            }
+        }
+    }
     process::close_all_but(&[control.as_fd(), output.as_fd()]);
     let order = start::read_frame(control, LONGEST_ORDER).map_err(|e| Error::io("read", "order", e))?;
     let order: Order = postcard::from_bytes(&order).map_err(|e| Error::failed(format!("order: {e}")))?;
@@ -73,6 +91,10 @@ fn serve(control: &UnixStream, output: &File) -> Result<Outcome> {
         weakened,
     )?
     .run()
+}
+
+fn null() -> Result<File> {
+    File::open("/dev/null").map_err(|e| Error::io("open", "/dev/null", e))
 }
 
 // --- Making the room.
@@ -436,6 +458,10 @@ impl<'a> Watch<'a> {
     }
 
     fn wait_for(&mut self, started: &step::Started) -> Result<End> {
+        let mut listener = started.listener.as_ref();
+        if let Some(fd) = listener {
+            seccomp::prefer_one_cpu(fd.as_fd());
+        }
         loop {
             let timeout = match self.deadline.map(|at| at.saturating_duration_since(Instant::now())) {
                 Some(Duration::ZERO) => return Ok(End::Time),
@@ -447,7 +473,7 @@ impl<'a> Watch<'a> {
                 PollFd::new(self.children.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.control.as_fd(), PollFlags::empty()),
             ];
-            if let Some(listener) = &started.listener {
+            if let Some(listener) = listener {
                 fds.push(PollFd::new(listener.as_fd(), PollFlags::POLLIN));
             }
             match poll(&mut fds, timeout) {
@@ -455,14 +481,17 @@ impl<'a> Watch<'a> {
                 Err(errno) => return Err(Error::io("poll", "", errno)),
             }
             let has = |i: usize, flag| fds.get(i).and_then(PollFd::revents).is_some_and(|e| e.intersects(flag));
-            let (child, parent, asked) =
-                (has(0, PollFlags::POLLIN), has(1, PollFlags::POLLHUP), has(2, PollFlags::POLLIN));
+            let (child, parent) = (has(0, PollFlags::POLLIN), has(1, PollFlags::POLLHUP));
+            let (asked, silent) = (has(2, PollFlags::POLLIN), has(2, PollFlags::POLLHUP));
             if parent {
                 // Whoever started us is dead. So is everything in here, then.
                 std::process::exit(1);
             }
-            if let (true, Some(listener)) = (asked, &started.listener) {
-                self.owners.answer(listener.as_fd());
+            match listener {
+                Some(fd) if asked => self.owners.answer(fd.as_fd()),
+                // All that could ask are dead. Asked again, it would say so again, until they are reaped.
+                Some(_) if silent => listener = None,
+                _ => {}
             }
             if child {
                 while let Ok(Some(_)) = self.children.read_signal() {}

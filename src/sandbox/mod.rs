@@ -9,8 +9,9 @@
 //! ```
 //!
 //! `spec.rs` is what a caller wants, `plan.rs` the ordered list of what is done for it, as data.
-//! Init is our own executable, run from a sealed memfd; it dies with the thread that started it,
-//! and everything inside dies with init, because it is PID 1 there. Nothing is mounted outside of
+//! Init is a child of the nursery (`sys/nursery.rs`), which is our own executable, run from a sealed
+//! memfd once per command. The nursery dies with the command, init with the nursery, and everything
+//! inside with init, because it is PID 1 there. Nothing is mounted outside of
 //! the new mount namespace: after a kill there is nothing to clean up but folders of the caller.
 
 mod filter;

@@ -1,7 +1,7 @@
 //! What this machine can give to a sandbox: tried, not guessed from versions. `doctor` prints it.
 //!
 //! What can only be tried inside is tried by a child in namespaces of its own, which is our own
-//! executable in the role `probe`.
+//! executable.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -15,10 +15,8 @@ use crate::error::{Error, Result};
 use crate::sandbox::filter::{self, Owners};
 use crate::sandbox::start;
 use crate::sys::mount::{self, Setting, attribute};
+use crate::sys::nursery::{Birth, Newborn};
 use crate::sys::{file, process, seccomp};
-
-/// The role of the child.
-const ROLE: &str = "probe";
 
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,7 +60,7 @@ impl Probe {
         let kernel =
             nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default();
         let mut findings = vec![executable()];
-        match inside(scratch) {
+        match tried(scratch) {
             Ok(more) => {
                 findings
                     .push(Finding::good("user namespaces", "a rule has its own users, mounts, processes and network"));
@@ -134,8 +132,11 @@ fn executable() -> Finding {
     }
 }
 
+/// What the child says.
+type Answer = Result<Vec<Finding>>;
+
 /// What the child found.
-fn inside(scratch: &Path) -> Result<Vec<Finding>> {
+fn tried(scratch: &Path) -> Result<Vec<Finding>> {
     let folder = scratch.join(format!("probe-{}", std::process::id()));
     for name in ["lower", "upper", "work"] {
         let path = folder.join(name);
@@ -154,32 +155,23 @@ fn ask(folder: &Path) -> Result<Vec<Finding>> {
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWNET;
-    let child = process::launch(&process::Launch {
-        executable: process::own_executable()?,
-        role: ROLE,
-        pass: &pass,
-        namespaces,
-        uid: 0,
-        gid: 0,
-    })?;
+    let child = start::make(Birth { task: start::PROBE, namespaces, uid: 0, gid: 0 }, &pass)?;
     drop(theirs);
     let folder = std::os::unix::ffi::OsStrExt::as_bytes(folder.as_os_str());
     let answer = start::write_frame(&ours, folder).and_then(|()| start::read_frame(&ours, 1 << 20));
-    process::wait(&child)?;
+    child.wait()?;
     let answer = answer.map_err(|e| Error::io("read", "probe", e))?;
-    postcard::from_bytes(&answer).map_err(|e| Error::failed(format!("probe: {e}")))
+    postcard::from_bytes::<Answer>(&answer).map_err(|e| Error::failed(format!("probe: {e}")))?
 }
 
-/// For `main`: when this process was executed to try things inside, it does, and never comes back.
-pub(super) fn take_over_if_asked() {
-    if process::role().as_deref() != Some(ROLE) {
-        return;
-    }
-    let Some(control) = process::inherited().into_iter().next().map(UnixStream::from) else { std::process::exit(2) };
-    let Ok(folder) = start::read_frame(&control, 4096) else { std::process::exit(2) };
+/// A child of the nursery that tries things; gives its exit code.
+pub(super) fn inside(mut newborn: Newborn) -> i32 {
+    let Some(control) = newborn.passed.pop().map(UnixStream::from) else { return 2 };
+    let Ok(folder) = start::read_frame(&control, 4096) else { return 2 };
     let folder = Path::new(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&folder));
-    let sent = postcard::to_stdvec(&try_all(folder)).is_ok_and(|bytes| start::write_frame(&control, &bytes).is_ok());
-    std::process::exit(i32::from(!sent));
+    let answer: Answer = newborn.map_ids().map(|()| try_all(folder));
+    let sent = postcard::to_stdvec(&answer).is_ok_and(|bytes| start::write_frame(&control, &bytes).is_ok());
+    i32::from(!sent)
 }
 
 fn try_all(folder: &Path) -> Vec<Finding> {
@@ -256,13 +248,13 @@ fn listener() -> Finding {
     let weak = |call: &str, errno| {
         Finding::from_errno(name, State::Weak, "a rule that gives a file to another owner fails", call, errno)
     };
-    match process::fork() {
-        Ok(None) => {
-            let program = filter::program(Owners::Recorded, 0, 0);
-            let done = nix::sys::prctl::set_no_new_privs().and_then(|()| seccomp::filter_with_listener(&program));
-            std::process::exit(done.err().map_or(0, |errno| errno as i32));
-        }
-        Ok(Some(pid)) => match nix::sys::wait::waitpid(pid, None) {
+    let tried = process::spawn(|| {
+        let program = filter::program(Owners::Recorded, 0, 0);
+        let done = nix::sys::prctl::set_no_new_privs().and_then(|()| seccomp::filter_with_listener(&program));
+        done.err().map_or(0, |errno| errno as i32)
+    });
+    match tried {
+        Ok(pid) => match nix::sys::wait::waitpid(pid, None) {
             Ok(nix::sys::wait::WaitStatus::Exited(_, 0)) => Finding::good(name, good),
             Ok(nix::sys::wait::WaitStatus::Exited(_, errno)) => weak("seccomp(listener)", Errno::from_raw(errno)),
             _ => weak("seccomp(listener)", Errno::ECHILD),

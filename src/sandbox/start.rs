@@ -5,16 +5,25 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use nix::sched::CloneFlags;
 
 use crate::error::{Error, Result};
 use crate::sandbox::plan::{Order, Reply};
 use crate::sandbox::spec::{Outcome, Spec};
+use crate::sys::nursery::{Birth, Child, Nursery, Stillborn};
 use crate::sys::{file, process};
 
-/// The role of init.
+/// The role of the nursery, whose children are the inits.
 pub(super) const ROLE: &str = "sandbox";
+
+/// What a child of the nursery is for: to be a sandbox's init.
+pub(super) const SANDBOX: u32 = 0;
+/// What a child of the nursery is for: to try what this machine can.
+pub(super) const PROBE: u32 = 1;
+
+static NURSERY: Mutex<Option<Nursery>> = Mutex::new(None);
 
 /// No reply is longer: a record has some 50 bytes, so that this is more than ten million files.
 const LONGEST_REPLY: u64 = 512 << 20;
@@ -35,29 +44,50 @@ pub fn run(spec: &Spec, output: File) -> Result<Outcome> {
 
 fn talk(spec: &Spec, order: &Order, output: File) -> Result<Reply> {
     let (ours, theirs) = UnixStream::pair().map_err(|e| Error::io("socketpair", "", e))?;
-    let mut pass: Vec<BorrowedFd> = vec![theirs.as_fd()];
-    pass.push(output.as_fd());
-    let child = process::launch(&process::Launch {
-        executable: process::own_executable()?,
-        role: ROLE,
-        pass: &pass,
-        namespaces: namespaces(spec),
-        uid: spec.uid,
-        gid: spec.gid,
-    })?;
+    let mut pass: Vec<BorrowedFd> = vec![theirs.as_fd(), output.as_fd()];
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    if spec.terminal {
+        pass.extend([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]);
+    }
+    let birth = Birth { task: SANDBOX, namespaces: namespaces(spec), uid: spec.uid, gid: spec.gid };
+    let child = make(birth, &pass)?;
     drop(theirs);
     drop(output);
     let reply = send(&ours, order).and_then(|()| receive(&ours));
     if reply.is_err() {
         // It has nobody to talk to any more, whatever it is doing.
-        process::kill(&child);
+        child.kill();
     }
     // Only now is it sure that nothing inside writes to the upper folder any more.
-    process::wait(&child)?;
+    child.wait()?;
     if spec.terminal {
         process::take_terminal_back();
     }
     reply
+}
+
+/// A child of the nursery, which is started when there is none.
+pub(super) fn make(birth: Birth, pass: &[BorrowedFd]) -> Result<Child> {
+    let mut nursery = NURSERY.lock().unwrap_or_else(PoisonError::into_inner);
+    for _ in 0..2 {
+        let alive = match nursery.take() {
+            Some(alive) => alive,
+            None => Nursery::start(ROLE)?,
+        };
+        match alive.make(birth, pass) {
+            Ok(child) => {
+                *nursery = Some(alive);
+                return Ok(child);
+            }
+            Err(Stillborn::Refused(errno)) => {
+                *nursery = Some(alive);
+                return Err(process::namespaces_refused("clone", errno));
+            }
+            // Somebody killed it. Another one does as well.
+            Err(Stillborn::Gone) => {}
+        }
+    }
+    Err(died())
 }
 
 fn namespaces(spec: &Spec) -> CloneFlags {

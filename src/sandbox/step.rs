@@ -1,5 +1,5 @@
 //! One step: a process that is rid of all that a build doesn't need, and then executes a program of
-//! the snapshot. It is forked by init, and reports to it over a socket that execve closes: first
+//! the snapshot. It reports to init over a socket that execve closes: first
 //! its seccomp listener, then, if anything fails, at what and with which errno.
 
 use std::ffi::CString;
@@ -51,14 +51,14 @@ const STAGES: [Stage; 7] = [
 /// Starts a step. When this returns, its program runs.
 pub(super) fn start(order: &Order, number: usize, output: &File) -> Result<Started> {
     let (ours, theirs) = UnixStream::pair().map_err(|e| Error::io("socketpair", "", e))?;
-    let Some(pid) = process::fork()? else {
-        drop(ours);
+    // What it says before its program runs waits in the socket.
+    let pid = process::spawn(|| {
         let Err((stage, errno)) = become_step(order, number, output, &theirs);
         let mut report = vec![stage as u8];
         report.extend_from_slice(&(errno as i32).to_le_bytes());
         let _ = (&theirs).write_all(&report);
-        std::process::exit(127);
-    };
+        127
+    })?;
     drop(theirs);
     let listener = match process::receive_descriptor(&ours) {
         Ok(Some((0, listener))) => listener,

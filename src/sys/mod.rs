@@ -6,6 +6,7 @@
 
 pub mod file;
 pub mod mount;
+pub mod nursery;
 pub mod process;
 pub mod root;
 pub mod seccomp;

@@ -1,13 +1,12 @@
 //! Processes: namespaces, ID maps, capabilities, and our own executable as a sealed memfd.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
@@ -121,18 +120,27 @@ pub fn enter_user_namespace() -> Result<()> {
         let _ = nix::unistd::setgroups(&[]);
         return Ok(());
     }
-    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+    let outside = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     nix::sched::unshare(CloneFlags::CLONE_NEWUSER).map_err(|errno| namespaces_refused("unshare", errno))?;
-    let write = |name: &str, text: String| {
+    map_ids((0, 0), outside)
+}
+
+/// In a new user namespace: maps one user and one group ID, inside to outside.
+pub fn map_ids(inside: (u32, u32), outside: (u32, u32)) -> Result<()> {
+    // setgroups must say "deny" before gid_map is written, or the kernel answers EPERM: user_namespaces(7).
+    let files = [
+        ("setgroups", "deny".to_string()),
+        ("uid_map", format!("{} {} 1", inside.0, outside.0)),
+        ("gid_map", format!("{} {} 1", inside.1, outside.1)),
+    ];
+    for (name, text) in files {
         let path = format!("/proc/self/{name}");
         std::fs::write(&path, text).map_err(|e| match e.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => namespaces_refused(&format!("write({path})"), Errno::EPERM),
             _ => Error::io("write", &path, e),
-        })
-    };
-    write("setgroups", "deny".into())?;
-    write("uid_map", format!("0 {uid} 1"))?;
-    write("gid_map", format!("0 {gid} 1"))
+        })?;
+    }
+    Ok(())
 }
 
 /// What an errno of the kernel means when it refuses a namespace, which its words don't say.
@@ -161,225 +169,6 @@ pub fn namespaces_refused(call: &str, errno: Errno) -> Error {
         _ => error,
     };
     error.next("see `tapeout doctor`")
-}
-
-/// A process to be started in new namespaces, where one ID is mapped.
-pub struct Launch<'a> {
-    /// What it executes, an open file.
-    pub executable: BorrowedFd<'a>,
-    /// Its role, for [`role`].
-    pub role: &'a str,
-    /// Descriptors that it gets; [`inherited`] finds them there, in this order.
-    pub pass: &'a [BorrowedFd<'a>],
-    /// The namespaces, without the user namespace, which is always made.
-    pub namespaces: CloneFlags,
-    /// The ID that we have inside.
-    pub uid: u32,
-    /// The group ID that we have inside.
-    pub gid: u32,
-}
-
-/// A started process.
-#[derive(Debug)]
-pub struct Child {
-    /// Its number.
-    pub pid: Pid,
-    /// Readable when it is dead.
-    pub pidfd: OwnedFd,
-}
-
-#[repr(C)]
-struct CapabilityHeader {
-    version: u32,
-    pid: i32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct CapabilityData {
-    effective: u32,
-    permitted: u32,
-    inheritable: u32,
-}
-
-/// All that the child needs, made before it exists: it shares our memory until it executes
-/// (`CLONE_VM`, as vfork(2) does), so it may neither allocate nor take a lock.
-struct Prepared {
-    executable: RawFd,
-    argv: Vec<*const libc::c_char>,
-    envp: [*const libc::c_char; 1],
-    pass: Vec<RawFd>,
-    uid_map: String,
-    gid_map: String,
-    keep_capabilities: bool,
-    failed: Option<(&'static str, i32)>,
-}
-
-/// clone(2) into new namespaces, and execve(2) of `executable` there. When this returns, the child
-/// has executed.
-pub fn launch(launch: &Launch) -> Result<Child> {
-    let mut texts = vec![format!("{ROLE}{}", launch.role)];
-    texts.extend(launch.pass.iter().map(|fd| fd.as_raw_fd().to_string()));
-    let arguments: Vec<CString> = texts.into_iter().filter_map(|text| CString::new(text).ok()).collect();
-    let mut argv: Vec<*const libc::c_char> = arguments.iter().map(|a| a.as_ptr()).collect();
-    argv.push(std::ptr::null());
-    let mut prepared = Prepared {
-        executable: launch.executable.as_raw_fd(),
-        argv,
-        envp: [std::ptr::null()],
-        pass: launch.pass.iter().map(|fd| fd.as_raw_fd()).collect(),
-        uid_map: format!("{} {} 1", launch.uid, nix::unistd::geteuid()),
-        gid_map: format!("{} {} 1", launch.gid, nix::unistd::getegid()),
-        keep_capabilities: launch.uid != 0,
-        failed: None,
-    };
-    let mut stack = vec![0u128; 4096];
-    let mut pidfd: libc::c_int = -1;
-    let flags = (launch.namespaces | CloneFlags::CLONE_NEWUSER).bits()
-        | libc::CLONE_VM
-        | libc::CLONE_VFORK
-        | libc::CLONE_PIDFD
-        | libc::SIGCHLD;
-
-    // No handler of ours may run in the child, on memory that both have.
-    let mut before = SigSet::empty();
-    nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))
-        .map_err(|errno| Error::io("sigprocmask", "", errno))?;
-    // SAFETY: `stack` is the child's alone and its end is aligned to 16 bytes; with CLONE_VFORK this
-    // thread waits until the child has executed or exited, so all that `prepared` points to outlives
-    // its use, and nobody else touches it meanwhile; `pidfd` is a live local.
-    let pid = unsafe {
-        libc::clone(in_child, stack.as_mut_ptr_range().end.cast(), flags, (&raw mut prepared).cast(), &raw mut pidfd)
-    };
-    let errno = Errno::last();
-    let _ = nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
-    if pid < 0 {
-        return Err(namespaces_refused("clone", errno));
-    }
-    // SAFETY: the call succeeded with CLONE_PIDFD, so this number is a new descriptor of ours.
-    let child = Child { pid: Pid::from_raw(pid), pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } };
-    match prepared.failed {
-        None => Ok(child),
-        Some((call, errno)) => {
-            let _ = nix::sys::wait::waitpid(child.pid, None);
-            let errno = Errno::from_raw(errno);
-            Err(match (call, errno) {
-                (_, Errno::EPERM | Errno::EACCES) if call != "execveat" => {
-                    namespaces_refused(&format!("write(/proc/self/{call})"), Errno::EPERM)
-                }
-                _ => Error::io(call, "tapeout", errno),
-            })
-        }
-    }
-}
-
-/// Runs in the child, on our memory: only system calls from here on.
-extern "C" fn in_child(prepared: *mut libc::c_void) -> libc::c_int {
-    // SAFETY: `launch` passes a live `Prepared` and waits, so this is the only reference to it.
-    let prepared = unsafe { &mut *prepared.cast::<Prepared>() };
-    // setgroups must say "deny" before gid_map is written, or the kernel answers EPERM: user_namespaces(7).
-    let files = [
-        (c"/proc/self/setgroups", "setgroups", "deny".as_bytes()),
-        (c"/proc/self/uid_map", "uid_map", prepared.uid_map.as_bytes()),
-        (c"/proc/self/gid_map", "gid_map", prepared.gid_map.as_bytes()),
-    ];
-    for (path, name, text) in files {
-        if let Err(errno) = write_raw(path, text) {
-            prepared.failed = Some((name, errno));
-            return 127;
-        }
-    }
-    for fd in &prepared.pass {
-        // SAFETY: F_SETFD takes a number; it is cleared in this process's own table alone.
-        unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) };
-    }
-    if prepared.keep_capabilities {
-        raise_ambient();
-    }
-    // SAFETY: argv and envp are arrays of C strings that end in null, and live as long as `prepared`.
-    unsafe {
-        let (argv, envp) = (prepared.argv.as_ptr(), prepared.envp.as_ptr());
-        libc::syscall(libc::SYS_execveat, prepared.executable, c"".as_ptr(), argv, envp, libc::AT_EMPTY_PATH);
-    }
-    prepared.failed = Some(("execveat", Errno::last_raw()));
-    127
-}
-
-fn write_raw(path: &CStr, text: &[u8]) -> Result<(), i32> {
-    // SAFETY: `path` is a C string, and the length passed is that of the live `text`.
-    unsafe {
-        let fd = libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
-        if fd < 0 {
-            return Err(Errno::last_raw());
-        }
-        let n = libc::write(fd, text.as_ptr().cast(), text.len());
-        let errno = Errno::last_raw();
-        libc::close(fd);
-        if n < 0 { Err(errno) } else { Ok(()) }
-    }
-}
-
-/// An ID other than 0 loses its capabilities when it executes; ambient ones stay (capabilities(7)).
-fn raise_ambient() {
-    let mut header = CapabilityHeader { version: 0x2008_0522, pid: 0 };
-    let mut data = [CapabilityData::default(); 2];
-    // SAFETY: version 3 has two data structs, and both pointers are to live locals; PR_CAP_AMBIENT takes numbers.
-    unsafe {
-        libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr());
-        for half in &mut data {
-            half.inheritable = half.permitted;
-        }
-        libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr());
-        for capability in 0..64 {
-            libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, capability, 0, 0);
-        }
-    }
-}
-
-/// The descriptors that [`launch`] passed to this process, in its order; a second call gives none.
-pub fn inherited() -> Vec<OwnedFd> {
-    static TAKEN: AtomicBool = AtomicBool::new(false);
-    if TAKEN.swap(true, Ordering::SeqCst) {
-        return vec![];
-    }
-    let mut seen = vec![];
-    let numbers = std::env::args().skip(1).filter_map(|text| text.parse::<RawFd>().ok());
-    for number in numbers.filter(|n| *n > 2) {
-        // SAFETY: F_SETFD takes a number; it fails when there is no such descriptor.
-        let open = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == 0;
-        if open && !seen.contains(&number) {
-            seen.push(number);
-        }
-    }
-    // SAFETY: they are open, each once, came through execve, and are given away this one time.
-    seen.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect()
-}
-
-/// Waits for a child's end.
-pub fn wait(child: &Child) -> Result<()> {
-    use nix::sys::wait::{Id, WaitPidFlag, waitid};
-    loop {
-        match waitid(Id::PIDFd(child.pidfd.as_fd()), WaitPidFlag::WEXITED) {
-            Err(Errno::EINTR) => {}
-            // ECHILD: somebody ignores SIGCHLD, so the kernel has reaped it.
-            Ok(_) | Err(Errno::ECHILD) => return Ok(()),
-            Err(errno) => return Err(Error::io("waitid", format!("process {}", child.pid), errno)),
-        }
-    }
-}
-
-/// Kills a child, whatever it does.
-pub fn kill(child: &Child) {
-    // SAFETY: pidfd_send_signal takes a descriptor, numbers and a null pointer.
-    unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            child.pidfd.as_raw_fd(),
-            libc::SIGKILL,
-            std::ptr::null::<libc::c_void>(),
-            0,
-        )
-    };
 }
 
 // --- What a process does to itself.
@@ -452,19 +241,34 @@ pub fn keep_only(keep: &caps::CapsHashSet) -> Result<()> {
     caps::clear(None, CapSet::Inheritable).map_err(failed)
 }
 
-/// fork(2) of a process that has one thread; `None`: we are the child.
-pub fn fork() -> Result<Option<Pid>> {
+/// A child that shares our memory while we wait for it to execute or exit, as vfork(2) does: it has
+/// nothing to copy. `run` gives its exit code, should it come back. Its descriptors, folder, signals
+/// and rights are its own.
+pub fn spawn(run: impl FnOnce() -> i32) -> Result<Pid> {
     use std::os::unix::fs::MetadataExt;
     // A folder has two links and one more for each folder in it: one thread makes three.
     if std::fs::metadata("/proc/self/task").is_ok_and(|tasks| tasks.nlink() != 3) {
-        return Err(Error::failed("fork: this process has several threads"));
+        return Err(Error::failed("clone: this process has several threads"));
     }
-    // SAFETY: there is one thread, so no lock is held by another one that the child would lack.
-    match unsafe { nix::unistd::fork() } {
-        Ok(nix::unistd::ForkResult::Parent { child }) => Ok(Some(child)),
-        Ok(nix::unistd::ForkResult::Child) => Ok(None),
-        Err(errno) => Err(Error::io("fork", "", errno)),
+    extern "C" fn enter<F: FnOnce() -> i32>(run: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: `spawn` passes its own `Option<F>`, and waits; nobody else looks at it.
+        let run = unsafe { &mut *run.cast::<Option<F>>() }.take();
+        let code = run.map_or(127, |run| run());
+        // SAFETY: _exit takes a number, and runs nothing of the process whose memory this is.
+        unsafe { libc::_exit(code) }
     }
+    fn entry<F: FnOnce() -> i32>(_: &Option<F>) -> extern "C" fn(*mut libc::c_void) -> libc::c_int {
+        enter::<F>
+    }
+    let mut run = Some(run);
+    let enter = entry(&run);
+    let mut stack = vec![0u128; 16 * 1024];
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: `stack` is the child's alone, and its end is aligned to 16 bytes. We have one thread, and
+    // with CLONE_VFORK it waits until the child has executed or exited: so never do two run on this
+    // memory, no lock is held by anybody else, and `run` and all that it borrows outlive the child.
+    let pid = unsafe { libc::clone(enter, stack.as_mut_ptr_range().end.cast(), flags, (&raw mut run).cast()) };
+    if pid < 0 { Err(Error::io("clone", "", Errno::last())) } else { Ok(Pid::from_raw(pid)) }
 }
 
 /// Sends a descriptor over a socket, with one byte.

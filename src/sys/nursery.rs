@@ -1,0 +1,236 @@
+//! A nursery: one process of ours, executed once, with one thread and clean memory, that makes
+//! others by clone(2), each in namespaces of its own.
+//!
+//! Whoever schedules sandboxes has threads, and after a fork in such a process the child may do next
+//! to nothing (fork(2)); so a child must be executed anew, which costs more than all the rest. The
+//! nursery pays that once. It dies with whoever started it, since their socket ends then, and its
+//! children die with it (`PR_SET_PDEATHSIG`).
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::process::Stdio;
+
+use nix::errno::Errno;
+use nix::sched::CloneFlags;
+use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
+};
+
+use crate::error::{Error, Result};
+use crate::sys::process;
+
+/// No child gets more descriptors.
+const MOST: usize = 8;
+
+/// What a child is to do, and where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Birth {
+    /// Says the callback of [`serve`] what this one is for.
+    pub task: u32,
+    /// Its namespaces, besides the user namespace, which it always gets.
+    pub namespaces: CloneFlags,
+    /// The ID that it has inside.
+    pub uid: u32,
+    /// The group ID that it has inside.
+    pub gid: u32,
+}
+
+impl Birth {
+    fn bytes(self) -> [u8; 16] {
+        let numbers = [self.task, self.namespaces.bits() as u32, self.uid, self.gid];
+        let mut bytes = [0; 16];
+        for (place, number) in bytes.chunks_exact_mut(4).zip(numbers) {
+            place.copy_from_slice(&number.to_le_bytes());
+        }
+        bytes
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let mut numbers = bytes.chunks_exact(4).filter_map(|four| Some(u32::from_le_bytes(four.try_into().ok()?)));
+        let (task, namespaces) = (numbers.next()?, numbers.next()?);
+        let namespaces = CloneFlags::from_bits_truncate(namespaces as i32);
+        Some(Self { task, namespaces, uid: numbers.next()?, gid: numbers.next()? })
+    }
+}
+
+/// A child, as its parent's parent knows it.
+#[derive(Debug)]
+pub struct Child {
+    pidfd: OwnedFd,
+}
+
+/// Why there is no child.
+#[derive(Debug)]
+pub enum Stillborn {
+    /// The nursery is dead: another one has to be started.
+    Gone,
+    /// The kernel refused.
+    Refused(Errno),
+}
+
+/// The nursery, from outside.
+#[derive(Debug)]
+pub struct Nursery {
+    socket: OwnedFd,
+}
+
+impl Nursery {
+    /// Executes our own executable in a role, whose `main` calls [`serve`].
+    pub fn start(role: &str) -> Result<Self> {
+        let failed = |errno: Errno| Error::io("socketpair", "", errno);
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).map_err(failed)?;
+        let mut command = process::own_command(role)?;
+        // Its own standard input is the socket: so it needs to be told no number.
+        command.env_clear().stdin(Stdio::from(theirs));
+        // It is never waited for: it ends when we do.
+        command.spawn().map(drop).map_err(|e| Error::io("execve", "tapeout", e))?;
+        Ok(Self { socket: ours })
+    }
+
+    /// A child with these descriptors.
+    pub fn make(&self, birth: Birth, pass: &[BorrowedFd]) -> std::result::Result<Child, Stillborn> {
+        let gone = |_| Stillborn::Gone;
+        send(self.socket.as_fd(), &birth.bytes(), pass).map_err(gone)?;
+        let mut answer = [0u8; 4];
+        let (length, fds) = receive(self.socket.as_fd(), &mut answer).map_err(gone)?;
+        match (length, fds.into_iter().next()) {
+            (4, Some(pidfd)) => Ok(Child { pidfd }),
+            (4, None) => Err(Stillborn::Refused(Errno::from_raw(i32::from_le_bytes(answer)))),
+            _ => Err(Stillborn::Gone),
+        }
+    }
+}
+
+impl Child {
+    /// Waits for its end, and that of all that is in its PID namespace.
+    pub fn wait(&self) -> Result<()> {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        loop {
+            match poll(&mut [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
+                Err(Errno::EINTR) => {}
+                Ok(_) => return Ok(()),
+                Err(errno) => return Err(Error::io("poll", "pidfd", errno)),
+            }
+        }
+    }
+
+    /// Kills it, whatever it does.
+    pub fn kill(&self) {
+        let none = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: pidfd_send_signal takes a descriptor, two numbers and a pointer that may be null.
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.pidfd.as_raw_fd(), libc::SIGKILL, none, 0) };
+    }
+}
+
+/// What a child of the nursery starts with.
+#[derive(Debug)]
+pub struct Newborn {
+    /// What was asked for.
+    pub birth: Birth,
+    /// What it was given.
+    pub passed: Vec<OwnedFd>,
+    /// Whose IDs are to be mapped: ours, as the nursery sees them.
+    outside: (u32, u32),
+}
+
+impl Newborn {
+    /// Maps one ID, the one that we have outside.
+    pub fn map_ids(&self) -> Result<()> {
+        process::map_ids((self.birth.uid, self.birth.gid), self.outside)
+    }
+}
+
+/// The nursery, from inside: makes children until nobody is there to ask. `run` gives the exit code
+/// of a child. Standard input must be the socket.
+pub fn serve(run: fn(Newborn) -> i32) -> ! {
+    process::close_all_but(&[]);
+    // No folder of whoever started us is kept in use.
+    let _ = nix::unistd::chdir("/");
+    let socket = std::io::stdin();
+    // No signal of the terminal is for us, and the kernel reaps our children.
+    let _ = nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None);
+    // SAFETY: no code of ours runs when SIGCHLD is ignored.
+    let _ = unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigIgn) };
+    let outside = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    loop {
+        let mut request = [0u8; 16];
+        let Ok((16, passed)) = receive(socket.as_fd(), &mut request) else { std::process::exit(0) };
+        let Some(birth) = Birth::parse(&request) else { std::process::exit(1) };
+        let answer = match clone(birth.namespaces | CloneFlags::CLONE_NEWUSER) {
+            Ok(None) => {
+                // SAFETY: as above; a child waits for children of its own.
+                let _ = unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) };
+                std::process::exit(run(Newborn { birth, passed, outside }));
+            }
+            Ok(Some(pidfd)) => send(socket.as_fd(), &0i32.to_le_bytes(), &[pidfd.as_fd()]),
+            Err(errno) => send(socket.as_fd(), &(errno as i32).to_le_bytes(), &[]),
+        };
+        if answer.is_err() {
+            std::process::exit(0);
+        }
+    }
+}
+
+/// clone(2) as fork(2) does; `None`: we are the child.
+fn clone(namespaces: CloneFlags) -> nix::Result<Option<OwnedFd>> {
+    let flags = namespaces.bits() | libc::CLONE_PIDFD | libc::SIGCHLD;
+    let mut pidfd: RawFd = -1;
+    // SAFETY: this process has one thread and no handlers, so its copy may do all that it may. Without
+    // a stack the child continues on a copy of ours. All machines take flags, stack and the place
+    // for the pidfd in this order, and the rest is null.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::c_long::from(flags), 0, &raw mut pidfd, 0, 0) };
+    match pid {
+        0 => Ok(None),
+        // SAFETY: the call succeeded with CLONE_PIDFD, so this number is a new descriptor of ours.
+        1.. => Ok(Some(unsafe { OwnedFd::from_raw_fd(pidfd) })),
+        _ => Err(Errno::last()),
+    }
+}
+
+fn send(socket: BorrowedFd, bytes: &[u8], fds: &[BorrowedFd]) -> nix::Result<()> {
+    let numbers: Vec<RawFd> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
+    let rights = [ControlMessage::ScmRights(&numbers)];
+    let control = if numbers.is_empty() { &rights[..0] } else { &rights[..] };
+    loop {
+        match sendmsg::<()>(socket.as_raw_fd(), &[std::io::IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None)
+        {
+            Err(Errno::EINTR) => {}
+            other => return other.map(drop),
+        }
+    }
+}
+
+/// One message, and the descriptors that came with it; 0: the other side is closed.
+fn receive(socket: BorrowedFd, bytes: &mut [u8]) -> nix::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = nix::cmsg_space!([RawFd; MOST]);
+    let mut slices = [std::io::IoSliceMut::new(bytes)];
+    loop {
+        match recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+            Ok(message) => {
+                let numbers = message.cmsgs()?.flat_map(|m| match m {
+                    ControlMessageOwned::ScmRights(numbers) => numbers,
+                    _ => vec![],
+                });
+                // SAFETY: the kernel has just installed these descriptors for us.
+                let fds = numbers.map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect();
+                return Ok((message.bytes, fds));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_birth_is_read_as_it_was_written() {
+        let birth =
+            Birth { task: 1, namespaces: CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWPID, uid: 33, gid: u32::MAX };
+        assert_eq!(Birth::parse(&birth.bytes()), Some(birth));
+        assert_eq!(Birth::parse(&[0; 15]), None);
+    }
+}
