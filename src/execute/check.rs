@@ -3,14 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek};
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use crate::build_file::spec::Image;
 use crate::error::{Error, Result};
-use crate::sandbox::{self, Spec, Status};
+use crate::execute::log;
+use crate::sandbox::{Spec, Status};
 use crate::store::Store;
 use crate::sys::file;
 use crate::sys::root::Root;
@@ -24,12 +25,6 @@ pub fn run(store: &Store, image: &Image, user: (u32, u32), files: &Selection, ep
     let root = scratch.folder("image")?;
     unpack(store, files, user, &root, epoch)?;
     let log_path = scratch.path().join("log");
-    let mut log = File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(&log_path)
-        .map_err(|e| Error::io("create", &log_path, e))?;
     let mut env = BTreeMap::from([("PATH".to_string(), PATH.to_string())]);
     env.extend(image.env.clone());
     let spec = Spec {
@@ -47,19 +42,16 @@ pub fn run(store: &Store, image: &Image, user: (u32, u32), files: &Selection, ep
         no_capabilities: true,
         ..Spec::default()
     };
-    let outcome = sandbox::run(&spec, log.try_clone().map_err(|e| Error::io("dup", &log_path, e))?)?;
+    let outcome = log::run(&spec, &log_path)?;
     let how = match outcome.status {
         Status::Exited(0) => return Ok(()),
         Status::Exited(code) => format!("ended with exit code {code}"),
         Status::Signalled(signal) => format!("was ended by signal {signal}"),
         Status::Limit(_) => "went over a limit".to_string(),
     };
-    let mut text = String::new();
-    let _ = log.rewind();
     let mut bytes = vec![];
-    if log.take(16 * 1024).read_to_end(&mut bytes).is_ok() {
-        text = String::from_utf8_lossy(&bytes).into_owned();
-    }
+    let printed = File::open(&log_path).and_then(|log| log.take(16 * 1024).read_to_end(&mut bytes));
+    let text = printed.map_or(String::new(), |_| String::from_utf8_lossy(&bytes).into_owned());
     let error = Error::failed(format!("the check {how}"));
     let error = if text.is_empty() {
         error.why("it printed nothing")

@@ -7,6 +7,7 @@ pub mod environment;
 pub mod fetch;
 pub mod identity;
 pub mod image;
+mod log;
 mod pod;
 pub mod request;
 pub mod rule;

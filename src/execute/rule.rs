@@ -14,8 +14,9 @@ use crate::changeset::{self, Options};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::identity::{self, Renumber};
+use crate::execute::log;
 use crate::execute::request::{FORMAT, Outcome, Request};
-use crate::sandbox::{self, Bind, Hit, Spec, Status};
+use crate::sandbox::{Bind, Hit, Spec, Status};
 use crate::store::{Scratch, Store};
 use crate::sys::root::Root;
 use crate::tree::{Layer, Stack};
@@ -41,8 +42,7 @@ pub fn run(
     let upper = scratch.folder("upper")?;
     let log_path = scratch.path().join("log");
     let spec = spec(store, request, snapshot, &scratch)?;
-    let log = File::create_new(&log_path).map_err(|e| Error::io("create", &log_path, e))?;
-    let outcome = sandbox::run(&spec, log)?;
+    let outcome = log::run(&spec, &log_path)?;
     let kept = store.log_path(&request.key());
     fs::rename(&log_path, &kept).map_err(|e| Error::io("rename", &kept, e))?;
     if let Some(error) = failure(&outcome.status, outcome.failed_step, &request.steps) {

@@ -1,9 +1,10 @@
-//! What the layers of one image repeat: a folder that two rules both only passed through, a file that two
-//! rules both picked, a removal with nothing below. Each is in the lowest layer that has it, alone.
+//! What the layers of one image repeat: a file that two rules both picked, a folder that must not undo what
+//! a layer below says of it, a removal with nothing below. The folders that a layer's files lie in stay,
+//! so that the layer of a rule has the same bytes in every image.
 
 use super::lookup::merged;
 use super::why::Why;
-use crate::tree::{Entry, Node, Picked, Selection};
+use crate::tree::{Entry, Node, Picked, RootPath, Selection};
 
 /// Takes out of each layer what the layers below it (and the base) have in the same way.
 pub fn settle(base: &[Selection], layers: &mut [Selection]) {
@@ -13,8 +14,16 @@ pub fn settle(base: &[Selection], layers: &mut [Selection]) {
         rest[0].retain(|path, picked| match (below.get(path), &picked.entry) {
             (None, None) => below.range(path.clone()..).next().is_some_and(|(p, _)| p.starts_with(path)),
             (None, Some(_)) | (Some(_), None) => true,
-            (Some(before), Some(entry)) => !same(before, entry) && !only_holds(picked, before, entry),
+            (Some(before), Some(entry)) if same(before, entry) => entry.is_folder(),
+            (Some(before), Some(entry)) => !only_holds(picked, before, entry),
         });
+        let repeats = |(path, picked): (&RootPath, &Picked)| {
+            let entry = picked.entry.as_ref();
+            entry.is_some_and(|entry| below.get(path).is_some_and(|before| same(before, entry)))
+        };
+        if rest[0].iter().all(repeats) {
+            rest[0].clear();
+        }
         alone(&mut rest[0]);
     }
 }

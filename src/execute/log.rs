@@ -1,0 +1,59 @@
+//! What the steps of a rule print: through a pipe into a file. Given the file itself, a rule could
+//! read its path in `/proc/self/fd`.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::sandbox::{self, Outcome, Spec};
+
+/// A log is cut here: a rule that prints without end must not fill the disk.
+const LONGEST: u64 = 256 << 20;
+
+/// Runs the sandbox with its output going to `path`.
+pub fn run(spec: &Spec, path: &Path) -> Result<Outcome> {
+    let mut file = File::create_new(path).map_err(|e| Error::io("create", path, e))?;
+    let (mut reader, writer) = io::pipe().map_err(|e| Error::io("pipe", path, e))?;
+    std::thread::scope(|scope| {
+        let kept = scope.spawn(move || keep(&mut reader, &mut file));
+        // It owns our end of the pipe: when it returns, the last writer is gone.
+        let outcome = sandbox::run(spec, File::from(OwnedFd::from(writer)));
+        let kept = kept.join().unwrap_or_else(|_| Err(io::Error::other("the thread that keeps it ended")));
+        let outcome = outcome?;
+        kept.map_err(|e| Error::io("write", path, e))?;
+        Ok(outcome)
+    })
+}
+
+fn keep(reader: &mut impl Read, file: &mut impl Write) -> io::Result<()> {
+    let kept = io::copy(&mut reader.by_ref().take(LONGEST), file);
+    if kept.as_ref().is_ok_and(|n| *n == LONGEST) {
+        let _ = file.write_all(b"\n(the log is cut here)\n");
+    }
+    // The steps must not wait for a reader, nor be killed for want of one.
+    io::copy(reader, &mut io::sink())?;
+    kept.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_cannot_be_written_is_still_read_to_its_end() {
+        struct Full;
+        impl Write for Full {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::Error::from_raw_os_error(libc::ENOSPC))
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut printed: &[u8] = &[b'x'; 100_000];
+        assert_eq!(keep(&mut printed, &mut Full).unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+        assert!(printed.is_empty());
+    }
+}
