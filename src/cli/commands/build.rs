@@ -42,6 +42,8 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         },
         allow_network,
         inputs: request.workspace.inputs.clone(),
+        mirrors: request.workspace.mirrors.clone(),
+        environment: context::tools(),
         offline: global.offline,
     };
     if args.dry_run {
@@ -170,6 +172,8 @@ pub fn log(global: &Global, args: &crate::cli::args::Log) -> Result<()> {
         output: std::path::PathBuf::new(),
         allow_network: vec![],
         inputs: request.workspace.inputs.clone(),
+        mirrors: request.workspace.mirrors.clone(),
+        environment: context::tools(),
         offline: true,
     };
     let build = Build::new(&store, &graph, &base, &options, &crate::report::Silent);
