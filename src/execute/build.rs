@@ -117,7 +117,9 @@ impl<'a> Build<'a> {
 
     /// What an instance came to; it must have run.
     pub fn output(&self, id: Id) -> Result<&Output> {
-        self.outputs[id].get().ok_or_else(|| Error::failed(format!("{} has not run", self.graph.instances[id].label)))
+        self.outputs[id]
+            .get()
+            .ok_or_else(|| Error::request(format!("{} has not run as it is now", self.graph.instances[id].label)))
     }
 
     fn instance(&self, id: Id) -> Result<Output> {

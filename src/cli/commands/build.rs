@@ -173,7 +173,8 @@ pub fn log(global: &Global, args: &crate::cli::args::Log) -> Result<()> {
     build.forecast()?;
     for &id in &graph.requested {
         let label = &graph.instances[id].label;
-        let key = build.key(id)?.ok_or_else(|| {
+        let not_yet = |e: Error| e.next(format!("tapeout build {label}"));
+        let key = build.key(id).map_err(not_yet)?.ok_or_else(|| {
             Error::request(format!("{label} runs nothing"))
                 .why("it only groups, or picks from what others made")
                 .next("name a rule that has a run")
