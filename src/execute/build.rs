@@ -126,8 +126,9 @@ impl<'a> Build<'a> {
         let deps: Vec<_> = self.graph.instances.iter().map(|i| i.deps.clone()).collect();
         let result = schedule::run(&deps, self.options.jobs, |id| {
             let instance = &self.graph.instances[id];
-            let output =
-                self.instance(id).map_err(|e| e.context(format!("{} {}", kind(&instance.spec), instance.label)))?;
+            let output = self.instance(id).map_err(|e| {
+                rule::on_full_disk(e, self.store).context(format!("{} {}", kind(&instance.spec), instance.label))
+            })?;
             let _ = self.outputs[id].set(output);
             Ok(())
         });

@@ -8,6 +8,8 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+
 use crate::build_file::spec::Step;
 use crate::builder::debian::install::DEBS;
 use crate::changeset::{self, Options};
@@ -46,7 +48,7 @@ pub fn run(
     let kept = store.log_path(&request.key());
     fs::rename(&log_path, &kept).map_err(|e| Error::io("rename", &kept, e))?;
     if let Some(error) = failure(&outcome.status, outcome.failed_step, &request.steps) {
-        return Err(with_last_lines(on_full_disk(error, store), &kept));
+        return Err(with_last_lines(error, &kept));
     }
     let root = Root::open(&upper)?;
     let map = renumber.map(|renumber| renumber.map(&root)).transpose()?.unwrap_or_default();
@@ -125,20 +127,18 @@ fn failure(status: &Status, step: Option<usize>, steps: &[Step]) -> Option<Error
     }
 }
 
-/// A rule that failed on a full disk may not even have been able to say so.
-fn on_full_disk(error: Error, store: &Store) -> Error {
+/// What failed on a full disk may not have been able to say so, or not where.
+pub fn on_full_disk(error: Error, store: &Store) -> Error {
     let path = store.path();
-    match nix::sys::statvfs::statvfs(path) {
-        Ok(stat)
-            if stat.blocks_available() * stat.fragment_size() < 1 << 20
-                || (stat.files() > 0 && stat.files_available() == 0) =>
-        {
-            error
-                .why(format!("{}: No space left on device", path.display()))
-                .next(format!("make room on the file system that holds {}", path.display()))
-        }
-        _ => error,
+    let is_full = nix::sys::statvfs::statvfs(path).is_ok_and(|stat| {
+        stat.blocks_available() * stat.fragment_size() < 1 << 20 || (stat.files() > 0 && stat.files_available() == 0)
+    });
+    if !is_full && !error.what().contains(Errno::ENOSPC.desc()) {
+        return error;
     }
+    error
+        .why(format!("{}: {}", path.display(), Errno::ENOSPC.desc()))
+        .next(format!("make room on the file system that holds {}", path.display()))
 }
 
 /// The end of the log is what a person looks for first.
