@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::build_file::spec::{Compression, Id, Image, Layers, Spec};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::execute::base::counted;
 use crate::execute::build::{Build, Output};
 use crate::execute::check;
 use crate::execute::request::own_key;
@@ -194,11 +195,9 @@ impl Build<'_> {
         let document = serde_json::to_vec(&built).map_err(|e| Error::failed(e.to_string()))?;
         self.store.record_action(&self.image_key(id, image)?, &document)?;
         let size: u64 = built.layers.iter().map(|layer| layer.info.size).sum();
-        let layers = match built.layers.len() {
-            1 => "1 layer".to_string(),
-            n => format!("{n} layers"),
-        };
-        self.done("image", id, &format!("{layers}, {:.1} MB", size as f64 / 1e6));
+        let layers = counted(built.layers.len(), "layer");
+        let checked = if image.check.is_empty() { "" } else { ", checked" };
+        self.done("image", id, &format!("{layers}, {:.1} MB{checked}", size as f64 / 1e6));
         Ok(built)
     }
 

@@ -43,7 +43,7 @@ pub struct Request<'a> {
 
 /// What the rule picks: one layer.
 pub fn select(request: &Request<'_>) -> Result<Selection> {
-    Selecting::new(request).and_then(Selecting::run).map_err(|e| e.context(format!("rule {}", request.rule)))
+    Selecting::new(request).and_then(Selecting::run)
 }
 
 /// Takes what the patterns name out of a selection: `image(exclude = …)`, after the joint point.

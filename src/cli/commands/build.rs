@@ -31,6 +31,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         locked: args.locked,
         offline: global.offline,
         dry: args.dry_run,
+        update: false,
     };
     let base = Base::ready(&store, wanted(&request.workspace), &settings, &progress)?;
     let options = Options {
