@@ -116,3 +116,20 @@ fn every_link_of_the_docs_leads_somewhere() {
         }
     }
 }
+
+#[test]
+fn every_dependency_says_why_it_is_there() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = fs::read_to_string(top.join("Cargo.toml")).expect("Cargo.toml");
+    let page = fs::read_to_string(top.join("docs/dependencies.md")).expect("dependencies.md");
+    let mut section = "";
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            section = line;
+        } else if section.ends_with("dependencies]")
+            && let Some((name, _)) = line.split_once(" =")
+        {
+            assert!(page.contains(&format!("`{name}`")), "docs/dependencies.md doesn't name {name}");
+        }
+    }
+}
