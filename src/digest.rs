@@ -45,6 +45,11 @@ impl Digest {
         })
     }
 
+    /// The 32 bytes.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// The first 12 hex digits, for people.
     pub fn short(&self) -> String {
         self.hex()[..12].to_string()

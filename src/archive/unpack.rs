@@ -155,6 +155,9 @@ struct Folder {
 /// How many folders are kept open.
 const KEPT_OPEN: usize = 64;
 
+/// No root filesystem has more bytes in names beyond the first of a file.
+const LINKED: u64 = 2 << 30;
+
 struct Unpacker<'a> {
     into: &'a Root,
     options: &'a Options,
@@ -163,12 +166,22 @@ struct Unpacker<'a> {
     created: BTreeSet<RootPath>,
     /// By the path as the archive writes it.
     folders: BTreeMap<RootPath, Rc<Folder>>,
+    /// Bytes of hard-linked names, each of which becomes a file of its own.
+    linked: u64,
     buffer: Vec<u8>,
 }
 
 impl<'a> Unpacker<'a> {
     fn new(into: &'a Root, options: &'a Options, owners: &'a mut Owners) -> Self {
-        Self { into, options, owners, created: BTreeSet::new(), folders: BTreeMap::new(), buffer: vec![0; 256 * 1024] }
+        Self {
+            into,
+            options,
+            owners,
+            created: BTreeSet::new(),
+            folders: BTreeMap::new(),
+            linked: 0,
+            buffer: vec![0; 256 * 1024],
+        }
     }
 
     fn apply(&mut self, mut item: Item, content: &mut dyn Read) -> Result<()> {
@@ -297,8 +310,12 @@ impl<'a> Unpacker<'a> {
         }
         let shared = self.owners.get(&from_path).cloned().ok_or_else(missing)?;
         self.make_room(folder, name)?;
+        // Each name becomes a file of its own later, so a small archive could fill the disk with them.
+        self.linked = self.linked.saturating_add(stat.st_size.try_into().unwrap_or(0));
+        if self.linked > LINKED {
+            return Err(Error::failed(format!("its hard links stand for more than {} GiB of files", LINKED >> 30)));
+        }
         // Making room may have removed a folder with the target in it; the kernel says so here.
-        let _ = stat;
         file::link_at(from.as_fd(), target.name(), folder.fd.as_fd(), name)?;
         self.record(path, shared);
         Ok(())

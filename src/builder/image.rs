@@ -270,7 +270,7 @@ pub fn from_docker_archive(file: &Path, tag: Option<&str>, scratch: &Root, into:
 }
 
 fn unpack_archive(path: &Path, scratch: &Root) -> Result<()> {
-    let file = std::fs::File::open(path).map_err(|e| Error::io("open", path, e))?;
+    let file = crate::sys::file::open_regular(path)?;
     unpack(file, scratch, &Options::default(), &mut Owners::new(), &mut |_| {}).map_err(|e| e.context(path.display()))
 }
 

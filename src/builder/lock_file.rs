@@ -65,11 +65,10 @@ pub struct LockedPackage {
 impl Lock {
     /// From its file; `None`: there is none yet.
     pub fn read(path: &Path) -> Result<Option<Self>> {
-        let file = match std::fs::File::open(path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Error::io("open", path, e)),
-        };
+        if std::fs::symlink_metadata(path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
+            return Ok(None);
+        }
+        let file = crate::sys::file::open_regular(path)?;
         let mut text = String::new();
         std::io::Read::read_to_string(&mut std::io::Read::take(file, MAX_SIZE), &mut text)
             .map_err(|e| Error::io("read", path, e))?;

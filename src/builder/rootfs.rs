@@ -2,7 +2,6 @@
 //! `docker-archive:FILE`. Each becomes one changeset.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -26,7 +25,7 @@ pub fn from_tar(path: &Path, into: &Root) -> Result<Owners> {
 
 /// A tar file, compressed or not, or a zip file: by its first bytes.
 pub fn unpack_file(path: &Path, into: &Root, options: &Options, owners: &mut Owners) -> Result<()> {
-    let mut file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+    let mut file = file::open_regular(path)?;
     let mut start = [0; 4];
     let n = std::io::Read::read(&mut file, &mut start).map_err(|e| Error::io("read", path, e))?;
     std::io::Seek::rewind(&mut file).map_err(|e| Error::io("seek", path, e))?;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Instant;
 
-use crate::build_file::spec::{Graph, Id, Instance, Rule, Source, Spec};
+use crate::build_file::spec::{Graph, Id, Ids, Instance, Owners, Rule, Source, Spec};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::base::Base;
@@ -208,6 +208,7 @@ impl<'a> Build<'a> {
             Spec::Tapeout(tapeout) => (Rule { run: tapeout.run.clone(), ..Rule::default() }, BTreeMap::new()),
             _ => return Ok(None),
         };
+        not_there_yet(&rule).map_err(|e| e.at(instance.place.clone(), ""))?;
         if rule.run.is_empty() {
             return Ok(None);
         }
@@ -343,6 +344,20 @@ impl<'a> Build<'a> {
                 if group { Forecast::Group } else { Forecast::Cached }
             }
         })
+    }
+}
+
+/// What the language has and the sandbox has not: better refused than without effect.
+fn not_there_yet(rule: &Rule) -> Result<()> {
+    let asked = [
+        ("secrets", !rule.secrets.is_empty()),
+        ("caches", !rule.caches.is_empty()),
+        ("ids = \"range\"", rule.ids == Ids::Range),
+        ("owners = \"seen\"", rule.owners == Owners::Seen),
+    ];
+    match asked.iter().find(|(_, asked)| *asked) {
+        Some((what, _)) => Err(Error::request(format!("{what} is not there yet in this version")).next("leave it out")),
+        None => Ok(()),
     }
 }
 

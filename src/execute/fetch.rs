@@ -1,9 +1,7 @@
 //! Files from outside: the places that a URL can name, tried in order, and the digest that decides.
 //! What was fetched once is a blob of the store, and never fetched again.
 
-use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -215,11 +213,10 @@ pub fn get(build: &Build, instance: &Instance, urls: &[String], expected: &Expec
 fn get_from(build: &Build, instance: &Instance, url: &str, expected: &Expected, name: &str) -> Result<Digest> {
     let mut sink =
         Sink { partial: build.store.begin()?, sha512: matches!(expected, Expected::Sha512(_)).then(Sha512::new) };
-    let local = |path: &Path| File::open(path).map_err(|e| Error::io("open", path, e));
     if let Some(input) = url.strip_prefix("input:") {
         let path =
             build.options.inputs.get(input).ok_or_else(|| Error::request(format!("no input is named {input:?}")))?;
-        io::copy(&mut local(path)?, &mut sink).map_err(|e| Error::io("read", path, e))?;
+        io::copy(&mut crate::sys::file::open_regular(path)?, &mut sink).map_err(|e| Error::io("read", path, e))?;
     } else if let Some(path) = url.strip_prefix("file:") {
         let folder = instance.folder.as_deref().ok_or_else(|| Error::request("a built-in package has no files"))?;
         let mut file = Root::open(folder)?.open_file(&RootPath::new(path)?)?;

@@ -160,11 +160,14 @@ fn given(text: &str) -> Result<Vec<Given>> {
     };
     let path = PathBuf::from(path);
     let wrong = |e: Error| e.with_kind(crate::error::Kind::Request);
-    let size = path.metadata().map_err(|e| wrong(Error::io("stat", &path, e)))?.len();
-    if size > PARAMETER_FILE {
+    let file = std::fs::File::open(&path)
+        .map_err(|e| wrong(Error::io("open", &path, e)).next("name a JSON file that exists"))?;
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut std::io::Read::take(file, PARAMETER_FILE + 1), &mut text)
+        .map_err(|e| wrong(Error::io("read", &path, e)))?;
+    if text.len() as u64 > PARAMETER_FILE {
         return Err(Error::request(format!("{} is longer than {PARAMETER_FILE} bytes", path.display())));
     }
-    let text = std::fs::read_to_string(&path).map_err(|e| wrong(Error::io("read", &path, e)))?;
     let values: BTreeMap<String, serde_json::Value> = serde_json::from_str(&text).map_err(|e| {
         Error::request(format!("{}:{}:{}: {e}", path.display(), e.line(), e.column())).next("write {\"//app:jobs\": 8}")
     })?;

@@ -143,6 +143,7 @@ impl Room {
             }
             Operation::Folder { inside, mode } => self.folder(inside, *mode).map(drop),
             Operation::Proc => self.proc(),
+            Operation::NoControlGroups => self.no_control_groups(),
             Operation::ReadOnly(inside) => self.read_only(inside),
             Operation::Mask(inside) => self.mask(inside),
             Operation::Loopback => mount::loopback_up(),
@@ -293,6 +294,25 @@ impl Room {
             }
             Err(refused) => Err(refused.into()),
         }
+    }
+
+    /// The limit is that of our own user namespace, and holds for those made in it (user_namespaces(7)).
+    fn no_control_groups(&mut self) -> Result<()> {
+        let path = "proc/sys/user/max_cgroup_namespaces";
+        let opened =
+            file::open_below(self.root()?.as_fd(), path.as_bytes(), OFlag::O_WRONLY | OFlag::O_NOFOLLOW, STRICT);
+        let written = match opened {
+            // A kernel without control groups has nothing to mount.
+            Err(Errno::ENOENT) => return Ok(()),
+            other => other.and_then(|fd| nix::unistd::write(&fd, b"0")),
+        };
+        if let Err(errno) = written {
+            self.weakened.push(format!(
+                "control groups can't be kept from rules (/{path}: {}): a rule may reach those of the container around us",
+                errno.desc()
+            ));
+        }
+        Ok(())
     }
 
     fn read_only(&self, inside: &str) -> Result<()> {

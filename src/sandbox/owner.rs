@@ -383,7 +383,7 @@ impl Caller {
         }
         let flags = OFlag::O_PATH | if follow { OFlag::empty() } else { OFlag::O_NOFOLLOW };
         let root = name_of_link(&self.own("root"))?;
-        if root == b"/" {
+        if root == b"/" && !self.mounts_are_its_own()? {
             let start = if path.starts_with(b"/") { self.follow("/")? } else { self.start(folder)? };
             return self.open_in(&start, path, follow);
         }
@@ -402,6 +402,11 @@ impl Caller {
             // A folder outside of its root, which it has kept open.
             _ => self.open_in(&start, path, follow),
         }
+    }
+
+    /// It has a mount namespace that is not ours: the same path may be another file there.
+    fn mounts_are_its_own(&self) -> nix::Result<bool> {
+        Ok(name_of_link(&self.own("ns/mnt"))? != name_of_link("/proc/self/ns/mnt")?)
     }
 
     /// Links lead where they do in our root, but for those of /proc that lead to what init has open.

@@ -106,6 +106,9 @@ pub enum Operation {
     },
     /// The processes of this sandbox.
     Proc,
+    /// No further control group namespace: in one of its own a rule could mount the host's control
+    /// groups, which reach processes outside (`cgroup.kill`).
+    NoControlGroups,
     /// What is there can't be written any more.
     ReadOnly(String),
     /// What is there can't be read any more: it looks as `/dev/null` or `/sys` do.
@@ -137,6 +140,7 @@ impl fmt::Display for Operation {
             Self::Link { target, inside } => write!(f, "link {inside} -> {target}"),
             Self::Folder { inside, mode } => write!(f, "folder {inside}, mode {mode:04o}"),
             Self::Proc => write!(f, "processes at /proc"),
+            Self::NoControlGroups => write!(f, "no further control group namespaces"),
             Self::ReadOnly(inside) => write!(f, "{inside} read-only"),
             Self::Mask(inside) => write!(f, "{inside} masked"),
             Self::Loopback => write!(f, "loopback interface up"),
@@ -156,8 +160,24 @@ const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 const READ_ONLY: [&str; 5] = ["sys", "sysrq-trigger", "irq", "bus", "fs"];
 
 /// Parts of `/proc` that tell about the host's memory, keys, timers and hardware.
-const MASKED: [&str; 9] =
-    ["kcore", "keys", "timer_list", "latency_stats", "sched_debug", "acpi", "asound", "scsi", "interrupts"];
+const MASKED: [&str; 16] = [
+    "kcore",
+    "keys",
+    "timer_list",
+    "latency_stats",
+    "sched_debug",
+    "acpi",
+    "asound",
+    "scsi",
+    "interrupts",
+    "vmallocinfo",
+    "slabinfo",
+    "pagetypeinfo",
+    "kpagecount",
+    "kpageflags",
+    "kpagecgroup",
+    "cmdline",
+];
 
 /// What nobody asked to be limited may still not eat the machine.
 const DEFAULT_PROCESSES: u64 = 16_384;
@@ -189,6 +209,7 @@ pub fn plan(spec: &Spec) -> Result<Vec<Operation>> {
     ];
     plan.extend(DEVICES.map(|name| Operation::Device(name.into())));
     plan.push(Operation::Proc);
+    plan.push(Operation::NoControlGroups);
     plan.push(Operation::Processes(spec.limits.processes.unwrap_or(DEFAULT_PROCESSES)));
     plan.extend(READ_ONLY.map(|name| Operation::ReadOnly(format!("/proc/{name}"))));
     plan.push(tmpfs("/sys", 0o555));

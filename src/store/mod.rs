@@ -4,7 +4,7 @@
 //! format                  the number of this layout; another number is refused
 //! lock                    flock: builds share it, the collector holds it alone
 //! blobs/sha256/HEX        packages, archives, layers: whole files
-//! changesets/HEX/tree     a `tree::Changeset`
+//! changesets/HEX/tree     its SHA-256 (32 bytes), then a `tree::Changeset`
 //! changesets/HEX/files/   its files, as an overlay takes them for a lower layer
 //! actions/HEX             the result document of the request with this digest
 //! unsynced/BOOT/HEX       the same, but not yet known to be on the disk
@@ -40,7 +40,7 @@ use crate::tree::{Changeset, Layer, RootPath};
 pub use scratch::{Scratch, wait_until_clean};
 
 /// The layout that this program reads and writes.
-const FORMAT: &str = "1\n";
+const FORMAT: &str = "2\n";
 
 /// A `tree` larger than this is not read: no changeset has ten million paths.
 const LARGEST_TREE: u64 = 4 << 30;
@@ -174,11 +174,17 @@ impl Store {
             return Err(Error::failed(format!("{} is larger than a changeset can be", path.display())));
         }
         let bytes = fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
-        let changeset: Changeset = postcard::from_bytes(&bytes).map_err(|e| {
+        let damaged = |why: String| {
+            let folder = self.changeset_path(digest);
             Error::failed(format!("{} is damaged", path.display()))
-                .why(e.to_string())
-                .next("remove that folder; its rule runs again")
-        })?;
+                .why(why)
+                .next(format!("remove {}; its rule runs again", folder.display()))
+        };
+        let (sum, tree) = bytes.split_at_checked(32).ok_or_else(|| damaged("it is too short".into()))?;
+        if Digest::of(tree).as_bytes() != sum {
+            return Err(damaged("its content is not what was written".into()));
+        }
+        let changeset: Changeset = postcard::from_bytes(tree).map_err(|e| damaged(e.to_string()))?;
         Ok(self.remember(*digest, changeset))
     }
 
@@ -214,6 +220,7 @@ impl Store {
         let tree = folder.join("tree");
         let bytes = postcard::to_stdvec(&changeset)
             .map_err(|e| Error::failed(format!("can't write {}: {e}", tree.display())))?;
+        let bytes = [Digest::of(&bytes).as_bytes().as_slice(), &bytes].concat();
         fs::write(&tree, bytes).map_err(|e| Error::io("write", &tree, e))?;
         let to = folder.join("files");
         fs::rename(files, &to).map_err(|e| Error::io("rename", files, e))?;

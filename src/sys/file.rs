@@ -49,6 +49,18 @@ pub fn open_regular_at(dir: BorrowedFd, name: &[u8]) -> Result<File> {
     Ok(File::from(fd))
 }
 
+/// A regular file by a path that somebody named: what is none, a pipe or a device, is an error and
+/// never waited for.
+pub fn open_regular(path: &Path) -> Result<File> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let fd = nix::fcntl::open(path, flags, Mode::empty()).map_err(|errno| Error::io("open", path, errno))?;
+    let stat = nix::sys::stat::fstat(&fd).map_err(|errno| Error::io("fstat", path, errno))?;
+    if kind(&stat) != SFlag::S_IFREG {
+        return Err(Error::request(format!("not a regular file: {}", path.display())));
+    }
+    Ok(File::from(fd))
+}
+
 /// A folder, `O_PATH` or readable.
 pub fn open_folder_at(dir: BorrowedFd, name: &[u8]) -> Result<OwnedFd> {
     open_at(dir, name, OFlag::O_RDONLY | OFlag::O_DIRECTORY)
