@@ -98,11 +98,12 @@ impl Planning<'_> {
         check_name("pod", &name)?;
         unique("container", pod.containers.iter().map(|c| c.name.as_str()))?;
         unique("volume", pod.volumes.iter().map(|v| v.name.as_str()))?;
-        let restarts: BTreeSet<&str> = pod.containers.iter().map(|c| c.restart.as_str()).collect();
-        if restarts.len() > 1 {
+        let ends = |c: &&spec::Container| c.restart == "never";
+        if let (Some(once), Some(other)) = (pod.containers.iter().find(ends), pod.containers.iter().find(|c| !ends(c)))
+        {
             self.warnings.push(format!(
-                "its containers have different restart policies ({}), and a pod of Kubernetes has one: kube.yaml has the strongest for all",
-                restarts.iter().map(|r| if r.is_empty() { "always" } else { r }).collect::<Vec<_>>().join(", ")
+                "container {:?} is not restarted and {:?} is: a pod of Kubernetes has one policy, and kube.yaml restarts both",
+                once.name, other.name
             ));
         }
         if pod.containers.is_empty() {

@@ -357,11 +357,13 @@ mod tests {
              terminals at /dev/pts\nlink /dev/ptmx -> pts/ptmx\nlink /dev/fd -> /proc/self/fd\n\
              link /dev/stdin -> /proc/self/fd/0\nlink /dev/stdout -> /proc/self/fd/1\nlink /dev/stderr -> /proc/self/fd/2\n\
              device /dev/null\ndevice /dev/zero\ndevice /dev/full\ndevice /dev/random\ndevice /dev/urandom\ndevice /dev/tty\n\
-             processes at /proc\nat most 16384 processes\n\
+             processes at /proc\nno further control group namespaces\nat most 16384 processes\n\
              /proc/sys read-only\n/proc/sysrq-trigger read-only\n/proc/irq read-only\n/proc/bus read-only\n/proc/fs read-only\n\
              empty /sys in memory, mode 0555\n/sys read-only\n\
              /proc/kcore masked\n/proc/keys masked\n/proc/timer_list masked\n/proc/latency_stats masked\n/proc/sched_debug masked\n\
-             /proc/acpi masked\n/proc/asound masked\n/proc/scsi masked\n/proc/interrupts masked\n\
+             /proc/acpi masked\n/proc/asound masked\n/proc/scsi masked\n/proc/interrupts masked\n/proc/vmallocinfo masked\n\
+             /proc/slabinfo masked\n/proc/pagetypeinfo masked\n/proc/kpagecount masked\n/proc/kpageflags masked\n/proc/kpagecgroup masked\n\
+             /proc/cmdline masked\n\
              loopback interface up\nhost name tapeout\nenter the new root\n"
         );
     }
