@@ -69,6 +69,8 @@ impl Error {
         let path = path.as_ref();
         let made = Self::failed(format!("{call}({}): {}", path.display(), Plain(&error)));
         match error.raw_os_error() {
+            // A name without its folder says nothing of the file system: who knows it will say so.
+            _ if path.is_relative() => made,
             Some(libc::ENOSPC) => made.next(format!("make room on the file system that holds {}", path.display())),
             Some(libc::EDQUOT) => {
                 made.next(format!("your quota on the file system that holds {} is used up", path.display()))

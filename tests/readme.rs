@@ -116,3 +116,41 @@ fn every_link_of_the_docs_leads_somewhere() {
         }
     }
 }
+
+#[test]
+fn every_dependency_says_why_it_is_there() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = fs::read_to_string(top.join("Cargo.toml")).expect("Cargo.toml");
+    let page = fs::read_to_string(top.join("docs/dependencies.md")).expect("dependencies.md");
+    let mut section = "";
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            section = line;
+        } else if section.ends_with("dependencies]")
+            && let Some((name, _)) = line.split_once(" =")
+        {
+            assert!(page.contains(&format!("`{name}`")), "docs/dependencies.md doesn't name {name}");
+        }
+    }
+}
+
+/// A promise whose test was renamed away is a promise that nobody keeps.
+#[test]
+fn every_test_that_the_security_page_names_exists() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(top.join("docs/security.md")).expect("security.md");
+    let mut seen = 0;
+    for named in page.split('`').skip(1).step_by(2).filter(|text| text.contains("::")) {
+        let (module, test) = named.split_once("::").expect("a module");
+        let places = [format!("tests/{module}.rs"), format!("src/{module}.rs"), format!("src/{module}/mod.rs")];
+        let found: Vec<_> = places.iter().filter(|place| top.join(place).is_file()).collect();
+        assert!(!found.is_empty(), "docs/security.md names {named}: there is no {module}");
+        let defines = |place: &&String| {
+            let text = fs::read_to_string(top.join(place)).expect("read");
+            test.is_empty() || text.contains(&format!("fn {test}()"))
+        };
+        assert!(found.iter().any(defines), "docs/security.md names {named}, which isn't there");
+        seen += 1;
+    }
+    assert!(seen > 10);
+}

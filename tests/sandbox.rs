@@ -503,6 +503,7 @@ fn nothing_outlives_a_killed_parent() {
 }
 
 #[test]
+#[cfg(target_arch = "x86_64")]
 fn a_file_that_gets_its_name_later_keeps_its_owner() {
     let mut room = Room::new();
     // open with O_TMPFILE, fchown, link; a removed file that is changed is nobody's.
@@ -716,4 +717,37 @@ fn folders_are_renamed_below_a_changed_root_and_in_namespaces_of_a_rules_own() {
     assert_eq!(output, "/inner/opt:\nnew\n\n/opt:\nold\nb\nnew\n");
     let record = room.recorded(&outcome, "inner/opt/new/x").unwrap();
     assert_eq!(record.instead_of.as_deref(), Some(&b"/inner/opt/old/x"[..]));
+}
+
+/// The processes that a process has started.
+fn children(parent: u32) -> Vec<i32> {
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    let numbers = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let parent_of = |number: &i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{number}/stat")).unwrap_or_default();
+        stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1)?.parse::<u32>().ok())
+    };
+    numbers.filter(|number| parent_of(number) == Some(parent)).collect()
+}
+
+#[test]
+fn a_killed_process_of_ours_ends_the_sandbox_with_an_error_and_the_next_one_runs() {
+    for init in [true, false] {
+        let mark = format!("8{}{}", std::process::id(), u8::from(init));
+        let script = format!("setsid sleep {mark} & sleep {mark}");
+        let running = std::thread::spawn(move || Room::new().run(&script).result);
+        while processes_with(&format!("sleep\0{mark}")) < 2 {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        let nursery = children(std::process::id());
+        let victims = if init { nursery.iter().flat_map(|n| children(*n as u32)).collect() } else { nursery };
+        assert!(!victims.is_empty());
+        for victim in victims {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(victim), nix::sys::signal::Signal::SIGKILL).unwrap();
+        }
+        let error = running.join().unwrap().unwrap_err().to_string();
+        assert!(error.contains("init died"), "{error}");
+        assert_eq!(processes_with(&mark), 0, "dead when run returns");
+        Room::new().ok("true");
+    }
 }

@@ -3,6 +3,7 @@
 pub mod compress;
 pub mod decompress;
 pub mod kept;
+pub mod patch;
 pub mod pieces;
 pub mod tar_reader;
 pub mod tar_writer;

@@ -11,7 +11,8 @@ use std::collections::BTreeMap;
 use super::data::{Data, Record};
 use super::reference;
 use super::spec::{
-    Archive, Compression, Export, Ids, Image, Layers, Libraries, Limits, Owners, Rule, Source, Spec, Step, Tapeout,
+    Archive, Compression, Export, Fetched, Git, Ids, Image, Layers, Libraries, Limits, Owners, Rule, Source, Spec,
+    Step, Tapeout, Wheel,
 };
 use crate::error::Result;
 use crate::label::{Label, Package};
@@ -74,6 +75,7 @@ pub fn read(kind: &str, label: &Label, values: &BTreeMap<String, Data>) -> (Defi
     attributes.check_names(kind);
     let spec = match kind {
         "archive" => Spec::Archive(attributes.archive(label.name())),
+        "git" => Spec::Git(attributes.git(label.name())),
         "tapeout" => Spec::Tapeout(attributes.tapeout()),
         "image" => Spec::Image(attributes.image()),
         "pod" => Spec::Pod(Default::default()),
@@ -388,10 +390,61 @@ impl<'a> Attributes<'a> {
                     Some(Data::Text(_)) => {}
                     other => self.wrong_type("sources", "input(NAME)", other.unwrap_or(&Data::None)),
                 },
-                other => self.wrong_type("sources", "paths and input(…)", other),
+                Data::Record(Record { kind, fields }) if kind == "fetched" => {
+                    made.extend(self.fetched(fields).map(Source::Fetched))
+                }
+                Data::Record(Record { kind, fields }) if kind == "wheel" => match wheel(fields) {
+                    Some(wheel) if self.relative("sources", &wheel.folder) => made.push(Source::Wheel(wheel)),
+                    Some(_) => {}
+                    None => self.fault("sources", None, "not what python_wheels() gives", None),
+                },
+                other => self.wrong_type("sources", "paths, input(…) and fetched(…)", other),
             }
         }
         made
+    }
+
+    fn fetched(&mut self, fields: &BTreeMap<String, Data>) -> Option<Fetched> {
+        let (Some(Data::Text(path)), Some(Data::Text(digest)), Some(urls)) =
+            (fields.get("path"), fields.get("digest"), fields.get("urls").and_then(texts))
+        else {
+            self.fault("sources", None, "fetched(PATH, urls = [\"…\"], digest = \"sha256:…\") takes strings", None);
+            return None;
+        };
+        let length = [("sha256:", 64), ("sha512:", 128)]
+            .into_iter()
+            .find_map(|(name, length)| Some((digest.strip_prefix(name)?, length)));
+        if !length.is_some_and(|(hex, length)| is_hex(hex, length)) {
+            let next = "write sha256: or sha512:, and its hex digits in lower case";
+            self.fault("sources", Some(digest), format!("not a digest: {digest:?}"), Some(next));
+            return None;
+        }
+        let good = self.relative("sources", path);
+        (self.urls("sources", &urls, ARCHIVE_URLS) && good).then(|| Fetched {
+            path: path.clone(),
+            urls,
+            digest: digest.clone(),
+        })
+    }
+
+    /// URLs of these kinds, at least one.
+    fn urls(&mut self, attribute: &str, urls: &[String], known: &[&str]) -> bool {
+        let before = self.faults.len();
+        for url in urls {
+            if !known.iter().any(|scheme| url.starts_with(scheme)) || url.contains(|c: char| c.is_control() || c == ' ')
+            {
+                self.fault(
+                    attribute,
+                    Some(url),
+                    format!("not a URL that can be fetched: {url:?}"),
+                    Some(&format!("it begins with one of {}", known.join(" "))),
+                );
+            }
+        }
+        if urls.is_empty() {
+            self.fault(attribute, None, "urls is empty", None);
+        }
+        self.faults.len() == before
     }
 
     fn exports(&mut self) -> BTreeMap<String, Export> {
@@ -445,26 +498,16 @@ impl<'a> Attributes<'a> {
 
     fn archive(&mut self, name: &str) -> Archive {
         let urls = self.texts("urls");
-        let known = ["https:", "http:", "debian:", "input:", "file:"];
+        if self.get("urls").is_some() {
+            self.urls("urls", &urls, ARCHIVE_URLS);
+        }
         for url in &urls {
-            if !known.iter().any(|scheme| url.starts_with(scheme)) || url.contains(['\n', ' ']) {
-                self.fault(
-                    "urls",
-                    Some(url),
-                    format!("not a URL that can be fetched: {url:?}"),
-                    Some(&format!("it begins with one of {}", known.join(" "))),
-                );
-            }
             if let Some(path) = url.strip_prefix("debian:").or(url.strip_prefix("file:")) {
                 self.relative("urls", path);
             }
         }
-        if self.get("urls").is_some() && urls.is_empty() {
-            self.fault("urls", None, "urls is empty", None);
-        }
         let sha256 = self.text("sha256").unwrap_or_default();
-        let hex = sha256.len() == 64 && sha256.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-        if self.get("sha256").is_some() && !hex {
+        if self.get("sha256").is_some() && !is_hex(&sha256, 64) {
             self.fault(
                 "sha256",
                 Some(&sha256),
@@ -478,7 +521,36 @@ impl<'a> Attributes<'a> {
         }
         let into = self.text("into").unwrap_or_else(|| name.to_string());
         self.relative("into", &into);
-        Archive { urls, sha256, strip_prefix, into }
+        Archive { urls, sha256, strip_prefix, into, patches: self.patches() }
+    }
+
+    fn git(&mut self, name: &str) -> Git {
+        let urls = self.texts("urls");
+        if self.get("urls").is_some() {
+            self.urls("urls", &urls, &["https:", "http:", "file:/", "input:"]);
+        }
+        let commit = self.text("commit").unwrap_or_default();
+        if self.get("commit").is_some() && !is_hex(&commit, 40) && !is_hex(&commit, 64) {
+            self.fault(
+                "commit",
+                Some(&commit),
+                "commit takes a whole commit id: 40 hex digits in lower case",
+                Some("git rev-parse NAME prints it; what a branch or tag means can change"),
+            );
+        }
+        let into = self.text("into").unwrap_or_else(|| name.to_string());
+        self.relative("into", &into);
+        Git { urls, commit, submodules: self.flag("submodules", false), into, patches: self.patches() }
+    }
+
+    fn patches(&mut self) -> Vec<String> {
+        let patches = self.texts("patches");
+        for path in &patches {
+            if self.relative("patches", path) {
+                self.needs.push(("patches", path.clone()));
+            }
+        }
+        patches
     }
 
     fn tapeout(&mut self) -> Tapeout {
@@ -609,6 +681,37 @@ impl<'a> Attributes<'a> {
         }
         Some(version)
     }
+}
+
+/// What may stand in the urls of an archive.
+const ARCHIVE_URLS: &[&str] = &["https:", "http:", "debian:", "input:", "file:"];
+
+fn is_hex(text: &str, digits: usize) -> bool {
+    text.len() == digits && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+fn texts(data: &Data) -> Option<Vec<String>> {
+    match data.value() {
+        Some(super::spec::Value::List(texts)) => Some(texts),
+        _ => None,
+    }
+}
+
+/// What `python_wheels` made, which checked it.
+fn wheel(fields: &BTreeMap<String, Data>) -> Option<Wheel> {
+    let text = |name: &str| match fields.get(name) {
+        Some(Data::Text(text)) => Some(text.clone()),
+        _ => None,
+    };
+    Some(Wheel {
+        folder: text("folder")?,
+        name: text("name")?,
+        version: text("version")?,
+        sha256: texts(fields.get("sha256")?)?,
+        python: text("python")?,
+        indexes: texts(fields.get("indexes")?)?,
+        optional: matches!(fields.get("optional"), Some(Data::Bool(true))),
+    })
 }
 
 /// `512M`: powers of 1024.

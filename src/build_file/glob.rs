@@ -48,6 +48,10 @@ fn is_of_package(entry: &DirEntry, folder: &Path, include: &[String]) -> bool {
     if hidden && !named() {
         return false;
     }
+    // What builds write is no source of theirs.
+    if entry.file_name() == "tapeout-out" {
+        return false;
+    }
     !entry.path().join("build.star").exists() && !entry.path().join("tapeout.toml").exists()
 }
 

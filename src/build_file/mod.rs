@@ -3,6 +3,7 @@
 pub mod attributes;
 pub mod data;
 pub mod glob;
+pub mod locks;
 pub mod reference;
 pub mod search_path;
 pub mod spec;

@@ -56,6 +56,12 @@ const ANNOTATIONS: Attribute =
     a("annotations", "dict of strings", "{}", "Whatever other tools want to find; `tapeout list --json` shows them.");
 const DEPS: Attribute =
     a("deps", "list of labels and `dep(…)`", "[]", "What is built before, and whose changesets it sees.");
+const PATCHES: Attribute = a(
+    "patches",
+    "list of paths",
+    "[]",
+    "Files of the package, applied in this order to what was unpacked, as `patch -p1` would, but a hunk must match exactly (its line may differ).",
+);
 const FILES: &str = "list of `file(…)`";
 const RUN: &str = "script, argv list, or list of either";
 
@@ -100,9 +106,9 @@ pub const FUNCTIONS: &[Function] = &[
             ),
             a(
                 "sources",
-                "list of paths and `input(…)`",
+                "list of paths, `input(…)`, `fetched(…)`",
                 "[]",
-                "Files and folders of the package, copied to `/workspace/<package>`; a folder is taken whole.",
+                "Files and folders of the package, copied to `/workspace/<package>`; a folder is taken whole. What lies elsewhere, and what lock files pin, is brought there too.",
             ),
             a(
                 "packages",
@@ -164,6 +170,27 @@ pub const FUNCTIONS: &[Function] = &[
                 "Dropped from the front of each path in it; a path that doesn't begin with it is left out.",
             ),
             a("into", "string", "its name", "The folder below the package's."),
+            PATCHES,
+            ANNOTATIONS,
+        ],
+    },
+    Function {
+        name: "git",
+        kind: FunctionKind::Definition,
+        doc: "Defines a rule that lays out the tree of a commit in `/workspace/<package>/<into>`: its files as git keeps them, without `.git`. The machine's own `git` fetches it, outside of the sandbox.",
+        attributes: &[
+            a("name", "string", REQUIRED, "Its name."),
+            DOC,
+            a(
+                "urls",
+                "list of strings",
+                REQUIRED,
+                "Repositories, tried in order: `https:`, `http:`, `file:/…`, `input:NAME`.",
+            ),
+            a("commit", "string", REQUIRED, "The whole commit id, 40 hex digits."),
+            a("submodules", "bool", "False", "True: the submodules too, and theirs."),
+            a("into", "string", "its name", "The folder below the package's."),
+            PATCHES,
             ANNOTATIONS,
         ],
     },
@@ -290,6 +317,16 @@ pub const FUNCTIONS: &[Function] = &[
         attributes: &[a("name", "string", REQUIRED, "Its name; it lies in the rule's folder under this name.")],
     },
     Function {
+        name: "fetched",
+        kind: FunctionKind::Record,
+        doc: "A file from outside as a source, fetched by its digest and not unpacked.",
+        attributes: &[
+            a("path", "path", REQUIRED, "Where it lies in the rule's folder."),
+            a("urls", "list of strings", REQUIRED, "As in `archive`."),
+            a("digest", "string", REQUIRED, "`sha256:` or `sha512:`, and the hex digits."),
+        ],
+    },
+    Function {
         name: "file",
         kind: FunctionKind::Record,
         doc: "A file, folder or link to write.",
@@ -397,6 +434,35 @@ pub const FUNCTIONS: &[Function] = &[
             a("include", "list of patterns", REQUIRED, "At least one file must match."),
             a("exclude", "list of patterns", "[]", "But not these."),
             a("allow_empty", "bool", "False", "True: matching nothing is fine."),
+        ],
+    },
+    Function {
+        name: "cargo_crates",
+        kind: FunctionKind::Value,
+        doc: "The crates of crates.io that a `Cargo.lock` pins, as a list of `fetched(…)`: each lies as `NAME-VERSION.crate` in a folder.",
+        attributes: &[
+            a("lock", "path", REQUIRED, "The lock file, in the package's folder."),
+            a("into", "path", "\".crates\"", "The folder in the rule's."),
+        ],
+    },
+    Function {
+        name: "python_wheels",
+        kind: FunctionKind::Value,
+        doc: "The packages that a requirements file with hashes pins, as a list of sources: of each the one wheel with one of these hashes that fits best, under its own name in a folder. Other files than wheels are not taken. What a marker (`; sys_platform == …`) restricts is left out where no wheel fits.",
+        attributes: &[
+            a("lock", "path", REQUIRED, "The lock file, in the package's folder: `NAME==VERSION --hash=sha256:…`."),
+            a("into", "path", "\".wheels\"", "The folder in the rule's."),
+            a("python", "string", "\"3.11\"", "The version of Python that they are for."),
+        ],
+    },
+    Function {
+        name: "node_packages",
+        kind: FunctionKind::Value,
+        doc: "The packages that a `package-lock.json` (version 2 or 3) pins, as a list of `fetched(…)`: each lies as `package.tgz` in the folder of its place (`node_modules/…`) in a folder. Optional packages for other systems are left out.",
+        attributes: &[
+            a("lock", "path", REQUIRED, "The lock file, in the package's folder."),
+            a("into", "path", "\".packages\"", "The folder in the rule's."),
+            a("dev", "bool", "False", "True: what is needed for development too."),
         ],
     },
 ];

@@ -23,7 +23,11 @@ const FOLDERS: usize = 200_000;
 /// The packages inside the binary: path and text.
 const BUILT_IN: &[(&str, &str)] = &[
     ("base/build.star", include_str!("../../rootfs/base/build.star")),
+    ("templates/cargo.star", include_str!("../../rootfs/templates/cargo.star")),
     ("templates/cc.star", include_str!("../../rootfs/templates/cc.star")),
+    ("templates/node.star", include_str!("../../rootfs/templates/node.star")),
+    ("templates/python.star", include_str!("../../rootfs/templates/python.star")),
+    ("templates/rules.star", include_str!("../../rootfs/templates/rules.star")),
 ];
 
 /// Folders in which packages are looked up, highest first; below all of them are the built-in ones.

@@ -79,6 +79,8 @@ pub enum Spec {
     Rule(Rule),
     /// `archive(…)`
     Archive(Archive),
+    /// `git(…)`
+    Git(Git),
     /// `tapeout(…)`
     Tapeout(Tapeout),
     /// `image(…)`
@@ -105,6 +107,40 @@ pub enum Source {
     /// `input("jdk")`: a file or folder that `tapeout.toml` or `--input` names. It lies in the
     /// rule's folder under the input's name.
     Input(String),
+    /// `fetched(…)`: a file from outside, not unpacked.
+    Fetched(Fetched),
+    /// One of `python_wheels(…)`.
+    Wheel(Wheel),
+}
+
+/// A file from outside, by its digest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetched {
+    /// Where it lies in the rule's folder.
+    pub path: String,
+    /// As in [`Archive::urls`].
+    pub urls: Vec<String>,
+    /// `sha256:` or `sha512:`, and hex digits.
+    pub digest: String,
+}
+
+/// A package of a Python index: the one of its files that has one of these digests and fits best.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wheel {
+    /// The folder of the rule's folder that it lies in, under the name that the index has for it.
+    pub folder: String,
+    /// The package.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// 64 hex digits each.
+    pub sha256: Vec<String>,
+    /// `3.11`: the Python that it is for.
+    pub python: String,
+    /// Indexes, tried in order.
+    pub indexes: Vec<String>,
+    /// It is wanted on some machines only: where no file fits it is left out.
+    pub optional: bool,
 }
 
 /// Which IDs are mapped.
@@ -191,6 +227,23 @@ pub struct Archive {
     pub strip_prefix: String,
     /// The folder below the package's; the name of the rule unless said.
     pub into: String,
+    /// Files of the package, applied in this order.
+    pub patches: Vec<String>,
+}
+
+/// `git(…)`: the tree of a commit, laid out in `/workspace/<package>/<name>`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Git {
+    /// Tried in order: `https:`, `http:`, `file:/…`, `input:NAME`.
+    pub urls: Vec<String>,
+    /// The whole commit id.
+    pub commit: String,
+    /// Submodules too, and theirs.
+    pub submodules: bool,
+    /// The folder below the package's; the name of the rule unless said.
+    pub into: String,
+    /// Files of the package, applied in this order.
+    pub patches: Vec<String>,
 }
 
 /// A file that the builder never had: `tapeout(files = …)` and `pod(files = …)`.
@@ -472,7 +525,7 @@ pub enum VolumeKind {
 pub struct Definition {
     /// The label.
     pub label: Label,
-    /// `rule`, `archive`, `tapeout`, `image`, `pod`, `parameter`.
+    /// `rule`, `archive`, `git`, `tapeout`, `image`, `pod`, `parameter`.
     pub kind: String,
     /// The doc.
     pub doc: String,

@@ -28,6 +28,8 @@ pub struct Workspace {
     pub epoch: Option<i64>,
     /// Files and folders outside of the workspace, by name: absolute, or relative to the workspace.
     pub inputs: BTreeMap<String, PathBuf>,
+    /// Where to go instead of a URL that begins with the key.
+    pub mirrors: BTreeMap<String, String>,
 }
 
 /// `[builder]`
@@ -52,6 +54,8 @@ struct Raw {
     build: Option<RawBuild>,
     #[serde(default)]
     inputs: BTreeMap<String, PathBuf>,
+    #[serde(default)]
+    mirrors: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -92,6 +96,7 @@ impl Workspace {
             builder: raw.builder,
             epoch: raw.build.unwrap_or_default().epoch,
             inputs,
+            mirrors: raw.mirrors,
         })
     }
 
@@ -121,6 +126,18 @@ fn parse(text: &str) -> Result<Raw> {
                 name,
                 format!("an input can't be named {name:?}"),
                 "letters, digits and . _ + - may stand in it",
+            );
+        }
+    }
+    for (from, to) in &raw.mirrors {
+        let is_url = |text: &str| ["https://", "http://", "file:/"].iter().any(|scheme| text.starts_with(scheme));
+        let wrong =
+            if from.starts_with("file:") || !is_url(from) { Some(from) } else { Some(to).filter(|to| !is_url(to)) };
+        if let Some(wrong) = wrong {
+            return refuse(
+                wrong,
+                format!("not a URL: {wrong:?}"),
+                "write \"https://pypi.org/simple\" = \"https://mirror/simple\"",
             );
         }
     }
@@ -190,6 +207,8 @@ mod tests {
             ("[build]\nepoch = \"x\"\n", 2, 9, ""),
             ("[inputs]\n\"a/b\" = \"x\"\n", 2, 2, "letters"),
             ("[builder]\ntag = \"../x\"\n", 2, 8, "letters"),
+            ("[mirrors]\n\"pypi\" = \"https://x\"\n", 2, 2, "https://pypi.org"),
+            ("[mirrors]\n\"https://x\" = \"/y\"\n", 2, 16, "https://pypi.org"),
             ("[builder\n", 1, 9, ""),
         ];
         for (text, line, column, next) in cases {

@@ -45,6 +45,9 @@ pub enum Command {
         after_help = "Examples:\n  tapeout bootstrap bookworm\n  tapeout bootstrap mine --from oci:./image:latest"
     )]
     Bootstrap(Bootstrap),
+    /// Make the folder one stands in a workspace
+    #[command(after_help = "Example:\n  mkdir work && cd work && tapeout init")]
+    Init,
     /// Show rules and parameters, with their docs
     #[command(after_help = "Examples:\n  tapeout list //app:*\n  tapeout list --rdeps //lib:build //...")]
     List(List),
@@ -91,9 +94,9 @@ pub struct Build {
     pub labels: Vec<String>,
     #[command(flatten)]
     pub ask: Ask,
-    /// Where images and pods go
-    #[arg(short, long, value_name = "DIR", default_value = "tapeout-out")]
-    pub output: PathBuf,
+    /// Where images and pods go [default: tapeout-out in the workspace]
+    #[arg(short, long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
     /// How many rules run at once [default: the number of processors]
     #[arg(short, long, value_name = "N")]
     pub jobs: Option<NonZeroUsize>,
@@ -134,6 +137,9 @@ pub struct Bootstrap {
     /// Fail where the lock would have to change
     #[arg(long)]
     pub locked: bool,
+    /// Take the newest versions into the lock
+    #[arg(long, conflicts_with = "locked")]
+    pub update: bool,
 }
 
 /// `tapeout list`

@@ -1,5 +1,7 @@
 //! What was typed, turned into what is meant: the folder, the workspace, the store, the request.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::build_file::workspace::Workspace;
@@ -72,6 +74,24 @@ fn package_of(root: &Path, here: &Path) -> Result<Package> {
         .ok_or_else(|| Error::request(format!("a folder that can't be a package: {}", below.display())))?;
     // Standing in a folder whose name no package can have is fine as long as full labels are used.
     Package::new(text).or_else(|_| Package::new(""))
+}
+
+/// What tools of this machine get of our environment: where programs are, and the way to the network.
+pub fn tools() -> BTreeMap<OsString, OsString> {
+    let names = [
+        "PATH",
+        "http_proxy",
+        "https_proxy",
+        "no_proxy",
+        "all_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+        "ALL_PROXY",
+        "SSL_CERT_FILE",
+        "GIT_SSL_CAINFO",
+    ];
+    names.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?))).collect()
 }
 
 /// A request for labels and patterns as typed.

@@ -36,6 +36,7 @@ fn run(cli: &Cli) -> Result<()> {
     match &cli.command {
         Command::Build(args) => commands::build::run(global, args),
         Command::Bootstrap(args) => commands::bootstrap::run(global, args),
+        Command::Init => commands::init::run(global),
         Command::List(args) => commands::list::run(global, args),
         Command::Graph(args) => commands::graph::run(global, args),
         Command::Log(args) => commands::build::log(global, args),

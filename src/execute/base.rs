@@ -39,6 +39,8 @@ pub struct Settings {
     pub offline: bool,
     /// A builder that isn't there is not made: what would be made is told.
     pub dry: bool,
+    /// The lock takes the newest versions.
+    pub update: bool,
 }
 
 /// What `//base:build` does for a union of packages.
@@ -119,7 +121,7 @@ impl Base {
             packages: &wanted.config.packages,
             lock: &wanted.lock_path,
             locked: settings.locked,
-            update: false,
+            update: settings.update,
             archive: &base.archive(),
             epoch: wanted.epoch,
             progress: &progress,
@@ -211,7 +213,14 @@ impl Base {
                     .next("build without --locked, so that it is added"));
             }
             let added = self.archive().extend(&mut locks.0, union)?;
-            report.event(Event::Note { text: &format!("added to {}: {}", self.lock_path.display(), added.join(", ")) });
+            report.event(Event::Note {
+                text: &format!(
+                    "{} of {} went into {}",
+                    counted(added.len(), "package"),
+                    union.join(", "),
+                    self.lock_path.display()
+                ),
+            });
         }
         locks.0.missing(union, &self.packages)
     }
@@ -264,6 +273,11 @@ impl Base {
     pub fn http(&self) -> &Http {
         &self.http
     }
+}
+
+/// `1 package`, `2 packages`.
+pub fn counted(n: usize, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
 fn held(lock: &Mutex<(Lock, Lock)>) -> MutexGuard<'_, (Lock, Lock)> {

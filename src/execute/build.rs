@@ -1,6 +1,7 @@
 //! One build: every instance of the graph, in order, from what its dependencies came to.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -13,7 +14,7 @@ use crate::execute::base::Base;
 use crate::execute::request::{FORMAT, Request};
 use crate::execute::schedule::{self, Order};
 use crate::execute::snapshot::{self, Snapshot};
-use crate::execute::{environment, identity, rule, sources};
+use crate::execute::{environment, fetch, identity, rule, sources, unpack};
 use crate::report::{Event, Report};
 use crate::store::Store;
 use crate::tree::Layer;
@@ -31,8 +32,26 @@ pub struct Options {
     pub allow_network: Vec<crate::label::Label>,
     /// Inputs by name.
     pub inputs: BTreeMap<String, PathBuf>,
+    /// Where to go instead of a URL that begins with the key.
+    pub mirrors: BTreeMap<String, String>,
+    /// What tools of this machine (`git`) get of the environment: `PATH`, proxies.
+    pub environment: BTreeMap<OsString, OsString>,
     /// No network at all.
     pub offline: bool,
+}
+
+impl Options {
+    /// Where a URL is fetched from: the longest of the mirrors' keys that it begins with counts.
+    pub fn mirrored(&self, url: &str) -> String {
+        let begins = |from: &&String| {
+            url.strip_prefix(from.as_str())
+                .is_some_and(|rest| rest.is_empty() || from.ends_with('/') || rest.starts_with('/'))
+        };
+        match self.mirrors.keys().filter(begins).max_by_key(|from| from.len()) {
+            Some(from) => format!("{}{}", self.mirrors[from], &url[from.len()..]),
+            None => url.to_string(),
+        }
+    }
 }
 
 /// What an instance came to.
@@ -107,8 +126,9 @@ impl<'a> Build<'a> {
         let deps: Vec<_> = self.graph.instances.iter().map(|i| i.deps.clone()).collect();
         let result = schedule::run(&deps, self.options.jobs, |id| {
             let instance = &self.graph.instances[id];
-            let output =
-                self.instance(id).map_err(|e| e.context(format!("{} {}", kind(&instance.spec), instance.label)))?;
+            let output = self.instance(id).map_err(|e| {
+                rule::on_full_disk(e, self.store).context(format!("{} {}", kind(&instance.spec), instance.label))
+            })?;
             let _ = self.outputs[id].set(output);
             Ok(())
         });
@@ -117,12 +137,14 @@ impl<'a> Build<'a> {
 
     /// What an instance came to; it must have run.
     pub fn output(&self, id: Id) -> Result<&Output> {
-        self.outputs[id].get().ok_or_else(|| Error::failed(format!("{} has not run", self.graph.instances[id].label)))
+        self.outputs[id]
+            .get()
+            .ok_or_else(|| Error::request(format!("{} has not run as it is now", self.graph.instances[id].label)))
     }
 
     fn instance(&self, id: Id) -> Result<Output> {
         match &self.graph.instances[id].spec {
-            Spec::Rule(_) | Spec::Archive(_) => self.changeset(id).map(Output::Changeset),
+            Spec::Rule(_) | Spec::Archive(_) | Spec::Git(_) => self.changeset(id).map(Output::Changeset),
             Spec::Tapeout(_) => self.tapeout(id),
             Spec::Image(image) => self.image(id, image).map(Output::Image),
             Spec::Pod(pod) => self.pod(id, pod).map(Output::Pod),
@@ -132,8 +154,8 @@ impl<'a> Build<'a> {
     /// The changeset of a rule or archive: cached, or made now.
     fn changeset(&self, id: Id) -> Result<Option<Digest>> {
         let instance = &self.graph.instances[id];
-        if let Spec::Archive(archive) = &instance.spec {
-            return super::fetch::archive(self, instance, archive, self.time(id)).map(Some);
+        if let Spec::Archive(_) | Spec::Git(_) = &instance.spec {
+            return unpack::unpacked(self, instance, self.time(id)).map(Some);
         }
         let Some((request, snapshot)) = self.request(id)? else { return Ok(None) };
         if let Some(digest) = rule::cached(self.store, &request) {
@@ -195,7 +217,8 @@ impl<'a> Build<'a> {
             None => (0, 0),
             Some(name) => identity::user(self.store, &snapshot.stack(self.store, self.graph, &self.order)?, name)?,
         };
-        let below = self.order.below[id].iter().filter_map(|&below| match &self.graph.instances[below].spec {
+        let below = self.order.as_written(id);
+        let below = below.iter().filter_map(|&below| match &self.graph.instances[below].spec {
             Spec::Rule(rule) => Some(&rule.exports),
             _ => None,
         });
@@ -217,15 +240,11 @@ impl<'a> Build<'a> {
     }
 
     pub(super) fn sources(&self, instance: &Instance, sources: &[Source]) -> Result<Layer> {
-        sources::gather(
-            self.store,
-            instance.label.package(),
-            instance.folder.as_deref(),
-            sources,
-            &self.options.inputs,
-            self.options.epoch,
-        )
-        .map_err(|e| e.at(instance.place.clone(), ""))
+        let here = |e: Error| e.at(instance.place.clone(), "");
+        let fetched = fetch::files(self, instance, sources).map_err(here)?;
+        let from =
+            sources::From { folder: instance.folder.as_deref(), inputs: &self.options.inputs, fetched: &fetched };
+        sources::gather(self.store, instance.label.package(), &from, sources, self.options.epoch).map_err(here)
     }
 
     pub(super) fn snapshot(&self, id: Id, sources: Option<&Layer>) -> Result<Snapshot> {
@@ -303,12 +322,15 @@ impl<'a> Build<'a> {
 
     fn forecast_one(&self, id: Id, instance: &Instance) -> Result<Forecast> {
         let output = match &instance.spec {
+            // What is still to be fetched isn't known; a forecast fetches nothing.
+            Spec::Rule(rule) if !fetch::all_here(self.store, &rule.sources) => None,
             Spec::Rule(_) => match self.request(id)? {
                 None => Some(Output::Changeset(None)),
                 Some((request, _)) => rule::cached(self.store, &request).map(|digest| Output::Changeset(Some(digest))),
             },
-            Spec::Archive(archive) => super::fetch::cached(self.store, instance, archive, self.time(id))
-                .map(|digest| Output::Changeset(Some(digest))),
+            Spec::Archive(_) | Spec::Git(_) => {
+                unpack::cached(self, instance, self.time(id))?.map(|digest| Output::Changeset(Some(digest)))
+            }
             Spec::Tapeout(_) => self.cached_tapeout(id)?,
             Spec::Image(image) => self.cached_image(id, image)?.map(Output::Image),
             Spec::Pod(_) => None,
@@ -324,11 +346,12 @@ impl<'a> Build<'a> {
     }
 }
 
-/// `rule`, `archive`, `tapeout`, `image`, `pod`.
+/// `rule`, `archive`, `git`, `tapeout`, `image`, `pod`.
 pub fn kind(spec: &Spec) -> &'static str {
     match spec {
         Spec::Rule(_) => "rule",
         Spec::Archive(_) => "archive",
+        Spec::Git(_) => "git",
         Spec::Tapeout(_) => "tapeout",
         Spec::Image(_) => "image",
         Spec::Pod(_) => "pod",

@@ -1,113 +1,238 @@
-//! `archive(…)`: a file from outside, fetched by its digest and unpacked without any tool.
+//! Files from outside: the places that a URL can name, tried in order, and the digest that decides.
+//! What was fetched once is a blob of the store, and never fetched again.
 
 use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::io::{self, Read, Write};
 use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha512};
 
-use crate::archive::unpack::{self, Owners};
-use crate::build_file::spec::{Archive, Instance};
-use crate::changeset;
+use crate::build_file::spec::{Fetched, Instance, Source, Wheel};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::build::Build;
-use crate::execute::request::{FORMAT, Outcome, key};
-use crate::execute::sources;
+use crate::execute::request::key;
+use crate::remote::http::shown;
+use crate::remote::python_index;
 use crate::report::Event;
-use crate::store::Store;
-use crate::sys::file;
+use crate::store::{Partial, Store};
 use crate::sys::root::Root;
 use crate::tree::RootPath;
 
-/// An archive larger than this is refused.
+/// A file larger than this is refused.
 const LARGEST: u64 = 64 << 30;
+/// Bytes of a page of a Python index.
+const PAGE: u64 = 64 << 20;
+/// Files fetched at once, for one rule.
+const AT_ONCE: usize = 8;
 
-#[derive(Serialize)]
-struct Document<'a> {
-    sha256: &'a str,
-    strip_prefix: &'a str,
-    folder: String,
-    time: i64,
+/// What a file must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expected {
+    /// Of this SHA-256.
+    Sha256(Digest),
+    /// Of this SHA-512: 128 hex digits.
+    Sha512(String),
 }
 
-fn action(instance: &Instance, archive: &Archive, time: i64) -> Result<Digest> {
-    let folder = format!("{}/{}", sources::folder(instance.label.package()), archive.into);
-    let document = Document { sha256: &archive.sha256, strip_prefix: &archive.strip_prefix, folder, time };
-    let bytes = serde_json::to_vec(&document).map_err(|e| Error::failed(format!("can't write a request: {e}")))?;
-    Ok(key("archive", &bytes))
+impl Expected {
+    /// From `sha256:…` or `sha512:…`.
+    pub fn parse(text: &str) -> Result<Self> {
+        match text.strip_prefix("sha512:") {
+            Some(hex) if hex.len() == 128 => Ok(Self::Sha512(hex.to_string())),
+            _ => text.parse().map(Self::Sha256),
+        }
+    }
+
+    /// The blob that it is, if the store has it.
+    pub fn known(&self, store: &Store) -> Option<Digest> {
+        let digest = match self {
+            Self::Sha256(digest) => *digest,
+            Self::Sha512(hex) => remembered::<Digest>(store, &key("sha512", hex.as_bytes()))?,
+        };
+        store.has_blob(&digest).then_some(digest)
+    }
 }
 
-/// The changeset of an archive that was unpacked before.
-pub fn cached(store: &Store, instance: &Instance, archive: &Archive, time: i64) -> Option<Digest> {
-    let outcome: Outcome = serde_json::from_slice(&store.action(&action(instance, archive, time).ok()?)?).ok()?;
-    store.has_changeset(&outcome.changeset).then_some(outcome.changeset)
+fn remembered<T: serde::de::DeserializeOwned>(store: &Store, key: &Digest) -> Option<T> {
+    serde_json::from_slice(&store.action(key)?).ok()
 }
 
-/// Fetches and unpacks.
-pub fn archive(build: &Build, instance: &Instance, archive: &Archive, time: i64) -> Result<Digest> {
-    if let Some(digest) = cached(build.store, instance, archive, time) {
-        build.report.event(Event::Done { verb: "cached", what: &instance.label.to_string(), detail: "" });
+fn remember(store: &Store, key: &Digest, what: &impl Serialize) -> Result<()> {
+    let document = serde_json::to_vec(what).map_err(|e| Error::failed(format!("can't write a result: {e}")))?;
+    store.record_action(key, &document)
+}
+
+/// A file that lies in a rule's folder: where, and which blob it is.
+pub type Laid = (String, Digest);
+
+/// The file that was chosen for a wheel: its name and its blob.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Chosen {
+    file: String,
+    digest: Digest,
+}
+
+/// Is all there that these sources would fetch?
+pub fn all_here(store: &Store, sources: &[Source]) -> bool {
+    sources.iter().all(|source| match source {
+        Source::Path(_) | Source::Input(_) => true,
+        Source::Fetched(fetched) => {
+            Expected::parse(&fetched.digest).is_ok_and(|expected| expected.known(store).is_some())
+        }
+        Source::Wheel(wheel) => chosen(store, wheel).is_some(),
+    })
+}
+
+/// The files that sources name by digest: those that the store lacks are fetched.
+pub fn files(build: &Build, instance: &Instance, sources: &[Source]) -> Result<Vec<Laid>> {
+    let wanted: Vec<&Source> =
+        sources.iter().filter(|source| matches!(source, Source::Fetched(_) | Source::Wheel(_))).collect();
+    let (next, made) = (AtomicUsize::new(0), Mutex::new(vec![]));
+    let fetch_some = || {
+        while let Some(source) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let laid = match source {
+                Source::Fetched(fetched) => fetched_file(build, instance, fetched).map(Some),
+                Source::Wheel(wheel) => wheel_file(build, instance, wheel),
+                Source::Path(_) | Source::Input(_) => Ok(None),
+            };
+            if laid.is_err() {
+                // The others stop where they are.
+                next.store(wanted.len(), Ordering::Relaxed);
+            }
+            made.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(laid);
+        }
+    };
+    if all_here(build.store, sources) {
+        fetch_some();
+    } else {
+        std::thread::scope(|scope| {
+            for _ in 0..AT_ONCE.min(wanted.len()) {
+                scope.spawn(fetch_some);
+            }
+        });
+    }
+    let made: Vec<Option<Laid>> =
+        made.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()).into_iter().collect::<Result<_>>()?;
+    let mut laid: Vec<Laid> = made.into_iter().flatten().collect();
+    laid.sort();
+    Ok(laid)
+}
+
+fn fetched_file(build: &Build, instance: &Instance, fetched: &Fetched) -> Result<Laid> {
+    let digest = get(build, instance, &fetched.urls, &Expected::parse(&fetched.digest)?)?;
+    Ok((fetched.path.clone(), digest))
+}
+
+/// Which file a wheel is depends on its digests and the machine alone: an index only says where they are.
+fn wheel_key(wheel: &Wheel) -> Digest {
+    let document = serde_json::to_vec(&(&wheel.sha256, &wheel.python, std::env::consts::ARCH)).unwrap_or_default();
+    key("wheel", &document)
+}
+
+fn chosen(store: &Store, wheel: &Wheel) -> Option<Chosen> {
+    remembered(store, &wheel_key(wheel)).filter(|chosen: &Chosen| store.has_blob(&chosen.digest))
+}
+
+fn wheel_file(build: &Build, instance: &Instance, wheel: &Wheel) -> Result<Option<Laid>> {
+    let laid = |chosen: Chosen| Some((format!("{}/{}", wheel.folder, chosen.file), chosen.digest));
+    if let Some(chosen) = chosen(build.store, wheel) {
+        return Ok(laid(chosen));
+    }
+    let mut pages = vec![];
+    for index in &wheel.indexes {
+        let page = python_index::page(index, &wheel.name);
+        let mut html = vec![];
+        if build.base.http().fetch_if_there(&build.options.mirrored(&page), PAGE, &mut html, &|_| {})?.is_none() {
+            continue;
+        }
+        let listed = python_index::files(&page, &String::from_utf8_lossy(&html))?;
+        let allowed: Vec<_> = listed.into_iter().filter(|file| wheel.sha256.contains(&file.sha256)).collect();
+        if let Some(best) = python_index::best(&allowed, &wheel.python, std::env::consts::ARCH) {
+            let digest = get(
+                build,
+                instance,
+                std::slice::from_ref(&best.url),
+                &Expected::Sha256(Digest::from_hex(&best.sha256)?),
+            )?;
+            let chosen = Chosen { file: best.name.clone(), digest };
+            remember(build.store, &wheel_key(wheel), &chosen)?;
+            return Ok(laid(chosen));
+        }
+        let names = allowed.iter().map(|file| file.name.as_str()).take(8).collect::<Vec<_>>().join(", ");
+        pages.push(if names.is_empty() {
+            format!("{} has no file with one of the lock's digests", shown(&page))
+        } else {
+            format!("{} has {names}", shown(&page))
+        });
+    }
+    if wheel.optional && !pages.is_empty() {
+        return Ok(None);
+    }
+    let mut error = Error::failed(format!(
+        "no wheel of {} {} fits Python {} on {}",
+        wheel.name,
+        wheel.version,
+        wheel.python,
+        std::env::consts::ARCH
+    ));
+    for page in pages {
+        error = error.why(page);
+    }
+    Err(error.next("lock a version that has a wheel, or build one and name it in the sources"))
+}
+
+/// The blob of a file: the store's, or fetched from the first place that gives it.
+pub fn get(build: &Build, instance: &Instance, urls: &[String], expected: &Expected) -> Result<Digest> {
+    if let Some(digest) = expected.known(build.store) {
         return Ok(digest);
     }
-    let expected = Digest::from_hex(&archive.sha256).map_err(|e| e.at(instance.place.clone(), "sha256"))?;
-    if !build.store.has_blob(&expected) {
-        fetch(build, instance, archive, &expected)?;
-    }
-    let digest = unpack(build.store, instance, archive, &expected, time).map_err(|e| {
-        e.context(format!("unpack {}", archive.urls.first().map_or("it", String::as_str)))
-            .at(instance.place.clone(), "")
-    })?;
-    let document =
-        serde_json::to_vec(&Outcome { format: FORMAT, changeset: digest }).map_err(|e| Error::failed(e.to_string()))?;
-    build.store.record_action(&action(instance, archive, time)?, &document)?;
-    build.report.event(Event::Done { verb: "unpacked", what: &instance.label.to_string(), detail: "" });
-    Ok(digest)
-}
-
-/// Tries the places in the order given; the digest decides.
-fn fetch(build: &Build, instance: &Instance, archive: &Archive, expected: &Digest) -> Result<()> {
-    let name = instance.label.to_string();
+    let file = urls.first().and_then(|url| url.rsplit('/').next()).unwrap_or_default();
+    let name = format!("{} {file}", instance.label);
     let mut failures = vec![];
     build.report.event(Event::Started { what: &name, total: None });
-    for url in &archive.urls {
-        match fetch_one(build, instance, url, expected, &name) {
-            Ok(()) => {
+    for url in urls {
+        match get_from(build, instance, url, expected, &name) {
+            Ok(digest) => {
                 build.report.event(Event::Ended { what: &name });
-                return Ok(());
+                return Ok(digest);
             }
             Err(error) => failures.push((url, error)),
         }
     }
     build.report.event(Event::Ended { what: &name });
-    let mut error = Error::failed("no place gave the archive").at(instance.place.clone(), "");
+    let mut error = Error::failed(format!("no place gave {file}"));
+    error = error.at(instance.place.clone(), "");
     for (url, failure) in failures {
-        error = error.why(format!("{}: {failure}", crate::remote::http::shown(url)));
+        error = error.why(format!("{}: {failure}", shown(url)));
     }
-    Err(error.next("correct urls or sha256, or give the file as an input: urls = [\"input:NAME\"]"))
+    Err(error.next("correct the URL or the digest, say where it is below [mirrors] in tapeout.toml, or give the file as an input: urls = [\"input:NAME\"]"))
 }
 
-fn fetch_one(build: &Build, instance: &Instance, url: &str, expected: &Digest, name: &str) -> Result<()> {
-    let mut partial = build.store.begin()?;
+fn get_from(build: &Build, instance: &Instance, url: &str, expected: &Expected, name: &str) -> Result<Digest> {
+    let mut sink =
+        Sink { partial: build.store.begin()?, sha512: matches!(expected, Expected::Sha512(_)).then(Sha512::new) };
     let local = |path: &Path| File::open(path).map_err(|e| Error::io("open", path, e));
     if let Some(input) = url.strip_prefix("input:") {
         let path =
             build.options.inputs.get(input).ok_or_else(|| Error::request(format!("no input is named {input:?}")))?;
-        io::copy(&mut local(path)?, &mut partial).map_err(|e| Error::io("read", path, e))?;
+        io::copy(&mut local(path)?, &mut sink).map_err(|e| Error::io("read", path, e))?;
     } else if let Some(path) = url.strip_prefix("file:") {
         let folder = instance.folder.as_deref().ok_or_else(|| Error::request("a built-in package has no files"))?;
         let mut file = Root::open(folder)?.open_file(&RootPath::new(path)?)?;
-        io::copy(&mut file, &mut partial).map_err(|e| Error::io("read", folder.join(path), e))?;
+        io::copy(&mut file, &mut sink).map_err(|e| Error::io("read", folder.join(path), e))?;
     } else {
         let urls = match url.strip_prefix("debian:") {
             Some(path) => build.base.pool_urls(path)?,
-            None => vec![url.to_string()],
+            None => vec![build.options.mirrored(url)],
         };
         let on_bytes = |bytes| build.report.event(Event::Advanced { what: name, bytes });
         let mut found = false;
         for url in &urls {
-            if build.base.http().fetch_if_there(url, LARGEST, &mut partial, &on_bytes)?.is_some() {
+            if build.base.http().fetch_if_there(url, LARGEST, &mut sink, &on_bytes)?.is_some() {
                 found = true;
                 break;
             }
@@ -116,47 +241,76 @@ fn fetch_one(build: &Build, instance: &Instance, url: &str, expected: &Digest, n
             return Err(Error::failed("there is no such file"));
         }
     }
-    partial.finish_as(expected).map(drop)
+    sink.finish(build.store, expected)
 }
 
-/// Unpacks in the normal form of sources: owner 0:0, mode 0644 or 0755, one time.
-fn unpack(store: &Store, instance: &Instance, archive: &Archive, blob: &Digest, time: i64) -> Result<Digest> {
-    let scratch = store.scratch()?;
-    let files = scratch.folder("files")?;
-    let folder = RootPath::new(sources::folder(instance.label.package()))?.join(&archive.into)?;
-    std::fs::create_dir_all(folder.below(&files)).map_err(|e| Error::io("mkdir", folder.below(&files), e))?;
-    let root = Root::open(&files)?;
-    let into = root.sub(&folder)?;
-    let options = unpack::Options { strip_prefix: RootPath::new(&archive.strip_prefix)?, ..Default::default() };
-    let mut owners = Owners::new();
-    let mut file = store.blob(blob)?;
-    let mut start = [0; 4];
-    let n = file.read(&mut start).map_err(|e| Error::io("read", store.blob_path(blob), e))?;
-    let file = store.blob(blob)?;
-    match unpack::is_zip(&start[..n]) {
-        true => unpack::unpack_zip(file, &into, &options, &mut owners)?,
-        false => unpack::unpack(file, &into, &options, &mut owners, &mut |_| {})?,
-    }
-    if owners.is_empty() {
-        return Err(Error::failed("the archive has nothing below strip_prefix")
-            .why(format!("strip_prefix is {:?}", archive.strip_prefix))
-            .next("leave strip_prefix out, and look at what is in it"));
-    }
-    let mut normal = Owners::new();
-    for (path, mut owner) in owners {
-        if owner.device.is_some() {
-            return Err(
-                Error::failed(format!("the archive holds a device: {path}")).next("leave it out of the archive")
-            );
+/// Hashes what goes into the store once more, where it must be known by another hash.
+struct Sink {
+    partial: Partial,
+    sha512: Option<Sha512>,
+}
+
+impl Sink {
+    fn finish(self, store: &Store, expected: &Expected) -> Result<Digest> {
+        match (expected, self.sha512) {
+            (Expected::Sha512(expected), Some(sha512)) => {
+                let hex = sha512.finalize().iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+                if hex != *expected {
+                    return Err(Error::failed("the content is not what its digest says")
+                        .why(format!("expected sha512:{expected}, got sha512:{hex}")));
+                }
+                let digest = self.partial.finish()?.digest;
+                remember(store, &key("sha512", hex.as_bytes()), &digest)?;
+                Ok(digest)
+            }
+            (Expected::Sha256(expected), _) => self.partial.finish_as(expected).map(|blob| blob.digest),
+            (Expected::Sha512(_), None) => Err(Error::failed("a file was not hashed")),
         }
-        owner.xattrs.clear();
-        (owner.uid, owner.gid) = (0, 0);
-        let is_folder = file::stat_at(into.as_fd(), path.as_bytes())?
-            .is_some_and(|s| file::kind(&s) == nix::sys::stat::SFlag::S_IFDIR);
-        owner.mode = if is_folder || owner.mode & 0o111 != 0 { 0o755 } else { 0o644 };
-        normal.insert(folder.join(path.as_bytes())?, owner);
     }
-    let tree = unpack::tree_of(&root, &normal, time)?;
-    let digest = changeset::digest_of(&tree, |path| root.open_file(path))?;
-    store.keep_changeset(digest, tree, &files).map(|layer| layer.digest)
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.partial.write(bytes)?;
+        if let Some(sha512) = &mut self.sha512 {
+            sha512.update(&bytes[..n]);
+        }
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.partial.flush()
+    }
+}
+
+/// A patch of the package, kept as a blob, so that what was read is what is applied.
+pub fn patch(build: &Build, instance: &Instance, path: &str) -> Result<Digest> {
+    let folder = instance.folder.as_deref().ok_or_else(|| Error::request("a built-in package has no files"))?;
+    let mut file = Root::open(folder)?.open_file(&RootPath::new(path)?)?.take(crate::archive::patch::SIZE);
+    let mut partial = build.store.begin()?;
+    io::copy(&mut file, &mut partial).map_err(|e| Error::io("read", folder.join(path), e))?;
+    partial.finish().map(|blob| blob.digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_known_by_its_sha512_is_found_again_and_a_wrong_one_leaves_nothing() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = Store::open(&temp.path().join("store")).unwrap();
+        let hex: String = Sha512::digest(b"content").iter().map(|byte| format!("{byte:02x}")).collect();
+        let expected = Expected::parse(&format!("sha512:{hex}")).unwrap();
+        let put = |content: &[u8]| {
+            let mut sink = Sink { partial: store.begin().unwrap(), sha512: Some(Sha512::new()) };
+            sink.write_all(content).unwrap();
+            sink.finish(&store, &expected)
+        };
+        assert!(put(b"other").is_err());
+        assert_eq!((expected.known(&store), store.has_blob(&Digest::of("other"))), (None, false));
+        assert_eq!(put(b"content").unwrap(), Digest::of("content"));
+        assert_eq!(expected.known(&store), Some(Digest::of("content")));
+        assert!(Expected::parse("sha512:ab").is_err() && Expected::parse("md5:ab").is_err());
+    }
 }

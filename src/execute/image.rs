@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::build_file::spec::{Compression, Id, Image, Layers, Spec};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::execute::base::counted;
 use crate::execute::build::{Build, Output};
 use crate::execute::check;
 use crate::execute::request::own_key;
@@ -99,7 +100,7 @@ impl Build<'_> {
         };
         let in_base: BTreeSet<Id> = image.base.map(|base| self.order.below[base].clone()).unwrap_or_default();
         let mut selections = vec![];
-        for &below in self.order.below[id].difference(&in_base) {
+        for below in self.order.as_written(id).into_iter().filter(|below| !in_base.contains(below)) {
             if let (Spec::Tapeout(_), Output::Selection { selection, .. }) =
                 (&self.graph.instances[below].spec, self.output(below)?)
             {
@@ -156,6 +157,7 @@ impl Build<'_> {
             selections.push(self.read_selection(&digest)?);
         }
         self.prune(id, image, &mut selections)?;
+        self.clash(id, &names, &selections)?;
         let base_files = self.base_files(image)?;
         tapeout::settle::settle(std::slice::from_ref(&base_files), &mut selections);
         if image.layers == Layers::Single {
@@ -193,11 +195,9 @@ impl Build<'_> {
         let document = serde_json::to_vec(&built).map_err(|e| Error::failed(e.to_string()))?;
         self.store.record_action(&self.image_key(id, image)?, &document)?;
         let size: u64 = built.layers.iter().map(|layer| layer.info.size).sum();
-        let layers = match built.layers.len() {
-            1 => "1 layer".to_string(),
-            n => format!("{n} layers"),
-        };
-        self.done("image", id, &format!("{layers}, {:.1} MB", size as f64 / 1e6));
+        let layers = counted(built.layers.len(), "layer");
+        let checked = if image.check.is_empty() { "" } else { ", checked" };
+        self.done("image", id, &format!("{layers}, {:.1} MB{checked}", size as f64 / 1e6));
         Ok(built)
     }
 
@@ -215,6 +215,40 @@ impl Build<'_> {
                 (path, crate::tree::Picked { entry: Some(entry), content, why: "tapeouts = ALL".to_string() })
             })
             .collect())
+    }
+
+    /// Two rules that put different things at one path are an error, unless one comes after the other.
+    fn clash(&self, id: Id, names: &[String], selections: &[Selection]) -> Result<()> {
+        let instance_of = |name: &str| {
+            self.order.as_written(id).into_iter().find(|&i| self.graph.instances[i].label.to_string() == name)
+        };
+        let mut first: BTreeMap<&RootPath, (usize, &Entry)> = BTreeMap::new();
+        for (at, selection) in selections.iter().enumerate() {
+            for (path, picked) in selection {
+                let Some(entry) = picked.entry.as_ref() else { continue };
+                let Some(&(before, other)) = first.get(path) else {
+                    first.insert(path, (at, entry));
+                    continue;
+                };
+                let ordered = match (instance_of(&names[before]), instance_of(&names[at])) {
+                    (Some(before), Some(at)) => self.order.below[at].contains(&before),
+                    _ => true,
+                };
+                if !ordered && !entry.same_as(other) && !(entry.is_folder() && other.is_folder()) {
+                    let error = Error::failed(format!(
+                        "two rules put different things at {path}: {} and {}",
+                        names[before], names[at]
+                    ));
+                    return Err(error.at(self.graph.instances[id].place.clone(), "both are in this image").next(
+                        format!(
+                            "exclude it from one of them, or give {} a dependency on {}: it then has the last word",
+                            names[at], names[before]
+                        ),
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn prune(&self, id: Id, image: &Image, selections: &mut [Selection]) -> Result<()> {

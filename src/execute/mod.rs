@@ -15,3 +15,4 @@ pub mod schedule;
 pub mod snapshot;
 pub mod sources;
 mod tapeout;
+pub mod unpack;

@@ -8,6 +8,8 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+
 use crate::build_file::spec::Step;
 use crate::builder::debian::install::DEBS;
 use crate::changeset::{self, Options};
@@ -46,7 +48,7 @@ pub fn run(
     let kept = store.log_path(&request.key());
     fs::rename(&log_path, &kept).map_err(|e| Error::io("rename", &kept, e))?;
     if let Some(error) = failure(&outcome.status, outcome.failed_step, &request.steps) {
-        return Err(with_last_lines(on_full_disk(error, store), &kept));
+        return Err(with_last_lines(error, &kept));
     }
     let root = Root::open(&upper)?;
     let map = renumber.map(|renumber| renumber.map(&root)).transpose()?.unwrap_or_default();
@@ -67,7 +69,7 @@ pub fn run(
 fn spec(store: &Store, request: &Request, snapshot: &Stack, scratch: &Scratch) -> Result<Spec> {
     let packages = (!request.packages.is_empty()).then(|| lay_out(store, &request.packages, scratch)).transpose()?;
     Ok(Spec {
-        lower: snapshot.0.iter().map(|layer| store.changeset_files_path(&layer.digest)).collect(),
+        lower: folders(store, snapshot),
         upper: scratch.path().join("upper"),
         work: scratch.folder("work")?,
         root: scratch.folder("root")?,
@@ -83,6 +85,14 @@ fn spec(store: &Store, request: &Request, snapshot: &Stack, scratch: &Scratch) -
         hostname: "tapeout".to_string(),
         ..Spec::default()
     })
+}
+
+/// The folders to stack, the lowest first. Rules that changed the same in the same way share one
+/// changeset, and the kernel stacks a folder once: the highest place counts.
+fn folders(store: &Store, snapshot: &Stack) -> Vec<PathBuf> {
+    let digests: Vec<_> = snapshot.0.iter().map(|layer| layer.digest).collect();
+    let highest = digests.iter().enumerate().filter(|(at, digest)| !digests[at + 1..].contains(digest));
+    highest.map(|(_, digest)| store.changeset_files_path(digest)).collect()
 }
 
 /// A folder with the packages under their names. Hard links are safe here: it is mounted read-only.
@@ -117,20 +127,18 @@ fn failure(status: &Status, step: Option<usize>, steps: &[Step]) -> Option<Error
     }
 }
 
-/// A rule that failed on a full disk may not even have been able to say so.
-fn on_full_disk(error: Error, store: &Store) -> Error {
+/// What failed on a full disk may not have been able to say so, or not where.
+pub fn on_full_disk(error: Error, store: &Store) -> Error {
     let path = store.path();
-    match nix::sys::statvfs::statvfs(path) {
-        Ok(stat)
-            if stat.blocks_available() * stat.fragment_size() < 1 << 20
-                || (stat.files() > 0 && stat.files_available() == 0) =>
-        {
-            error
-                .why(format!("{}: No space left on device", path.display()))
-                .next(format!("make room on the file system that holds {}", path.display()))
-        }
-        _ => error,
+    let is_full = nix::sys::statvfs::statvfs(path).is_ok_and(|stat| {
+        stat.blocks_available() * stat.fragment_size() < 1 << 20 || (stat.files() > 0 && stat.files_available() == 0)
+    });
+    if !is_full && !error.what().contains(Errno::ENOSPC.desc()) {
+        return error;
     }
+    error
+        .why(format!("{}: {}", path.display(), Errno::ENOSPC.desc()))
+        .next(format!("make room on the file system that holds {}", path.display()))
 }
 
 /// The end of the log is what a person looks for first.

@@ -14,12 +14,13 @@ pub struct Order {
     pub below: Vec<BTreeSet<Id>>,
     /// The longest chain of instances below each one.
     pub rank: Vec<i64>,
+    deps: Vec<Vec<Id>>,
 }
 
 impl Order {
     /// Computed once a command. The graph has each instance after its dependencies.
     pub fn of(graph: &Graph) -> Self {
-        let mut order = Self { below: vec![], rank: vec![] };
+        let mut order = Self { below: vec![], rank: vec![], deps: vec![] };
         for instance in &graph.instances {
             let mut below = BTreeSet::new();
             let mut rank = 0;
@@ -30,8 +31,29 @@ impl Order {
             }
             order.below.push(below);
             order.rank.push(rank);
+            order.deps.push(instance.deps.clone());
         }
         order
+    }
+
+    /// All instances below one, each after its own dependencies, else as its dependencies are
+    /// written: what else was asked for doesn't change it.
+    pub fn as_written(&self, id: Id) -> Vec<Id> {
+        let mut seen = BTreeSet::from([id]);
+        let mut found = vec![];
+        let mut path = vec![(id, self.deps[id].iter())];
+        while let Some((at, deps)) = path.last_mut() {
+            match deps.next() {
+                Some(&dep) if seen.insert(dep) => path.push((dep, self.deps[dep].iter())),
+                Some(_) => {}
+                None => {
+                    found.push(*at);
+                    path.pop();
+                }
+            }
+        }
+        found.pop();
+        found
     }
 }
 
@@ -99,6 +121,15 @@ pub fn run(deps: &[Vec<Id>], jobs: NonZeroUsize, run: impl Fn(Id) -> Result<()> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_below_stands_as_written_whatever_else_was_asked_for() {
+        let deps = vec![vec![], vec![0], vec![0], vec![1, 2], vec![2, 1]];
+        let order = Order { below: vec![], rank: vec![], deps };
+        assert_eq!(order.as_written(3), [0, 1, 2]);
+        assert_eq!(order.as_written(4), [0, 2, 1]);
+        assert_eq!(order.as_written(0), [] as [Id; 0]);
+    }
 
     fn jobs(n: usize) -> NonZeroUsize {
         NonZeroUsize::new(n).unwrap()

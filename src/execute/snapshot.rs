@@ -18,7 +18,7 @@ pub struct Snapshot {
     pub builder: Vec<Digest>,
     /// The rule's sources.
     pub sources: Option<Digest>,
-    /// `//base:build`'s, then those of the other dependencies in the graph's order.
+    /// `//base:build`'s, then those of the other dependencies as written.
     pub rules: Vec<(Id, Digest)>,
     /// Whose snapshot it is.
     pub of: Id,
@@ -70,7 +70,7 @@ impl Snapshot {
 /// Which instances give their changesets to the snapshot of `id`, `//base:build`'s first.
 pub fn members(graph: &Graph, order: &Order, id: Id) -> Vec<Id> {
     let own = graph.instances[id].base_build;
-    let others = order.below[id].iter().copied().filter(|&below| !is_base_build(graph, below));
+    let others = order.as_written(id).into_iter().filter(|&below| !is_base_build(graph, below));
     own.filter(|&own| own != id).into_iter().chain(others).collect()
 }
 

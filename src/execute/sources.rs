@@ -28,36 +28,44 @@ pub fn folder(package: &Package) -> String {
     }
 }
 
+/// Where sources come from.
+pub struct From<'a> {
+    /// The package's folder; `None`: built in.
+    pub folder: Option<&'a Path>,
+    /// Inputs by name.
+    pub inputs: &'a BTreeMap<String, PathBuf>,
+    /// Blobs of the store, by their path in the rule's folder.
+    pub fetched: &'a [(String, Digest)],
+}
+
 /// Copies the sources of a rule into the store. Without any, the changeset still has the folder
 /// that the rule works in.
-pub fn gather(
-    store: &Store,
-    package: &Package,
-    from: Option<&Path>,
-    sources: &[Source],
-    inputs: &BTreeMap<String, PathBuf>,
-    time: i64,
-) -> Result<Layer> {
+pub fn gather(store: &Store, package: &Package, from: &From, sources: &[Source], time: i64) -> Result<Layer> {
     let top = RootPath::new(folder(package))?;
     let mut found = Found::default();
     found.folders_to(&top);
     for source in sources {
         match source {
             Source::Path(path) => {
-                let root = from.ok_or_else(|| Error::request(format!("a built-in package has no sources: {path}")))?;
+                let root =
+                    from.folder.ok_or_else(|| Error::request(format!("a built-in package has no sources: {path}")))?;
                 let inside = RootPath::new(path).and_then(|p| top.join(p.as_bytes()))?;
                 let from = root.join(path);
                 stays_inside(&from, root)?;
                 found.take(&from, &inside)?;
             }
             Source::Input(name) => {
-                let from = inputs.get(name).ok_or_else(|| {
+                let from = from.inputs.get(name).ok_or_else(|| {
                     Error::request(format!("no input is named {name:?}"))
                         .next(format!("add {name} = \"PATH\" below [inputs] in tapeout.toml, or --input {name}=PATH"))
                 })?;
                 found.take(from, &top.join(name)?)?;
             }
+            Source::Fetched(_) | Source::Wheel(_) => {}
         }
+    }
+    for (path, digest) in from.fetched {
+        found.put(store, &top.join(path)?, digest)?;
     }
     found.keep(store, time)
 }
@@ -78,6 +86,20 @@ impl Found {
         for folder in missing {
             self.changes.entry(folder).or_insert_with(|| Change { was: None, now: Some(Entry::folder(0o755)) });
         }
+    }
+
+    fn put(&mut self, store: &Store, inside: &RootPath, digest: &Digest) -> Result<()> {
+        if let Some(parent) = inside.parent() {
+            self.folders_to(&parent);
+        }
+        let from = store.blob_path(digest);
+        let size = fs::metadata(&from).map_err(|e| Error::io("stat", &from, e))?.len();
+        self.add(
+            inside.clone(),
+            Entry { node: Node::File { size, digest: *digest, group: None }, ..Entry::file(b"", 0o644) },
+        );
+        self.files.insert(inside.clone(), from);
+        Ok(())
     }
 
     fn take(&mut self, from: &Path, inside: &RootPath) -> Result<()> {

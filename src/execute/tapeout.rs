@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::build_file::spec::{Id, Libraries, Spec, Tapeout};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::execute::base::counted;
 use crate::execute::build::{Build, Output};
 use crate::execute::request::own_key;
 use crate::execute::{rule, snapshot};
@@ -50,7 +51,7 @@ impl Build<'_> {
         let selection = self.store.put(&bytes)?.digest;
         self.store.record_action(&key, selection.to_string().as_bytes())?;
         let files = picked.values().filter(|p| p.entry.as_ref().is_some_and(|e| !e.is_folder())).count();
-        self.done("picked", id, &format!("{files} files"));
+        self.done("picked", id, &counted(files, "file"));
         Ok(Output::Selection { selection, own })
     }
 
@@ -119,7 +120,7 @@ impl Build<'_> {
             return Ok(vec![]);
         }
         let mut joined = vec![];
-        for &below in &self.order.below[id] {
+        for below in self.order.as_written(id) {
             if let (Spec::Tapeout(spec), Output::Selection { selection, .. }) =
                 (&self.graph.instances[below].spec, self.output(below)?)
             {

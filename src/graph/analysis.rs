@@ -231,8 +231,8 @@ impl Analysis {
         let mut made = definition(defined);
         let edges = ["deps", "reverse_deps", "base", "containers"];
         if edges.iter().any(|name| matches!(defined.arguments.get(*name), Some(Data::Function(_)))) {
-            let arguments = self.arguments(defined, settings, &mut Collected::default());
-            if let Some(arguments) = arguments {
+            let (arguments, whole) = self.arguments(defined, settings, &mut Collected::default());
+            if whole {
                 let (read, _) = attributes::read(&defined.kind, &defined.label, &arguments);
                 made.deps = read.deps.iter().chain(&read.images).map(|edge| dependency(edge, &defined.place)).collect();
                 made.reverse_deps = read.reverse_deps.iter().map(|edge| dependency(edge, &defined.place)).collect();

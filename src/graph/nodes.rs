@@ -140,7 +140,8 @@ impl Analysis {
         };
         let known = known.filter(|defined| defined.parameter.is_none());
         if known.is_some() {
-            return known.filter(|defined| !defined.is_broken);
+            // A broken one too: its edges may be wrong besides.
+            return known;
         }
         let place = edge.map(|(defined, written)| self.edge_place(defined, written));
         let defined = self.defined(label, place.as_ref())?;
@@ -174,14 +175,13 @@ impl Analysis {
         progress::note(&defined.place.file, defined.place.line);
         let mut collected = Collected::default();
         let package = self.package(defined.label.package(), None)?;
-        let arguments = self.arguments(defined, settings, &mut collected)?;
+        // Whatever is wrong with one attribute, the others and the edges are looked at all the same.
+        let (arguments, mut whole) = self.arguments(defined, settings, &mut collected);
         let (definition, faults) = attributes::read(&defined.kind, &defined.label, &arguments);
-        if !faults.is_empty() {
-            let found = fault_errors(&package.text, &defined.label, &defined.place, &faults);
-            found.into_iter().for_each(|error| self.errors.report(error));
-            return None;
-        }
-        let mut whole = self.check_files(defined, package.folder.as_deref(), &definition.needs);
+        let found = fault_errors(&package.text, &defined.label, &defined.place, &faults);
+        found.into_iter().for_each(|error| self.errors.report(error));
+        whole &= faults.is_empty() && !defined.is_broken;
+        whole &= self.check_files(defined, package.folder.as_deref(), &definition.needs);
         let mut trace = Some(Trace::new());
         let mut deps: Vec<NodeEdge> = vec![];
         for edge in &definition.deps {
@@ -255,13 +255,13 @@ impl Analysis {
         self.add(node)
     }
 
-    /// The arguments, each function called.
+    /// The arguments, each function called; false: one failed, was reported, and is still a function.
     pub fn arguments(
         &mut self,
         defined: &Rc<Defined>,
         settings: SettingsId,
         collected: &mut Collected,
-    ) -> Option<BTreeMap<String, Data>> {
+    ) -> (BTreeMap<String, Data>, bool) {
         let mut made = defined.arguments.clone();
         let mut whole = true;
         for (name, value) in &mut made {
@@ -282,7 +282,7 @@ impl Analysis {
                 }
             }
         }
-        whole.then_some(made)
+        (made, whole)
     }
 
     /// The files that the build file names are there.

@@ -14,7 +14,7 @@ const PHASES: [&str; 4] = ["build", "tapeout", "build image", "build pod"];
 /// The phase of an instance.
 pub fn phase(instance: &Instance) -> &'static str {
     match instance.spec {
-        Spec::Rule(_) | Spec::Archive(_) => PHASES[0],
+        Spec::Rule(_) | Spec::Archive(_) | Spec::Git(_) => PHASES[0],
         Spec::Tapeout(_) => PHASES[1],
         Spec::Image(_) => PHASES[2],
         Spec::Pod(_) => PHASES[3],

@@ -25,7 +25,7 @@ use serde_json::Value;
 
 use super::config::descriptor;
 use super::json;
-use crate::digest::Digest;
+use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
 use crate::sys::file;
 use crate::sys::root::Root;
@@ -70,7 +70,7 @@ pub fn write_in(folder: &Path, images: &[LayoutImage], blob: &dyn Fn(&Digest) ->
         wanted.extend(&image.blobs);
     }
     for digest in &wanted {
-        link_or_copy(&blob(digest), &blobs.join(digest.hex()))?;
+        copy(&blob(digest), &blobs.join(digest.hex()), digest)?;
     }
     let index = ImageIndexBuilder::default()
         .schema_version(2u32)
@@ -97,15 +97,19 @@ fn put(path: &Path, bytes: &[u8]) -> Result<()> {
     made.map_err(|e| Error::io("write", path, e))
 }
 
-fn link_or_copy(from: &Path, to: &Path) -> Result<()> {
-    if fs::hard_link(from, to).is_ok() {
-        return Ok(());
+/// Copies a blob under its name, and checks that it is what its name says. A hard link would let
+/// whoever writes to the output write to the store.
+fn copy(from: &Path, to: &Path, expected: &Digest) -> Result<()> {
+    let mut source = File::open(from).map_err(|e| Error::io("open", from, e))?;
+    let mut hashing = Hashing::new(File::create_new(to).map_err(|e| Error::io("create", to, e))?);
+    io::copy(&mut source, &mut hashing).map_err(|e| Error::io("copy", to, e))?;
+    let (file, digest, _) = hashing.finish();
+    if digest != *expected {
+        return Err(Error::failed(format!("the blob {} is damaged", from.display()))
+            .why(format!("its content has the digest {digest}"))
+            .next("remove that file and build again"));
     }
-    let source = File::open(from).map_err(|e| Error::io("open", from, e))?;
-    let copy = File::create_new(to).map_err(|e| Error::io("create", to, e))?;
-    let copied =
-        file::reflink_or_copy(&source, &copy).and_then(|()| copy.set_permissions(fs::Permissions::from_mode(0o444)));
-    copied.map_err(|e| Error::io("write", to, e))
+    file.set_permissions(fs::Permissions::from_mode(0o644)).map_err(|e| Error::io("fchmod", to, e))
 }
 
 /// Replaces a folder (or makes it) with what `fill` writes into a new one: in one step, when all is

@@ -83,7 +83,7 @@ pub struct Plan {
 
 /// Checks a pod and resolves its names.
 pub fn plan(request: &Request<'_>) -> Result<Plan> {
-    Planning { request, warnings: vec![] }.run().map_err(|e| e.context(format!("rule {}", request.label)))
+    Planning { request, warnings: vec![] }.run()
 }
 
 struct Planning<'a> {
@@ -98,6 +98,13 @@ impl Planning<'_> {
         check_name("pod", &name)?;
         unique("container", pod.containers.iter().map(|c| c.name.as_str()))?;
         unique("volume", pod.volumes.iter().map(|v| v.name.as_str()))?;
+        let restarts: BTreeSet<&str> = pod.containers.iter().map(|c| c.restart.as_str()).collect();
+        if restarts.len() > 1 {
+            self.warnings.push(format!(
+                "its containers have different restart policies ({}), and a pod of Kubernetes has one: kube.yaml has the strongest for all",
+                restarts.iter().map(|r| if r.is_empty() { "always" } else { r }).collect::<Vec<_>>().join(", ")
+            ));
+        }
         if pod.containers.is_empty() {
             return Err(Error::request("the pod has no container").next("add one to containers"));
         }

@@ -6,7 +6,10 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
 
 use crate::error::{Error, Result};
 
@@ -29,9 +32,20 @@ const TRIES: u32 = 4;
 /// A client; clones share their connections.
 #[derive(Debug, Clone)]
 pub struct Http {
-    agent: ureq::Agent,
+    /// Made when it is first needed: reading the certificates takes milliseconds.
+    agent: Arc<OnceLock<ureq::Agent>>,
     network: Network,
 }
+
+/// Where systems keep the certificates that they trust, those of their owner among them.
+const CERTIFICATES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+/// Bytes of these.
+const CERTIFICATES_SIZE: u64 = 16 << 20;
 
 /// What one attempt came to.
 enum Attempt {
@@ -44,15 +58,11 @@ enum Attempt {
 impl Http {
     /// A client.
     pub fn new(network: Network) -> Self {
-        let config = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_connect(Some(Duration::from_secs(20)))
-            .timeout_recv_response(Some(Duration::from_secs(60)))
-            .timeout_recv_body(Some(Duration::from_secs(300)))
-            .max_idle_connections_per_host(16)
-            .user_agent(concat!("tapeout/", env!("CARGO_PKG_VERSION")))
-            .build();
-        Self { agent: config.new_agent(), network }
+        Self { agent: Arc::default(), network }
+    }
+
+    fn agent(&self) -> &ureq::Agent {
+        self.agent.get_or_init(agent)
     }
 
     /// Are sockets allowed?
@@ -128,7 +138,7 @@ impl Http {
         sink: &mut dyn Write,
         on_bytes: OnBytes,
     ) -> Result<Attempt> {
-        let mut request = self.agent.get(url);
+        let mut request = self.agent().get(url);
         if *have > 0 {
             request = request.header("Range", format!("bytes={have}-"));
         }
@@ -165,6 +175,36 @@ impl Http {
             on_bytes(new.len() as u64);
         }
     }
+}
+
+fn agent() -> ureq::Agent {
+    let config = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_connect(Some(Duration::from_secs(20)))
+        .timeout_recv_response(Some(Duration::from_secs(60)))
+        .timeout_recv_body(Some(Duration::from_secs(300)))
+        .max_idle_connections_per_host(16)
+        .tls_config(TlsConfig::builder().root_certs(certificates()).build())
+        .user_agent(concat!("tapeout/", env!("CARGO_PKG_VERSION")))
+        .build();
+    config.new_agent()
+}
+
+/// The system's certificates; those that came with us where it has none.
+fn certificates() -> RootCerts {
+    let read = |path: &&str| {
+        let mut bytes = vec![];
+        File::open(path).ok()?.take(CERTIFICATES_SIZE).read_to_end(&mut bytes).ok()?;
+        Some(bytes)
+    };
+    let bytes = CERTIFICATES.iter().find_map(read).unwrap_or_default();
+    let found: Vec<Certificate<'static>> = ureq::tls::parse_pem(&bytes)
+        .filter_map(|item| match item {
+            Ok(PemItem::Certificate(certificate)) => Some(certificate),
+            _ => None,
+        })
+        .collect();
+    if found.is_empty() { RootCerts::WebPki } else { RootCerts::from(found) }
 }
 
 fn too_long(url: &str, limit: u64) -> Error {

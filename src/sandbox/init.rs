@@ -302,15 +302,13 @@ impl Room {
         mount::attach(copy.as_fd(), target.as_fd())
     }
 
-    /// A folder gets an empty one over it, a file the null device.
+    /// A folder gets an empty one over it, `/sys`, and a file the null device.
     fn mask(&self, inside: &str) -> Result<()> {
         let Some(target) = self.open(inside)? else { return Ok(()) };
-        if is_folder(&target)? {
-            self.tmpfs(inside, 0o555)?;
-            return self.read_only(inside);
-        }
-        let null = self.open("/dev/null")?.ok_or_else(|| Error::io("open", "/dev/null", Errno::ENOENT))?;
-        let copy = mount::copy_tree(null.as_fd(), c"").map_err(|errno| Error::io("open_tree", "/dev/null", errno))?;
+        let nothing = if is_folder(&target)? { "/sys" } else { "/dev/null" };
+        let source = self.open(nothing)?.ok_or_else(|| Error::io("open", nothing, Errno::ENOENT))?;
+        let copy = mount::copy_tree(source.as_fd(), c"").map_err(|errno| Error::io("open_tree", nothing, errno))?;
+        mount::add_attributes(copy.as_fd(), attribute::READ_ONLY)?;
         mount::attach(copy.as_fd(), target.as_fd())
     }
 

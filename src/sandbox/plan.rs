@@ -108,7 +108,7 @@ pub enum Operation {
     Proc,
     /// What is there can't be written any more.
     ReadOnly(String),
-    /// What is there can't be read any more.
+    /// What is there can't be read any more: it looks as `/dev/null` or `/sys` do.
     Mask(String),
     /// The loopback interface is brought up.
     Loopback,
@@ -191,9 +191,9 @@ pub fn plan(spec: &Spec) -> Result<Vec<Operation>> {
     plan.push(Operation::Proc);
     plan.push(Operation::Processes(spec.limits.processes.unwrap_or(DEFAULT_PROCESSES)));
     plan.extend(READ_ONLY.map(|name| Operation::ReadOnly(format!("/proc/{name}"))));
-    plan.extend(MASKED.map(|name| Operation::Mask(format!("/proc/{name}"))));
     plan.push(tmpfs("/sys", 0o555));
     plan.push(Operation::ReadOnly("/sys".into()));
+    plan.extend(MASKED.map(|name| Operation::Mask(format!("/proc/{name}"))));
     plan.extend(spec.mounts.iter().map(|bind| Operation::Bind {
         host: (&bind.host).into(),
         inside: bind.inside.clone(),
@@ -338,9 +338,10 @@ mod tests {
              device /dev/null\ndevice /dev/zero\ndevice /dev/full\ndevice /dev/random\ndevice /dev/urandom\ndevice /dev/tty\n\
              processes at /proc\nat most 16384 processes\n\
              /proc/sys read-only\n/proc/sysrq-trigger read-only\n/proc/irq read-only\n/proc/bus read-only\n/proc/fs read-only\n\
+             empty /sys in memory, mode 0555\n/sys read-only\n\
              /proc/kcore masked\n/proc/keys masked\n/proc/timer_list masked\n/proc/latency_stats masked\n/proc/sched_debug masked\n\
              /proc/acpi masked\n/proc/asound masked\n/proc/scsi masked\n/proc/interrupts masked\n\
-             empty /sys in memory, mode 0555\n/sys read-only\nloopback interface up\nhost name tapeout\nenter the new root\n"
+             loopback interface up\nhost name tapeout\nenter the new root\n"
         );
     }
 

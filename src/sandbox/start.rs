@@ -15,6 +15,9 @@ use crate::sandbox::spec::{Outcome, Spec};
 use crate::sys::nursery::{Birth, Child, Nursery, Stillborn};
 use crate::sys::{file, process};
 
+/// A socket takes this much before anybody reads (net.core.wmem_default is 208 KiB).
+const SHORT_ORDER: usize = 32 << 10;
+
 /// The role of the nursery, whose children are the inits.
 pub(super) const ROLE: &str = "sandbox";
 
@@ -50,10 +53,18 @@ fn talk(spec: &Spec, order: &Order, output: File) -> Result<Reply> {
         pass.extend([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]);
     }
     let birth = Birth { task: SANDBOX, namespaces: namespaces(spec), uid: spec.uid, gid: spec.gid };
+    // A short order waits in the socket, so that init needn't wait for it.
+    let order =
+        postcard::to_stdvec(order).map_err(|e| Error::failed(format!("sandbox: the plan can't be sent: {e}")))?;
+    let early = order.len() < SHORT_ORDER;
+    let send = || write_frame(&ours, &order).map_err(|_| died());
+    if early {
+        send()?;
+    }
     let child = make(birth, &pass)?;
     drop(theirs);
     drop(output);
-    let reply = send(&ours, order).and_then(|()| receive(&ours));
+    let reply = if early { Ok(()) } else { send() }.and_then(|()| receive(&ours));
     if reply.is_err() {
         // It has nobody to talk to any more, whatever it is doing.
         child.kill();
@@ -95,12 +106,6 @@ fn namespaces(spec: &Spec) -> CloneFlags {
     // The path of our control group tells who started us.
     let all = if Path::new("/proc/self/ns/cgroup").exists() { all | CloneFlags::CLONE_NEWCGROUP } else { all };
     if spec.network { all } else { all | CloneFlags::CLONE_NEWNET }
-}
-
-fn send(socket: &UnixStream, order: &Order) -> Result<()> {
-    let bytes =
-        postcard::to_stdvec(order).map_err(|e| Error::failed(format!("sandbox: the plan can't be sent: {e}")))?;
-    write_frame(socket, &bytes).map_err(|_| died())
 }
 
 fn receive(socket: &UnixStream) -> Result<Reply> {

@@ -91,10 +91,10 @@ fn not_executed(order: &Order, program: &str, errno: Errno) -> Error {
     match errno {
         Errno::ENOENT if program.contains('/') => error
             .why(format!("the snapshot has no {program}, or not the loader that it names"))
-            .next("add the package that has it to the rule's packages"),
+            .next("add the package that has it to the rule's packages, or for an image pick the program in a tapeout rule"),
         Errno::ENOENT => error
             .why(format!("it is not in PATH: {}", order.path))
-            .next("add the package that has it to the rule's packages"),
+            .next("add the package that has it to the rule's packages, or for an image pick the program in a tapeout rule"),
         Errno::E2BIG => error
             .why("a script or argument is longer than the kernel takes (128 KiB)")
             .next("put the script into a file among the rule's sources"),

@@ -384,6 +384,20 @@ pub fn number_in_proc(thread: i32) -> nix::Result<i32> {
     number.filter(|n| *n > 0).ok_or(Errno::ESRCH)
 }
 
+/// Lets a program of the machine end when the thread that starts it does, and write no file longer than this.
+pub fn bind(command: &mut std::process::Command, file_size: u64) {
+    use std::os::unix::process::CommandExt;
+    let parent = nix::unistd::getpid();
+    let prepare = move || {
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+        limit(nix::sys::resource::Resource::RLIMIT_FSIZE, file_size)?;
+        // It may have died before the first call.
+        if nix::unistd::getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
+    };
+    // SAFETY: between fork and exec the closure makes system calls alone; it neither allocates nor locks.
+    unsafe { command.pre_exec(prepare) };
+}
+
 /// setrlimit(2), soft and hard, never above the hard limit that there is.
 pub fn limit(resource: nix::sys::resource::Resource, value: u64) -> nix::Result<()> {
     let (_, hard) = nix::sys::resource::getrlimit(resource)?;

@@ -43,7 +43,7 @@ pub struct Request<'a> {
 
 /// What the rule picks: one layer.
 pub fn select(request: &Request<'_>) -> Result<Selection> {
-    Selecting::new(request).and_then(Selecting::run).map_err(|e| e.context(format!("rule {}", request.rule)))
+    Selecting::new(request).and_then(Selecting::run)
 }
 
 /// Takes what the patterns name out of a selection: `image(exclude = …)`, after the joint point.
@@ -121,6 +121,7 @@ impl<'a> Selecting<'a> {
         let mut layers = self.request.deps.to_vec();
         layers.extend(self.request.own.cloned());
         let changed = changed(&layers);
+        self.removals(&layers, &mut patterns);
         let now = Stack(layers).below(&RootPath::root());
         let mut used = BTreeSet::new();
         for (path, (entry, changeset)) in now.into_iter().filter(|(path, _)| changed.contains(path)) {
@@ -137,6 +138,20 @@ impl<'a> Selecting<'a> {
         Error::all(errors).map_or(Ok(()), Err)?;
         self.links_on_the_way(&patterns);
         Ok(())
+    }
+
+    /// What the rules removed: on a base image that has it, it goes. Elsewhere [`super::settle`] drops it.
+    fn removals(&mut self, layers: &[Layer], patterns: &mut Patterns) {
+        for (path, change) in layers.iter().flat_map(|layer| &layer.changeset.changes) {
+            if change.now.is_some() || self.seen.get(path).is_some() || !self.exclude.taking(path).is_empty() {
+                continue;
+            }
+            if let Some(first) = patterns.taking(path).first() {
+                let why = Why::Include(patterns.all()[*first].text().to_string());
+                let picked = Picked { entry: None, content: Content::None, why: why.to_string() };
+                self.picks.insert(path.clone(), Pick { picked, group: None });
+            }
+        }
     }
 
     fn paths(&mut self) -> Result<()> {

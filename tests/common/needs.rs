@@ -1,8 +1,10 @@
 //! What a test needs of the machine: it skips aloud at home, and fails where `CI` is set.
 
+use std::net::{TcpStream, ToSocketAddrs};
 use std::path::PathBuf;
+use std::time::Duration;
 
-/// Whether all of these are there: names of programs, or `root`.
+/// Whether all of these are there: names of programs, `root`, or `registries` (crates.io, PyPI, npm).
 pub fn have(needs: &[&str]) -> bool {
     let missing: Vec<&str> = needs.iter().copied().filter(|need| !there(need)).collect();
     if missing.is_empty() {
@@ -16,9 +18,15 @@ pub fn have(needs: &[&str]) -> bool {
 
 fn there(need: &str) -> bool {
     match need {
+        "registries" => ["static.crates.io", "pypi.org", "registry.npmjs.org"].into_iter().all(answers),
         "root" => nix::unistd::geteuid().is_root(),
         program => find(program).is_some(),
     }
+}
+
+fn answers(host: &str) -> bool {
+    let addresses = (host, 443).to_socket_addrs().into_iter().flatten();
+    addresses.take(2).any(|address| TcpStream::connect_timeout(&address, Duration::from_secs(5)).is_ok())
 }
 
 /// The program in the machine's own `PATH`, and where Debian keeps those for root.

@@ -14,7 +14,9 @@ use starlark::values::structs::AllocStruct;
 use super::values::{Noted, Stage};
 use super::{place, variable};
 use crate::build_file::glob;
+use crate::build_file::locks::{self, Lock};
 use crate::build_file::reference::{self, FunctionKind};
+use crate::build_file::spec::Source;
 use crate::error::{Error, Place};
 
 /// The hidden field of a record.
@@ -123,6 +125,14 @@ fn definitions(builder: &mut GlobalsBuilder) {
         define("archive", name, arguments, eval)
     }
 
+    fn git<'v>(
+        name: &str,
+        #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>,
+        eval: &mut Evaluator<'v, '_, '_>,
+    ) -> starlark::Result<NoneType> {
+        define("git", name, arguments, eval)
+    }
+
     fn tapeout<'v>(
         name: &str,
         #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>,
@@ -171,6 +181,84 @@ fn definitions(builder: &mut GlobalsBuilder) {
         }
         Ok(found)
     }
+
+    /// The crates that a `Cargo.lock` pins.
+    fn cargo_crates<'v>(
+        lock: &str,
+        #[starlark(require = named, default = ".crates")] into: &str,
+        eval: &mut Evaluator<'v, '_, '_>,
+    ) -> starlark::Result<Vec<Value<'v>>> {
+        let found = locks::crates(&read_lock("cargo_crates", lock, eval)?, into).map_err(ours)?;
+        Ok(sources(found, eval))
+    }
+
+    /// The packages that a requirements file with hashes pins.
+    fn python_wheels<'v>(
+        lock: &str,
+        #[starlark(require = named, default = ".wheels")] into: &str,
+        #[starlark(require = named, default = "3.11")] python: &str,
+        eval: &mut Evaluator<'v, '_, '_>,
+    ) -> starlark::Result<Vec<Value<'v>>> {
+        let found = locks::wheels(&read_lock("python_wheels", lock, eval)?, into, python).map_err(ours)?;
+        Ok(sources(found, eval))
+    }
+
+    /// The packages that a `package-lock.json` pins.
+    fn node_packages<'v>(
+        lock: &str,
+        #[starlark(require = named, default = ".packages")] into: &str,
+        #[starlark(require = named, default = false)] dev: bool,
+        eval: &mut Evaluator<'v, '_, '_>,
+    ) -> starlark::Result<Vec<Value<'v>>> {
+        let found = locks::packages(&read_lock("node_packages", lock, eval)?, into, dev).map_err(ours)?;
+        Ok(sources(found, eval))
+    }
+}
+
+/// A lock file of the package.
+fn read_lock(function: &str, path: &str, evaluator: &Evaluator) -> starlark::Result<Lock> {
+    let scene = &stage(evaluator)?.scene;
+    match &scene.folder {
+        Some(folder) => Lock::read(folder, &scene.package, path).map_err(ours),
+        None => Err(ours(Error::request(format!(
+            "{function}() in {}, a built-in package: it has no folder",
+            scene.package
+        )))),
+    }
+}
+
+/// Sources as records.
+fn sources<'v>(sources: Vec<Source>, evaluator: &Evaluator<'v, '_, '_>) -> Vec<Value<'v>> {
+    let heap = evaluator.heap();
+    let text = |value: String| heap.alloc(value);
+    let record = |kind: &str, fields: Vec<(&str, Value<'v>)>| {
+        heap.alloc(AllocStruct([(KIND, heap.alloc(kind))].into_iter().chain(fields)))
+    };
+    let made = sources.into_iter().map(|source| match source {
+        Source::Path(path) => text(path),
+        Source::Input(name) => record("input", vec![("name", text(name))]),
+        Source::Fetched(fetched) => {
+            let fields = vec![
+                ("path", text(fetched.path)),
+                ("urls", heap.alloc(fetched.urls)),
+                ("digest", text(fetched.digest)),
+            ];
+            record("fetched", fields)
+        }
+        Source::Wheel(wheel) => {
+            let fields = vec![
+                ("folder", text(wheel.folder)),
+                ("name", text(wheel.name)),
+                ("version", text(wheel.version)),
+                ("sha256", heap.alloc(wheel.sha256)),
+                ("python", text(wheel.python)),
+                ("indexes", heap.alloc(wheel.indexes)),
+                ("optional", Value::new_bool(wheel.optional)),
+            ];
+            record("wheel", fields)
+        }
+    });
+    made.collect()
 }
 
 #[starlark::starlark_module]
@@ -185,6 +273,14 @@ fn records(builder: &mut GlobalsBuilder) {
 
     fn input<'v>(name: Value<'v>, eval: &mut Evaluator<'v, '_, '_>) -> starlark::Result<Value<'v>> {
         record("input", Some(name), SmallMap::new(), eval)
+    }
+
+    fn fetched<'v>(
+        path: Value<'v>,
+        #[starlark(kwargs)] arguments: SmallMap<String, Value<'v>>,
+        eval: &mut Evaluator<'v, '_, '_>,
+    ) -> starlark::Result<Value<'v>> {
+        record("fetched", Some(path), arguments, eval)
     }
 
     fn file<'v>(

@@ -29,6 +29,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         locked: args.locked,
         offline: global.offline,
         dry: false,
+        update: args.update,
     };
     let wanted = Wanted { config, epoch: ours.and_then(|w| w.epoch), folder: &directory, lock_path };
     // A tag that can't be one is refused before anything is downloaded.

@@ -31,14 +31,20 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         locked: args.locked,
         offline: global.offline,
         dry: args.dry_run,
+        update: false,
     };
     let base = Base::ready(&store, wanted(&request.workspace), &settings, &progress)?;
     let options = Options {
         jobs: args.jobs.unwrap_or_else(processors),
         epoch: base.epoch,
-        output: directory.join(&args.output),
+        output: match &args.output {
+            Some(output) => directory.join(output),
+            None => request.workspace.root.join("tapeout-out"),
+        },
         allow_network,
         inputs: request.workspace.inputs.clone(),
+        mirrors: request.workspace.mirrors.clone(),
+        environment: context::tools(),
         offline: global.offline,
     };
     if args.dry_run {
@@ -167,13 +173,16 @@ pub fn log(global: &Global, args: &crate::cli::args::Log) -> Result<()> {
         output: std::path::PathBuf::new(),
         allow_network: vec![],
         inputs: request.workspace.inputs.clone(),
+        mirrors: request.workspace.mirrors.clone(),
+        environment: context::tools(),
         offline: true,
     };
     let build = Build::new(&store, &graph, &base, &options, &crate::report::Silent);
     build.forecast()?;
     for &id in &graph.requested {
         let label = &graph.instances[id].label;
-        let key = build.key(id)?.ok_or_else(|| {
+        let not_yet = |e: Error| e.next(format!("tapeout build {label}"));
+        let key = build.key(id).map_err(not_yet)?.ok_or_else(|| {
             Error::request(format!("{label} runs nothing"))
                 .why("it only groups, or picks from what others made")
                 .next("name a rule that has a run")

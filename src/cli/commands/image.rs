@@ -23,6 +23,8 @@ pub fn why(global: &Global, ask: &Ask, image: &str, path: Option<&str>) -> Resul
         output: std::path::PathBuf::new(),
         allow_network: vec![],
         inputs: request.workspace.inputs.clone(),
+        mirrors: request.workspace.mirrors.clone(),
+        environment: context::tools(),
         offline: true,
     };
     let build = Build::new(&store, &graph, &base, &options, &crate::report::Silent);

@@ -5,13 +5,14 @@ use crate::cli::args::{Global, List};
 use crate::cli::{context, ui};
 use crate::error::{Error, Result};
 use crate::graph;
+use crate::label::Label;
 
 /// Prints rules and parameters as a table or as JSON, or what depends on what.
 pub fn run(global: &Global, args: &List) -> Result<()> {
     let labels = if args.labels.is_empty() { vec!["//...".to_string()] } else { args.labels.clone() };
     let request = context::request(global, &args.ask, &labels)?;
     let definitions = graph::definitions(&request)?;
-    let label = |text: &str| crate::label::Label::parse_in(text, &request.here);
+    let label = |text: &str| Label::parse_in(text, &request.here).map(|label| whole(label, &definitions));
     let edges = graph::show::Edges::of_definitions(&definitions);
     let labels = if let Some(pair) = &args.why {
         let (from, to) = (label(&pair[0])?, label(&pair[1])?);
@@ -40,6 +41,17 @@ pub fn run(global: &Global, args: &List) -> Result<()> {
     }
     ui::print(&table(&definitions));
     Ok(())
+}
+
+/// `//app:web` stands for `//app:web/build_image` or `…/build_pod`, as on every command line.
+fn whole(label: Label, definitions: &[Definition]) -> Label {
+    let defined = |label: &Label| definitions.iter().any(|d| d.label == *label);
+    let longer =
+        ["build_image", "build_pod"].iter().filter_map(|last| label.sibling(&format!("{}/{last}", label.name())).ok());
+    match longer.into_iter().find(|longer| !defined(&label) && defined(longer)) {
+        Some(longer) => longer,
+        None => label,
+    }
 }
 
 fn table(definitions: &[Definition]) -> String {

@@ -6,4 +6,5 @@ pub mod completions;
 pub mod doctor;
 pub mod graph;
 pub mod image;
+pub mod init;
 pub mod list;

@@ -11,7 +11,12 @@ fn check(name: &str, cases: &[Case]) {
     let mut found = String::new();
     for (what, text, label, parameters) in cases {
         let library = "parameter('x', type = 'int', default = 1)\nrule('build', deps = ['//base:build'])\n";
-        let site = Site::new(&[("app/build.star", text), ("app/src/main.c", ""), ("lib/build.star", library)]);
+        let site = Site::new(&[
+            ("app/build.star", text),
+            ("app/src/main.c", ""),
+            ("app/src/requirements.txt", "six==1.16.0\nrequests\n"),
+            ("lib/build.star", library),
+        ]);
         found += &format!("=== {what}\n");
         text.lines().for_each(|line| found += &format!("    {line}\n"));
         found += &format!("$ {label} {}\n{}\n", parameters.join(" "), site.fails(&[label], parameters));
@@ -87,6 +92,25 @@ fn definitions_that_are_wrong() {
             ("paths", "rule('a', sources = ['/etc/passwd', '../x', 'src/man.c'], caches = ['x'])\n", "//app:a", &[]),
             ("glob", "rule('a', sources = glob(['*.rs']))\n", "//app:a", &[]),
             ("archive", "archive('a', urls = ['ftp://x'], sha256 = 'ABC')\narchive('b')\n", "//app:a", &[]),
+            (
+                "git",
+                "git('a', urls = ['ssh://x', 'ext::sh'], commit = 'main', patches = ['none.patch', '../x'])\ngit('b')\n",
+                "//app:a",
+                &[],
+            ),
+            (
+                "fetched",
+                "rule('a', sources = [fetched('../x', urls = ['https://x'], digest = 'sha256:ab'), fetched('x', urls = [], digest = 1)])\n",
+                "//app:a",
+                &[],
+            ),
+            ("a lock that isn't there", "rule('a', sources = cargo_crates('Cargo.lock'))\n", "//app:a", &[]),
+            (
+                "a lock that pins nothing",
+                "rule('a', sources = python_wheels('src/requirements.txt'))\n",
+                "//app:a",
+                &[],
+            ),
             (
                 "names",
                 "rule('a', packages = ['-x', 'a b'], secrets = ['../x'], env = {'a=b': 'c'}, user = 'a b')\n",
@@ -208,6 +232,12 @@ fn graphs_that_are_wrong() {
                 "a rule that joins what it stands on",
                 "tapeout('t', deps = ['//base:tapeout'])\nimage('i', deps = [':t'])\n",
                 "//app:i/build_image",
+                &[],
+            ),
+            (
+                "an edge and a function",
+                "rule('a', deps = ['//base:buld'], run = lambda p: p['x'], env = {'a=': 'b'})\n",
+                "//app:a",
                 &[],
             ),
             (
