@@ -124,7 +124,7 @@ fn what_a_dependent_rule_renamed_changed_or_copied_up_keeps_its_owner() {
 }
 
 /// Overlay refuses to rename a folder of a lower layer (EXDEV), and what a program copies instead loses
-/// the owners that it can't see.
+/// the owners that it can't see: so the sandbox's init renames it.
 #[test]
 fn what_lies_in_a_folder_that_a_dependent_rule_renamed_keeps_its_owner() {
     if !have(&["busybox"]) {
@@ -134,19 +134,56 @@ fn what_lies_in_a_folder_that_a_dependent_rule_renamed_keeps_its_owner() {
     workspace.file(
         "app/build.star",
         r#"
-rule("build", deps = ["//base:build"], run = "mkdir -p /opt/old/deep; echo inside >/opt/old/deep/file; chown -R 33:33 /opt/old")
-rule("later/build", deps = [":build"], run = "mv /opt/old /opt/new")
+rule("build", deps = ["//base:build"], run = """
+mkdir -p /opt/old/deep/er /opt/old/closed /opt/taken
+echo inside >/opt/old/deep/file
+echo hidden >/opt/old/closed/file
+ln -s deep/file /opt/old/link
+mkfifo /opt/old/fifo
+mkdir -p /opt/old/$(printf 'd/%.0s' $(seq 200))
+chown -R 33:33 /opt/old
+chown -h 7:8 /opt/old/link
+chown 9:9 /opt/old/deep/er
+mknod /opt/old/null c 1 3
+chmod 0 /opt/old/closed
+""")
+rule("later/build", deps = [":build"], run = """
+chown 5:5 /opt/old/deep
+mkdir /opt/old/added
+mv /opt/old /opt/new
+echo more >>/opt/new/deep/file
+cat /opt/new/deep/file /opt/new/closed/file
+mv /opt/new /opt/newer
+mv -T /opt/newer /opt/taken
+mv /opt/taken /opt/new
+""")
 tapeout("tapeout", deps = [":later/build"], include = ["/opt/**"])
 image("image", deps = [":tapeout"])
 "#,
     );
     workspace.run("build //app:image/build_image").success();
     let image = Layout::open(&workspace.output("app/image/build_image")).only();
-    assert!(!image.has("opt/old"));
-    for path in ["opt/new", "opt/new/deep", "opt/new/deep/file"] {
-        assert_eq!(image.file(path).owner(), "33:33", "{path}");
+    for gone in ["opt/old", "opt/newer", "opt/taken"] {
+        assert!(!image.has(gone), "{gone} is still there");
     }
-    assert_eq!(image.text("opt/new/deep/file"), "inside\n");
+    for (path, owner) in [
+        ("opt/new", "33:33"),
+        ("opt/new/deep", "5:5"),
+        ("opt/new/deep/er", "9:9"),
+        ("opt/new/deep/file", "33:33"),
+        ("opt/new/closed", "33:33"),
+        ("opt/new/closed/file", "33:33"),
+        ("opt/new/link", "7:8"),
+        ("opt/new/fifo", "33:33"),
+        ("opt/new/null", "0:0"),
+        ("opt/new/added", "0:0"),
+        (format!("opt/new/{}d", "d/".repeat(199)).as_str(), "33:33"),
+    ] {
+        assert_eq!(image.file(path).owner(), owner, "{path}");
+    }
+    assert_eq!(image.text("opt/new/deep/file"), "inside\nmore\n");
+    assert_eq!(image.file("opt/new/closed").mode & 0o7777, 0);
+    assert_eq!(image.file("opt/new/null").kind, tar::EntryType::Char);
 }
 
 #[test]

@@ -570,6 +570,155 @@ fn calls_that_a_build_has_no_business_with_are_refused() {
     assert_eq!(output.lines().count(), calls.len());
 }
 
+/// A tree in the lower layer: files, a link, a pipe, a folder of mode 000, deep folders.
+fn with_old_tree() -> Room {
+    let room = Room::new();
+    let old = room.lower().join("opt/old");
+    std::fs::create_dir_all(old.join("d/".repeat(300))).unwrap();
+    std::fs::create_dir_all(old.join("closed")).unwrap();
+    std::fs::write(old.join("closed/inside"), "inside\n").unwrap();
+    std::fs::write(old.join("file"), "lower\n").unwrap();
+    std::fs::hard_link(old.join("file"), old.join("name")).unwrap();
+    std::os::unix::fs::symlink("file", old.join("link")).unwrap();
+    nix::unistd::mkfifo(&old.join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    std::fs::set_permissions(old.join("closed"), PermissionsExt::from_mode(0o000)).unwrap();
+    std::fs::set_permissions(&old, PermissionsExt::from_mode(0o2750)).unwrap();
+    let at = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::new(1_000_000, 5);
+    File::open(&old).unwrap().set_times(std::fs::FileTimes::new().set_accessed(at).set_modified(at)).unwrap();
+    room
+}
+
+/// The names in a folder.
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_folder_of_a_lower_layer_is_renamed() {
+    use std::os::unix::fs::MetadataExt;
+    let mut room = with_old_tree();
+    let deep = format!("opt/new/{}", "d/".repeat(300));
+    let (_, outcome) = room.ok(&format!(
+        "cd /opt; gnu-chown 33 old/d; chown 5:6 old/link; echo > old/null; mknod old/zero c 1 5; chown -h 7:8 old/link
+         mkdir old/mine; chown 9:9 old/mine; stat -c '%a %y' old > /before
+         perl -e 'rename \"old\", \"/opt/new/\" or die $!'
+         stat -c '%a %y' new > /after; cmp /before /after; test ! -e old; echo more >> new/file; mkdir old
+         test $(stat -c %a new/closed) = 0; cat new/closed/inside; readlink new/link; test -p new/pipe; test -d /{deep}
+         mv new newer; mv newer new"
+    ));
+    assert_eq!(names(&room.upper("opt")), ["new", "old"], "nothing else is left beside");
+    assert_eq!(names(&room.upper("opt/new")), ["closed", "d", "file", "link", "mine", "name", "null", "pipe", "zero"]);
+    assert_eq!(std::fs::read_to_string(room.upper("opt/new/file")).unwrap(), "lower\nmore\n");
+    assert_eq!(std::fs::metadata(room.upper("opt/new")).unwrap().mode() & 0o7777, 0o2750);
+    let instead_of = |path: &str| {
+        let record = room.recorded(&outcome, path).and_then(|record| record.instead_of);
+        record.map(|path| String::from_utf8(path).unwrap())
+    };
+    for path in ["opt/new", "opt/new/closed", "opt/new/d", deep.trim_end_matches('/')] {
+        assert_eq!(instead_of(path).unwrap(), format!("/{}", path.replacen("new", "old", 1)));
+    }
+    for path in ["opt/new/mine", "opt/new/file", "opt/old"] {
+        assert_eq!(instead_of(path), None, "{path}");
+    }
+    assert_eq!(room.owner(&outcome, "opt/new/d"), (Some(33), None));
+    assert_eq!(room.owner(&outcome, "opt/new/link"), (Some(7), Some(8)));
+    assert_eq!(room.owner(&outcome, "opt/new/mine"), (Some(9), Some(9)));
+    assert_eq!(room.recorded(&outcome, "opt/new/zero").and_then(|record| record.device), Some((true, 1, 5)));
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_rename_is_refused_as_the_kernel_refuses_it() {
+    let mut room = with_old_tree();
+    let calls = [
+        ("onto a folder that is not empty", "rename 'old', 'full'", libc::ENOTEMPTY),
+        ("into itself", "rename 'old', 'old/d/x'", libc::EINVAL),
+        ("onto what it is in", "rename 'old/d', 'old'", libc::ENOTEMPTY),
+        ("onto a file", "rename 'old', 'plain'", libc::ENOTDIR),
+        ("a file onto it", "rename 'plain', 'old'", libc::EISDIR),
+        ("nothing", "rename 'none', 'x'", libc::ENOENT),
+        ("to nowhere", "rename 'old', 'none/x'", libc::ENOENT),
+        ("itself by its dot", "rename 'old/.', 'x'", libc::EBUSY),
+        ("to another mount", "rename 'old', '/tmp/x'", libc::EXDEV),
+        ("without replacing", "at2('old', 'empty', 1)", libc::EEXIST),
+        ("in exchange", "at2('old', 'full', 2)", libc::EXDEV),
+        ("with flags that make no sense", "at2('old', 'x', 3)", libc::EINVAL),
+        ("with a flag that nobody knows", "at2('old', 'x', 128)", libc::EINVAL),
+        ("onto itself", "rename 'old', 'old'", 0),
+        ("onto an empty folder", "rename 'old', 'empty'", 0),
+        ("without replacing anything", "at2('full', 'x', 1)", 0),
+    ];
+    let lines: String = calls.iter().map(|(_, call, _)| format!("$! = 0; p({call});")).collect();
+    for folder in ["full/it", "empty"] {
+        std::fs::create_dir_all(room.lower().join("opt").join(folder)).unwrap();
+    }
+    std::fs::write(room.lower().join("opt/plain"), "").unwrap();
+    let script = format!(
+        "cd /opt; perl -e \"sub p {{ print \\$_[0] ? 0 : \\$!+0, qq(\\n) }}
+         sub at2 {{ my (\\$a, \\$b, \\$f) = @_; syscall(316, -100, \\$a, -100, \\$b, \\$f) == 0 }} {}\"; ls -A",
+        lines.replace('$', "\\$")
+    );
+    let (output, _) = room.ok(&script);
+    for ((name, _, errno), found) in calls.iter().zip(output.lines()) {
+        assert_eq!(found, errno.to_string(), "{name}");
+    }
+    assert_eq!(output.lines().skip(calls.len()).collect::<Vec<_>>(), ["empty", "plain", "x"]);
+    assert!(names(&room.upper("opt/empty")).contains(&"closed".to_string()));
+}
+
+#[test]
+fn a_rename_that_fails_half_way_leaves_everything_where_it_was() {
+    let mut room = with_old_tree();
+    let shared = room.temp.path().join("shared");
+    std::fs::create_dir(&shared).unwrap();
+    // What is mounted on can't be renamed.
+    std::fs::create_dir_all(room.lower().join("opt/old/d/d/z/mounted")).unwrap();
+    room.spec.mounts = vec![sandbox::Bind { host: shared, inside: "/opt/old/d/d/z/mounted".into(), read_only: false }];
+    let list = "(cd /opt; find . | sort; stat -c '%n %a' old old/closed)";
+    let (output, outcome) = room.ok(&format!(
+        "{list} > /before; mkdir /opt/old/new; echo > /opt/old/d/d/new; chown 3:4 /opt/old/d/d/new
+         perl -e 'rename \"/opt/old\", \"/opt/new\" or print $!+0'; rmdir /opt/old/new
+         test $(stat -c %s /opt/old/d/d/new) = 1; mv /opt/old/d/d/new /new; {list} > /after; cmp /before /after"
+    ));
+    assert_eq!(output, libc::EBUSY.to_string());
+    assert_eq!(room.owner(&outcome, "new"), (Some(3), Some(4)));
+    assert!(!room.upper("opt/new").exists());
+}
+
+#[test]
+fn without_capabilities_a_rename_needs_what_it_needs() {
+    let mut room = with_old_tree();
+    room.spec.no_capabilities = true;
+    std::fs::create_dir_all(room.lower().join("opt/shut/folder")).unwrap();
+    std::fs::set_permissions(room.lower().join("opt/shut"), PermissionsExt::from_mode(0o555)).unwrap();
+    let (output, _) = room.ok(
+        "cd /opt; perl -e 'rename \"shut/folder\", \"x\" or print $!+0; rename \"old\", \"new\" or die $!'; cat new/file",
+    );
+    assert_eq!(output, format!("{}lower\n", libc::EACCES));
+}
+
+#[test]
+fn folders_are_renamed_below_a_changed_root_and_in_namespaces_of_a_rules_own() {
+    let mut room = with_old_tree();
+    let inner = room.lower().join("inner");
+    std::fs::create_dir_all(inner.join("opt/old/x")).unwrap();
+    std::fs::create_dir_all(room.lower().join("mnt")).unwrap();
+    std::fs::create_dir(inner.join("bin")).unwrap();
+    std::fs::copy(busybox(), inner.join("bin/busybox")).unwrap();
+    std::os::unix::fs::symlink("/opt", inner.join("absolute")).unwrap();
+    let (output, outcome) = room.ok("chroot /inner /bin/busybox mv /absolute/old /absolute/new; ls /opt /inner/opt
+         unshare -Urm sh -c 'mount -t tmpfs none /mnt; mkdir /mnt/a; mv /mnt/a /mnt/b; ls /mnt'
+         cd /opt/old; perl -e 'rename \"../old\", \"/proc/self/cwd/../new\" or die $!'; ls /opt");
+    assert_eq!(output, "/inner/opt:\nnew\n\n/opt:\nold\nb\nnew\n");
+    let record = room.recorded(&outcome, "inner/opt/new/x").unwrap();
+    assert_eq!(record.instead_of.as_deref(), Some(&b"/inner/opt/old/x"[..]));
+}
+
 /// The processes that a process has started.
 fn children(parent: u32) -> Vec<i32> {
     let all = std::fs::read_dir("/proc").unwrap().flatten();

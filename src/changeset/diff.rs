@@ -318,6 +318,12 @@ impl<'a> Owners<'a> {
         if !self.recorded.is_empty() {
             let fd = file::open_at(dir, name, OFlag::O_PATH)?;
             if let Some(recorded) = self.recorded.get(file::handle(fd.as_fd())?.as_slice()) {
+                if let Some(instead_of) = &recorded.instead_of
+                    && let Some((was, _)) = self.below.get(&RootPath::new(instead_of)?)
+                    && may_become(&was.node, node)
+                {
+                    facts = Facts::of(was);
+                }
                 facts.uid = recorded.uid.unwrap_or(facts.uid);
                 facts.gid = recorded.gid.unwrap_or(facts.gid);
                 facts.device = recorded.device.or(facts.device);
@@ -876,7 +882,13 @@ mod tests {
         for name in ["www", "mail", "plain", "plain2", "null"] {
             snapshot.write(name, if name == "null" { "" } else { name });
         }
-        let record = |at: &str, uid, gid, device| Recorded { handle: snapshot.identity(at), uid, gid, device };
+        let record = |at: &str, uid, gid, device| Recorded {
+            handle: snapshot.identity(at),
+            uid,
+            gid,
+            device,
+            ..Recorded::default()
+        };
         let recorded = [
             record("www", Some(33), Some(34), None),
             record("mail", Some(8), None, None),
@@ -909,7 +921,8 @@ mod tests {
     fn a_touched_file_is_the_one_at_its_path() {
         let mut snapshot = Snapshot::new();
         snapshot.write("www", "1");
-        let recorded = [Recorded { handle: snapshot.identity("www"), uid: Some(33), gid: Some(33), device: None }];
+        let recorded =
+            [Recorded { handle: snapshot.identity("www"), uid: Some(33), gid: Some(33), ..Recorded::default() }];
         snapshot.stacked_with(&recorded);
         snapshot.write("www", "2");
         snapshot.attribute("www", "user.overlay.origin", b"");
@@ -999,7 +1012,7 @@ mod tests {
         snapshot.write("etc/shadow", "1");
         fs::set_permissions(snapshot.upper.join("etc/shadow"), fs::Permissions::from_mode(0o640)).unwrap();
         let recorded =
-            [Recorded { handle: snapshot.identity("etc/shadow"), uid: Some(0), gid: Some(42), device: None }];
+            [Recorded { handle: snapshot.identity("etc/shadow"), uid: Some(0), gid: Some(42), ..Recorded::default() }];
         snapshot.stacked_with(&recorded);
         snapshot.write("etc/shadow", "2");
         snapshot.write("etc/shadow-", "1");

@@ -234,7 +234,8 @@ impl Build<'_> {
                     (Some(before), Some(at)) => self.order.below[at].contains(&before),
                     _ => true,
                 };
-                if !ordered && !entry.same_as(other) && !(entry.is_folder() && other.is_folder()) {
+                let folders = entry.is_folder() && other.is_folder();
+                if !ordered && !folders && !entry.same_as(other) {
                     let error = Error::failed(format!(
                         "two rules put different things at {path}: {} and {}",
                         names[before], names[at]

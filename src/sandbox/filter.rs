@@ -32,6 +32,9 @@ pub(super) fn program(owners: Owners, uid: u32, gid: u32) -> Vec<libc::sock_filt
     let mut rules = refused();
     rules.extend(without_effect());
     rules.extend(owner_calls(owners, uid, gid));
+    if owners == Owners::Recorded {
+        rules.extend(renames());
+    }
     crate::sys::seccomp::program(&rules, LAST_CALL)
 }
 
@@ -150,6 +153,17 @@ fn owner_calls(owners: Owners, uid: u32, gid: u32) -> Vec<Rule> {
             rules.push(Rule { call, when: When::Is(mode, FILE_TYPE, kind), action });
         }
     }
+    rules
+}
+
+/// Overlay refuses to rename a folder of a lower layer; init does it then. What is an exchange, or
+/// leaves a whiteout, stays the kernel's.
+fn renames() -> Vec<Rule> {
+    let others = libc::RENAME_EXCHANGE | libc::RENAME_WHITEOUT;
+    let mut rules = vec![Rule { call: libc::SYS_renameat2, when: When::Is(4, others, 0), action: Action::Notify }];
+    #[cfg(target_arch = "x86_64")]
+    rules.push(Rule { call: libc::SYS_rename, when: When::Always, action: Action::Notify });
+    rules.push(Rule { call: libc::SYS_renameat, when: When::Always, action: Action::Notify });
     rules
 }
 

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! start.rs  outside   makes the namespaces, sends the plan, waits until all inside are dead
-//! init.rs   PID 1     carries out the plan, starts the steps, answers chown and mknod (owner.rs)
+//! init.rs   PID 1     carries out the plan, starts the steps, answers chown, mknod (owner.rs) and rename (rename.rs)
 //! step.rs   the rule  no capability, descriptor or signal more than a build needs (filter.rs)
 //! ```
 //!
@@ -19,6 +19,7 @@ mod init;
 mod owner;
 mod plan;
 pub mod probe;
+mod rename;
 mod spec;
 mod start;
 mod step;

@@ -1,4 +1,5 @@
 //! Owners and devices, recorded: what a step asks of `chown` and `mknod` is answered here, in init.
+//! So is what it asks of `rename`, when it is about a folder (`rename.rs`).
 //!
 //! One ID is mapped, so the kernel would refuse every other one. Instead the file is changed to the
 //! owner that it has, which costs it what a real change would (it is copied up, set-ID bits and
@@ -12,9 +13,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, ResolveFlag};
+use nix::fcntl::{OFlag, RenameFlags, ResolveFlag};
 
 use crate::error::{Error, Result};
+use crate::sandbox::rename::{self, End};
 use crate::sandbox::spec::Recorded;
 use crate::sys::mount::{self, Place};
 use crate::sys::seccomp::{self, Notification};
@@ -25,12 +27,15 @@ const MOST: usize = 8_000_000;
 /// Files without a name that are kept open until the end, in case they get one.
 const MOST_NAMELESS: usize = 512;
 const UNCHANGED: u32 = u32::MAX;
+const MOUNT_NAMESPACE: &str = "/proc/self/ns/mnt";
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Record {
     uid: Option<u32>,
     gid: Option<u32>,
     device: Option<(bool, u32, u32)>,
+    /// A folder that stands for the one that the layers below have at this path.
+    instead_of: Option<Box<[u8]>>,
 }
 
 impl Record {
@@ -56,8 +61,10 @@ pub(super) struct Owners {
     gid: u32,
     /// `/proc` is that of a container around us, where threads have other numbers.
     outer_proc: bool,
-    /// The steps may change owners at all.
+    /// The steps have capabilities: they may change owners at all.
     allowed: bool,
+    /// Our mount namespace: in another one, paths may lead elsewhere.
+    namespace: Vec<u8>,
     records: BTreeMap<Vec<u8>, Record>,
     nameless: Vec<Nameless>,
 }
@@ -66,6 +73,14 @@ pub(super) struct Owners {
 enum Asked {
     Own { target: Target, uid: u32, gid: u32 },
     Device { folder: i32, path: u64, mode: u32, device: u64 },
+    Rename { old: (i32, u64), new: (i32, u64), flags: u32 },
+}
+
+/// What a caller is told.
+enum Answer {
+    Done(nix::Result<()>),
+    /// The kernel does it.
+    Proceed,
 }
 
 enum Target {
@@ -91,6 +106,10 @@ fn understand(n: &Notification) -> Option<Asked> {
             Asked::Own { target: path(a[0] as i32, a[1], a[4] as i32), uid: a[2] as u32, gid: a[3] as u32 }
         }
         libc::SYS_mknodat => Asked::Device { folder: a[0] as i32, path: a[1], mode: a[2] as u32, device: a[3] },
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_rename => Asked::Rename { old: (here, a[0]), new: (here, a[1]), flags: 0 },
+        libc::SYS_renameat => Asked::Rename { old: (a[0] as i32, a[1]), new: (a[2] as i32, a[3]), flags: 0 },
+        libc::SYS_renameat2 => Asked::Rename { old: (a[0] as i32, a[1]), new: (a[2] as i32, a[3]), flags: a[4] as u32 },
         _ => return None,
     })
 }
@@ -102,20 +121,28 @@ impl Owners {
         let root_mount = mount::place(root.as_fd()).map_err(|errno| Error::io("statx", "/", errno))?.mount;
         // We are the first process of our namespace.
         let outer_proc = name_of_link("/proc/self").is_ok_and(|number| number != b"1");
-        Ok(Self { upper, outer_proc, root_mount, uid, gid, allowed, records: BTreeMap::new(), nameless: vec![] })
+        let namespace = name_of_link(MOUNT_NAMESPACE).map_err(|errno| Error::io("readlink", MOUNT_NAMESPACE, errno))?;
+        let (records, nameless) = (BTreeMap::new(), vec![]);
+        Ok(Self { upper, outer_proc, root_mount, uid, gid, allowed, namespace, records, nameless })
     }
 
     /// Answers the next call that waits.
     pub fn answer(&mut self, listener: BorrowedFd) {
         let Ok(Some(asked)) = seccomp::receive(listener) else { return };
-        let result = match understand(&asked) {
-            Some(Asked::Own { target, uid, gid }) => self.change_owner(listener, &asked, &target, uid, gid),
-            Some(Asked::Device { folder, path, mode, device }) => {
-                self.make_device(listener, &asked, folder, path, mode, device)
+        let answer = match understand(&asked) {
+            Some(Asked::Own { target, uid, gid }) => {
+                Answer::Done(self.change_owner(listener, &asked, &target, uid, gid))
             }
-            None => Err(Errno::ENOSYS),
+            Some(Asked::Device { folder, path, mode, device }) => {
+                Answer::Done(self.make_device(listener, &asked, folder, path, mode, device))
+            }
+            Some(Asked::Rename { old, new, flags }) => self.rename(listener, &asked, old, new, flags),
+            None => Answer::Done(Err(Errno::ENOSYS)),
         };
-        seccomp::reply(listener, asked.id, result);
+        match answer {
+            Answer::Done(result) => seccomp::reply(listener, asked.id, result),
+            Answer::Proceed => seccomp::proceed(listener, asked.id),
+        }
     }
 
     fn caller(&self, asked: &Notification) -> nix::Result<Caller> {
@@ -174,14 +201,9 @@ impl Owners {
     ) -> nix::Result<()> {
         let caller = self.caller(asked)?;
         let path = caller.path(path, false)?;
-        let trimmed = path.strip_suffix(b"/").unwrap_or(&path);
-        let (parent, name) = match trimmed.iter().rposition(|b| *b == b'/') {
-            Some(0) => (&b"/"[..], &trimmed[1..]),
-            Some(at) => (&trimmed[..at], &trimmed[at + 1..]),
-            None => (&b"."[..], trimmed),
-        };
+        let (parent, name) = split(&path);
         match name {
-            b"" if trimmed.is_empty() && path.is_empty() => return Err(Errno::ENOENT),
+            b"" if path.is_empty() => return Err(Errno::ENOENT),
             b"" | b"." | b".." => return Err(Errno::EEXIST),
             _ => {}
         }
@@ -205,6 +227,71 @@ impl Owners {
         self.record(&made, false, |record| *record = Record { device: Some(device), ..Record::default() })
     }
 
+    /// Renames a folder; anything else, and what is not clear, is left to the kernel.
+    fn rename(
+        &mut self,
+        listener: BorrowedFd,
+        asked: &Notification,
+        old: (i32, u64),
+        new: (i32, u64),
+        flags: u32,
+    ) -> Answer {
+        let Some(flags) = RenameFlags::from_bits(flags) else { return Answer::Proceed };
+        let Ok(Some((old, new))) = self.ends_of_folder(asked, old, new) else { return Answer::Proceed };
+        if !seccomp::still_waits(listener, asked.id) {
+            return Answer::Done(Err(Errno::EINTR));
+        }
+        let plain = || rename::rename(&old, &new, flags);
+        let result = if self.allowed { plain() } else { process::without_capabilities(plain) };
+        Answer::Done(match result {
+            Err(Errno::EXDEV) if self.in_snapshot(&old) && self.in_snapshot(&new) => {
+                rename::carry(&old, &new, flags, &mut |old, new| self.replace_folder(old, new))
+            }
+            other => other,
+        })
+    }
+
+    /// The two ends of a rename; `None`: it is not about a folder that we see as the caller does.
+    fn ends_of_folder(
+        &self,
+        asked: &Notification,
+        old: (i32, u64),
+        new: (i32, u64),
+    ) -> nix::Result<Option<(End, End)>> {
+        let caller = self.caller(asked)?;
+        let Some(old) = caller.end(old)?.filter(|end| end.is_folder().unwrap_or(false)) else { return Ok(None) };
+        if name_of_link(&caller.own("ns/mnt"))? != self.namespace {
+            return Ok(None);
+        }
+        Ok(caller.end(new)?.map(|new| (old, new)))
+    }
+
+    fn in_snapshot(&self, end: &End) -> bool {
+        mount::place(end.folder.as_fd()).is_ok_and(|place| place.mount == self.root_mount)
+    }
+
+    /// A new folder takes the place of one that the layers below have under the very path that it has
+    /// now, since overlay has never let it be renamed.
+    fn replace_folder(&mut self, old: BorrowedFd, new: BorrowedFd) -> nix::Result<()> {
+        let path = name_of(old)?;
+        let mut record = match open_plain(self.upper.as_fd(), &path) {
+            Ok(upper) => {
+                let handle = file::handle(upper.as_fd()).map_err(|_| Errno::EIO)?;
+                self.records.get(&handle).cloned().unwrap_or_default()
+            }
+            // It was not changed so far.
+            Err(Errno::ENOENT) => Record::default(),
+            Err(errno) => return Err(errno),
+        };
+        record.instead_of = Some(path.into());
+        let handle = self.identity(new)?;
+        if self.records.len() >= MOST {
+            return Err(Errno::ENOSPC);
+        }
+        self.records.insert(handle, record);
+        Ok(())
+    }
+
     /// Keeps what was asked for a file that is open here, if it is one of the snapshot. Elsewhere
     /// (`/dev`, `/run`) nothing is kept, since nothing there outlives the sandbox.
     fn record(&mut self, found: &OwnedFd, mapped: bool, change: impl Fn(&mut Record)) -> nix::Result<()> {
@@ -215,7 +302,7 @@ impl Owners {
         if place.links == 0 {
             return self.record_nameless(found, place, change);
         }
-        let handle = self.identity(found)?;
+        let handle = self.identity(found.as_fd())?;
         if self.records.len() >= MOST && !self.records.contains_key(&handle) {
             return Err(Errno::ENOSPC);
         }
@@ -265,9 +352,9 @@ impl Owners {
 
     /// The identity of a file of the snapshot in the upper folder, where its copy-up has put it
     /// under the same name.
-    fn identity(&self, found: &OwnedFd) -> nix::Result<Vec<u8>> {
+    fn identity(&self, found: BorrowedFd) -> nix::Result<Vec<u8>> {
         for _ in 0..64 {
-            let path = name_of(found.as_fd())?;
+            let path = name_of(found)?;
             let upper = match open_plain(self.upper.as_fd(), &path) {
                 Ok(upper) => upper,
                 // It, or a folder above, is just being renamed.
@@ -275,7 +362,7 @@ impl Owners {
                 Err(errno) => return Err(errno),
             };
             let handle = file::handle(upper.as_fd()).map_err(|_| Errno::EIO)?;
-            if name_of(found.as_fd())? == path {
+            if name_of(found)? == path {
                 return Ok(handle);
             }
         }
@@ -285,7 +372,13 @@ impl Owners {
     /// All that was asked for, at the end, when nothing else is alive.
     pub fn into_recorded(mut self) -> Result<Vec<Recorded>> {
         self.find_nameless()?;
-        let recorded = |(handle, r): (Vec<u8>, Record)| Recorded { handle, uid: r.uid, gid: r.gid, device: r.device };
+        let recorded = |(handle, r): (Vec<u8>, Record)| Recorded {
+            handle,
+            uid: r.uid,
+            gid: r.gid,
+            device: r.device,
+            instead_of: r.instead_of.map(Vec::from),
+        };
         Ok(self.records.into_iter().map(recorded).collect())
     }
 
@@ -293,7 +386,7 @@ impl Owners {
     fn find_nameless(&mut self) -> Result<()> {
         let named = |n: &Nameless| mount::place(n.fd.as_fd()).is_ok_and(|place| place.links > 0);
         let mut wanted: BTreeMap<u64, Record> =
-            self.nameless.iter().filter(|n| named(n)).map(|n| (n.place.inode, n.record)).collect();
+            self.nameless.iter().filter(|n| named(n)).map(|n| (n.place.inode, n.record.clone())).collect();
         if wanted.is_empty() {
             return Ok(());
         }
@@ -333,6 +426,17 @@ fn may_get_a_name(path: &[u8]) -> bool {
 fn open_plain(folder: BorrowedFd, path: &[u8]) -> nix::Result<OwnedFd> {
     let strict = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
     file::open_below(folder, path.strip_prefix(b"/").unwrap_or(path), OFlag::O_PATH | OFlag::O_NOFOLLOW, strict)
+}
+
+/// A path without its last part, and that part.
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    let end = path.iter().rposition(|b| *b != b'/').map_or(0, |at| at + 1);
+    let trimmed = &path[..end];
+    match trimmed.iter().rposition(|b| *b == b'/') {
+        Some(0) => (b"/", &trimmed[1..]),
+        Some(at) => (&trimmed[..at], &trimmed[at + 1..]),
+        None => (b".", trimmed),
+    }
 }
 
 /// The thread that asks.
@@ -409,6 +513,15 @@ impl Caller {
         Ok(name_of_link(&self.own("ns/mnt"))? != name_of_link("/proc/self/ns/mnt")?)
     }
 
+    /// A name in a folder, which need not be there; `None`: the path ends otherwise.
+    fn end(&self, (folder, path): (i32, u64)) -> nix::Result<Option<End>> {
+        let path = self.path(path, false)?;
+        match split(&path) {
+            (_, b"" | b"." | b"..") => Ok(None),
+            (parent, name) => Ok(Some(End { folder: self.open(folder, parent, true)?, name: name.to_vec() })),
+        }
+    }
+
     /// Links lead where they do in our root, but for those of /proc that lead to what init has open.
     fn open_in(&self, start: &OwnedFd, path: &[u8], follow: bool) -> nix::Result<OwnedFd> {
         let flags = OFlag::O_PATH | if follow { OFlag::empty() } else { OFlag::O_NOFOLLOW };
@@ -466,6 +579,20 @@ mod tests {
             assert_eq!((record.uid, record.gid), expected);
         }
         assert_eq!(record.device, Some((true, 1, 3)));
+    }
+
+    #[test]
+    fn a_path_ends_in_a_name() {
+        for (path, parts) in [
+            ("a", (".", "a")),
+            ("a/b/", ("a", "b")),
+            ("/a//", ("/", "a")),
+            ("/a/b/..", ("/a/b", "..")),
+            ("//", (".", "")),
+            ("", (".", "")),
+        ] {
+            assert_eq!(split(path.as_bytes()), (parts.0.as_bytes(), parts.1.as_bytes()), "{path}");
+        }
     }
 
     #[test]

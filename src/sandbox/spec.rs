@@ -101,6 +101,9 @@ pub struct Recorded {
     pub gid: Option<u32>,
     /// It stands for a device: is it a character device, major, minor.
     pub device: Option<(bool, u32, u32)>,
+    /// It is a folder that init made in place of the one which the stack below has at this path, and
+    /// has its owner.
+    pub instead_of: Option<Vec<u8>>,
 }
 
 impl Status {

@@ -241,6 +241,17 @@ pub fn keep_only(keep: &caps::CapsHashSet) -> Result<()> {
     caps::clear(None, CapSet::Inheritable).map_err(failed)
 }
 
+/// Does something without any capability in effect, so that the kernel looks at modes.
+pub fn without_capabilities<T>(run: impl FnOnce() -> nix::Result<T>) -> nix::Result<T> {
+    use caps::CapSet;
+    let failed = |_: caps::errors::CapsError| Errno::EPERM;
+    let effective = caps::read(None, CapSet::Effective).map_err(failed)?;
+    caps::clear(None, CapSet::Effective).map_err(failed)?;
+    let result = run();
+    caps::set(None, CapSet::Effective, &effective).map_err(failed)?;
+    result
+}
+
 /// A child that shares our memory while we wait for it to execute or exit, as vfork(2) does: it has
 /// nothing to copy. `run` gives its exit code, should it come back. Its descriptors, folder, signals
 /// and rights are its own.

@@ -193,7 +193,16 @@ pub fn still_waits(listener: BorrowedFd, id: u64) -> bool {
 /// Answers: the errno that the call returns, or success.
 pub fn reply(listener: BorrowedFd, id: u64, result: Result<(), Errno>) {
     let error = result.err().map_or(0, |errno| -(errno as i32));
-    let response = libc::seccomp_notif_resp { id, val: 0, error, flags: 0 };
+    respond(listener, libc::seccomp_notif_resp { id, val: 0, error, flags: 0 });
+}
+
+/// Lets the kernel carry the call out (5.5). Its arguments may be others by now: this refuses nothing.
+pub fn proceed(listener: BorrowedFd, id: u64) {
+    let flags = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32;
+    respond(listener, libc::seccomp_notif_resp { id, val: 0, error: 0, flags });
+}
+
+fn respond(listener: BorrowedFd, response: libc::seccomp_notif_resp) {
     // An error here means that the caller died, and nobody waits for the answer.
     // SAFETY: SEND reads a seccomp_notif_resp, which `response` is.
     unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _, &raw const response) };
