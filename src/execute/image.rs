@@ -15,6 +15,7 @@ use crate::execute::base::counted;
 use crate::execute::build::{Build, Output};
 use crate::execute::check;
 use crate::execute::request::own_key;
+use crate::execute::tapeout::is_base_tapeout;
 use crate::image::config::{self, ImageLayer};
 use crate::image::layer::{self, LayerInfo};
 use crate::image::layout::{self, LayoutImage};
@@ -147,14 +148,19 @@ impl Build<'_> {
 
     fn make_image(&self, id: Id, image: &Image) -> Result<Built> {
         let instance = &self.graph.instances[id];
-        let (mut names, mut selections) = (vec![], vec![]);
+        let (mut names, mut selections): (Vec<String>, Vec<Selection>) = (vec![], vec![]);
         if image.whole_builder {
             names.push("builder".to_string());
             selections.push(self.whole_builder(id)?);
         }
         for (label, digest) in self.selections_of(id)? {
+            let mut selection = self.read_selection(&digest)?;
+            if image.whole_builder && is_base_tapeout(&label) {
+                // The builder has all that the joint point would add, and more of it.
+                selection.retain(|path, _| !selections[0].contains_key(path));
+            }
             names.push(label.to_string());
-            selections.push(self.read_selection(&digest)?);
+            selections.push(selection);
         }
         self.prune(id, image, &mut selections)?;
         self.clash(id, &names, &selections)?;

@@ -31,6 +31,11 @@ struct Document<'a> {
     base: Vec<Digest>,
 }
 
+/// Is it the joint point of every image?
+pub(super) fn is_base_tapeout(label: &Label) -> bool {
+    label.package().path() == "base" && label.name() == "tapeout"
+}
+
 impl Build<'_> {
     /// Runs a tapeout rule's `run` and picks.
     pub(super) fn tapeout(&self, id: Id) -> Result<Output> {
@@ -131,8 +136,7 @@ impl Build<'_> {
     }
 
     pub(super) fn is_base_tapeout(&self, id: Id) -> bool {
-        let label = &self.graph.instances[id].label;
-        label.package().path() == "base" && label.name() == "tapeout"
+        is_base_tapeout(&self.graph.instances[id].label)
     }
 
     /// The user of the image that this joint point is for.
