@@ -29,8 +29,8 @@ pub fn folder(name: &str) -> PathBuf {
 
 /// Makes `name` below the base once: `make` gets a folder beside it, which is renamed when it is whole.
 pub fn once(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
-    let (done, lock) = (folder("").join(name), folder("").join(format!("{}.lock", name.replace('/', "-"))));
-    let lock = File::create(&lock).unwrap_or_else(|error| panic!("{}: {error}", lock.display()));
+    let done = folder("").join(name);
+    let lock = lock_file(&format!("{}.lock", name.replace('/', "-")));
     lock.lock().expect("lock");
     if !done.exists() {
         let beside = folder("").join(format!("{name}.new"));
@@ -57,32 +57,48 @@ pub fn binary() -> PathBuf {
         fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).expect("chmod");
         remove_others(folder, "bin-");
     });
+    use_it(&folder);
     folder.join("tapeout")
 }
 
 /// What all tests share that was made by this build of the binary.
 pub fn shared(make: impl FnOnce(&Path)) -> PathBuf {
-    once(&format!("shared-{}", build()), |folder| {
+    let folder = once(&format!("shared-{}", build()), |folder| {
         User::plain().owns(folder);
         remove_others(folder, "shared-");
         make(folder);
-    })
+    });
+    use_it(&folder);
+    folder
 }
 
-/// Older builds' folders, which nobody will use again.
+/// Older builds' folders that no test uses any more.
 fn remove_others(keep: &Path, prefix: &str) {
     for entry in fs::read_dir(base()).expect("read_dir").flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let old = name.starts_with(prefix) && entry.path() != keep && entry.path().is_dir();
-        // Those that another run may still be using are young.
-        let young = entry
-            .metadata()
-            .and_then(|data| data.modified())
-            .is_ok_and(|time| time.elapsed().is_ok_and(|age| age.as_secs() < 3600));
-        if old && !young {
+        let old = name.starts_with(prefix) && entry.path().is_dir() && !keep.starts_with(entry.path());
+        // One that was never finished belongs to whoever holds the lock of making it.
+        let lock = match name.strip_suffix(".new") {
+            Some(unfinished) => format!("{unfinished}.lock"),
+            None => format!("{name}.used"),
+        };
+        if old && lock_file(&lock).try_lock().is_ok() {
             remove(&entry.path());
         }
     }
+}
+
+fn lock_file(name: &str) -> File {
+    let file = base().join(name);
+    File::create(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
+}
+
+/// Keeps a folder below the base from being removed, until this process ends.
+fn use_it(folder: &Path) {
+    let name = folder.file_name().expect("a name").to_string_lossy().into_owned();
+    let lock = lock_file(&format!("{name}.used"));
+    lock.lock_shared().expect("lock");
+    std::mem::forget(lock);
 }
 
 /// A root file system of busybox alone: a builder that takes milliseconds.
