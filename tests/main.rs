@@ -18,6 +18,7 @@ mod owners;
 mod readme;
 mod reproducible;
 mod sandbox;
+mod secrets;
 mod templates;
 
 /// A file that nobody declares is a promise that nobody tests.

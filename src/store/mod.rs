@@ -9,6 +9,8 @@
 //! actions/HEX             the result document of the request with this digest
 //! unsynced/BOOT/HEX       the same, but not yet known to be on the disk
 //! builders/TAG.json       which changesets a builder is made of
+//! caches/HEX/files/       the content of a cache: HEX is the digest of its path inside, which `path` holds
+//! caches/HEX/lock         flock: held by the rule that has it mounted
 //! logs/HEX                what the steps of that request printed
 //! tmp/NAME/               a scratch folder; its `lock` is held by its process
 //! ```
@@ -19,6 +21,7 @@
 //! there from `unsynced/` (named after this boot of the machine, so that a later boot distrusts
 //! it) only after one syncfs(2) of the whole store, at the end of the command.
 
+mod cache;
 mod scratch;
 
 use std::collections::BTreeMap;
@@ -37,6 +40,7 @@ use crate::sys::file::{self, Lock};
 use crate::sys::root::Root;
 use crate::tree::{Changeset, Layer, RootPath};
 
+pub use cache::Cache;
 pub use scratch::{Scratch, wait_until_clean};
 
 /// The layout that this program reads and writes.
@@ -87,7 +91,7 @@ pub struct Builder {
 impl Store {
     /// Opens the store, and makes it when it isn't there. Its folders are 0700 whatever the umask.
     pub fn open(path: &Path) -> Result<Self> {
-        for folder in ["", "blobs/sha256", "changesets", "actions", "unsynced", "builders", "logs", "tmp"] {
+        for folder in ["", "blobs/sha256", "changesets", "actions", "unsynced", "builders", "caches", "logs", "tmp"] {
             let folder = path.join(folder);
             fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|e| {
                 Error::io("mkdir", &folder, e).next("name another folder with TAPEOUT_STORE, or --store DIR")
@@ -119,6 +123,12 @@ impl Store {
     /// A private folder below `tmp`, removed when it is dropped.
     pub fn scratch(&self) -> Result<Scratch> {
         Scratch::new(&self.path().join("tmp"))
+    }
+
+    /// The cache for a path inside; waits while another rule has it. Nothing else in the store depends
+    /// on what is in it: the collector, which holds the store alone, may remove `caches/HEX` whole.
+    pub fn cache_of(&self, inside: &str) -> Result<Cache> {
+        Cache::open(&self.path().join("caches"), inside)
     }
 
     // Blobs.

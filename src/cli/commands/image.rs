@@ -26,6 +26,7 @@ pub fn why(global: &Global, ask: &Ask, image: &str, path: Option<&str>) -> Resul
         mirrors: request.workspace.mirrors.clone(),
         environment: context::tools(),
         offline: true,
+        secrets: Default::default(),
     };
     let build = Build::new(&store, &graph, &base, &options, &crate::report::Silent);
     build.forecast()?;
