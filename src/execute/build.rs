@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Instant;
 
-use crate::build_file::spec::{Graph, Id, Ids, Instance, Owners, Rule, Source, Spec};
+use crate::build_file::spec::{Graph, Id, Ids, Instance, Rule, Source, Spec};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::base::Base;
@@ -380,10 +380,9 @@ impl<'a> Build<'a> {
 
 /// What the language has and the sandbox has not: better refused than without effect.
 fn not_there_yet(rule: &Rule) -> Result<()> {
-    let asked = [("ids = \"range\"", rule.ids == Ids::Range), ("owners = \"seen\"", rule.owners == Owners::Seen)];
-    match asked.iter().find(|(_, asked)| *asked) {
-        Some((what, _)) => Err(Error::request(format!("{what} is not there yet in this version")).next("leave it out")),
-        None => Ok(()),
+    match rule.ids {
+        Ids::Range => Err(Error::request("ids = \"range\" is not there yet in this version").next("leave it out")),
+        Ids::One => Ok(()),
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use crate::build_file::spec::Step;
+use crate::build_file::spec::{Owners, Step};
 use crate::builder::debian::install::DEBS;
 use crate::changeset::{self, Options};
 use crate::digest::Digest;
@@ -95,6 +95,7 @@ fn spec(store: &Store, request: &Request, snapshot: &Stack, scratch: &Scratch) -
         gid: request.user.1,
         network: request.network,
         limits: request.limits,
+        seen: (request.owners == Owners::Seen).then(|| changeset::known(snapshot)),
         hostname: "tapeout".to_string(),
         ..Spec::default()
     })

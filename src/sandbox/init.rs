@@ -87,7 +87,7 @@ fn serve(newborn: &Newborn, control: &UnixStream, output: &File, standard: &[Own
         control,
         output,
         &order,
-        Owners::new(upper, order.uid, order.gid, !order.no_capabilities && order.uid == 0)?,
+        Owners::new(upper, &order)?,
         weakened,
     )?
     .run()
