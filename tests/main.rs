@@ -5,6 +5,7 @@
 mod common;
 
 mod bootstrap;
+mod carried;
 mod changesets;
 mod cli;
 mod full_disk;
