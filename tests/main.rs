@@ -5,11 +5,13 @@
 mod common;
 
 mod bootstrap;
+mod carried;
 mod changesets;
 mod cli;
 mod full_disk;
 mod graph;
 mod identities;
+mod kept_graph;
 mod killed;
 mod newcomer;
 mod nothing_of_the_host;
