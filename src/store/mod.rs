@@ -23,6 +23,7 @@
 //! it) only after one syncfs(2) of the whole store, at the end of the command.
 
 mod cache;
+pub mod inputs;
 mod scratch;
 
 use std::collections::BTreeMap;
