@@ -132,9 +132,7 @@ fn understand(n: &Notification) -> Option<Asked> {
         libc::SYS_lstat => Asked::Stat { target: path(here, a[0], libc::AT_SYMLINK_NOFOLLOW), into: a[1] },
         libc::SYS_fstat => Asked::Stat { target: Target::Descriptor(a[0] as i32), into: a[1] },
         libc::SYS_newfstatat => Asked::Stat { target: path(a[0] as i32, a[1], a[3] as i32), into: a[2] },
-        libc::SYS_statx => {
-            Asked::Statx { target: path(a[0] as i32, a[1], a[2] as i32), mask: a[3] as u32, into: a[4] }
-        }
+        libc::SYS_statx => Asked::Statx { target: path(a[0] as i32, a[1], a[2] as i32), mask: a[3] as u32, into: a[4] },
         _ => return None,
     })
 }
