@@ -18,6 +18,7 @@ mod nothing_of_the_host;
 mod outside_tools;
 mod owners;
 mod programs;
+mod range;
 mod readme;
 mod reproducible;
 mod sandbox;

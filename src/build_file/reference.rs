@@ -129,8 +129,18 @@ pub const FUNCTIONS: &[Function] = &[
                 "{}",
                 "Environment variables that the rules which depend on this one get: a list is prepended, joined by `:`.",
             ),
-            a("user", "string", "None", "The user of the snapshot that `run` runs as, instead of root."),
-            a("ids", "string", "\"one\"", "`one` mapped ID. `range` is not there yet: an error."),
+            a(
+                "user",
+                "string",
+                "None",
+                "The user of the snapshot that `run` runs as, instead of root. See [what a rule may ask for](rules.md#another-user).",
+            ),
+            a(
+                "ids",
+                "string",
+                "\"one\"",
+                "`one` mapped ID, or a `range` of subordinate IDs through newuidmap. See [what a rule may ask for](rules.md#several-real-ids).",
+            ),
             a(
                 "owners",
                 "string",

@@ -29,6 +29,8 @@ pub fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<()> {
     if touches_the_store(&cli.command) {
+        crate::sys::nursery::stay_outside();
+        crate::store::help_removing(crate::sandbox::give_back);
         // Refused, it is tried again by the first sandbox, which says why; nothing is lost without it.
         let _ = crate::sys::process::enter_user_namespace();
     }

@@ -237,7 +237,12 @@ impl<'a> Build<'a> {
             Spec::Tapeout(tapeout) => (Rule { run: tapeout.run.clone(), ..Rule::default() }, BTreeMap::new()),
             _ => return Ok(None),
         };
-        not_there_yet(&rule).map_err(|e| e.at(instance.place.clone(), ""))?;
+        if rule.user.is_some() && rule.ids == Ids::Range {
+            return Err(Error::request("user and ids = \"range\" don't go together")
+                .at(instance.place.clone(), "")
+                .why("with a range the rule is root, and becomes others as it likes")
+                .next("leave user out, and let run change the user: setpriv, su, runuser"));
+        }
         if rule.run.is_empty() {
             return Ok(None);
         }
@@ -375,14 +380,6 @@ impl<'a> Build<'a> {
                 if group { Forecast::Group } else { Forecast::Cached }
             }
         })
-    }
-}
-
-/// What the language has and the sandbox has not: better refused than without effect.
-fn not_there_yet(rule: &Rule) -> Result<()> {
-    match rule.ids {
-        Ids::Range => Err(Error::request("ids = \"range\" is not there yet in this version").next("leave it out")),
-        Ids::One => Ok(()),
     }
 }
 

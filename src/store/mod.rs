@@ -43,7 +43,7 @@ use crate::sys::root::Root;
 use crate::tree::{Changeset, Layer, RootPath};
 
 pub use cache::Cache;
-pub use scratch::{Scratch, wait_until_clean};
+pub use scratch::{Scratch, help_removing, wait_until_clean};
 
 /// The layout that this program reads and writes.
 const FORMAT: &str = "2\n";
