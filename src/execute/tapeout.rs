@@ -28,7 +28,7 @@ struct Document<'a> {
     joined: Vec<(Digest, Libraries)>,
     user: &'a str,
     env: BTreeMap<String, String>,
-    base: Vec<Digest>,
+    base: Option<Digest>,
 }
 
 /// Is it the joint point of every image?
@@ -92,7 +92,7 @@ impl Build<'_> {
             joined,
             user: self.image_user(id),
             env: self.image_of(id).map(|(_, image)| image.env.clone()).unwrap_or_default(),
-            base: self.base_selections(id)?,
+            base: self.base_files(id)?,
         };
         let bytes = serde_json::to_vec(&document).map_err(|e| Error::failed(format!("can't write a request: {e}")))?;
         Ok(own_key("tapeout", &bytes))
@@ -151,11 +151,11 @@ impl Build<'_> {
         })
     }
 
-    /// The selections of the base image, where the image stands on one.
-    fn base_selections(&self, id: Id) -> Result<Vec<Digest>> {
+    /// The files of the base image, where the image stands on one.
+    fn base_files(&self, id: Id) -> Result<Option<Digest>> {
         match self.image_of(id).and_then(|(_, image)| image.base) {
-            None => Ok(vec![]),
-            Some(base) => self.selections_of(base).map(|all| all.into_iter().map(|(_, digest)| digest).collect()),
+            None => Ok(None),
+            Some(base) => self.built(base).map(|built| Some(built.files)),
         }
     }
 
@@ -197,7 +197,7 @@ impl Build<'_> {
     fn close(&self, id: Id, mut picked: Selection, view: &Stack) -> Result<Selection> {
         let read =
             |digests: Vec<Digest>| digests.iter().map(|digest| self.read_selection(digest)).collect::<Result<Vec<_>>>();
-        let base = read(self.base_selections(id)?)?;
+        let base = read(self.base_files(id)?.into_iter().collect())?;
         let joined = self.joined(id)?;
         let selections = read(joined.iter().map(|(_, digest, _)| *digest).collect())?;
         let layers: Vec<_> = joined
