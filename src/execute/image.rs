@@ -192,7 +192,8 @@ impl Build<'_> {
         let annotations = config::annotations(image, &name, self.options.epoch)?;
         let manifest = config::manifest(&config, &layers, &annotations)?;
         if !image.check.is_empty() {
-            check::run(self.store, image, user, &files, self.options.epoch)
+            let log = self.store.log_path(&self.image_key(id, image)?);
+            check::run(self.store, image, user, &files, self.options.epoch, &log)
                 .map_err(|e| e.at(instance.place.clone(), "its check"))?;
         }
         let kept = postcard::to_stdvec(&files).map_err(|e| Error::failed(format!("can't keep a selection: {e}")))?;

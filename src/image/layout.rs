@@ -136,10 +136,25 @@ fn fill(
     have: &dyn Fn(&Digest, &Path) -> bool,
     blob: &dyn Fn(&Digest) -> PathBuf,
 ) -> Result<()> {
+    let documents = documents(images)?;
+    for digest in blobs(images) {
+        let to = folder.join(BLOBS).join(digest.hex());
+        if !have(&digest, &to) {
+            copy(&blob(&digest), &to, &digest)?;
+        }
+    }
+    documents.into_iter().try_for_each(|(name, bytes)| put(&folder.join(name), &bytes))
+}
+
+/// The blobs of a layout: what its images name, each once.
+pub fn blobs(images: &[LayoutImage]) -> BTreeSet<Digest> {
+    images.iter().flat_map(|image| std::iter::once(image.manifest.0).chain(image.blobs.iter().copied())).collect()
+}
+
+/// The documents of a layout besides its blobs, by name.
+pub fn documents(images: &[LayoutImage]) -> Result<[(&'static str, Vec<u8>); 2]> {
     let bad = |e: oci_spec::OciSpecError| Error::failed(format!("can't write an image layout: {e}"));
-    let blobs = folder.join(BLOBS);
     let mut manifests = vec![];
-    let mut wanted = BTreeSet::new();
     let mut tags = BTreeSet::new();
     for image in images {
         if !tags.insert(&image.tag) {
@@ -150,14 +165,6 @@ fn fill(
         let mut manifest = descriptor(MediaType::ImageManifest, digest, *size)?;
         manifest.set_annotations(Some([(ANNOTATION_REF_NAME.to_string(), image.tag.clone())].into()));
         manifests.push(manifest);
-        wanted.insert(*digest);
-        wanted.extend(&image.blobs);
-    }
-    for digest in &wanted {
-        let to = blobs.join(digest.hex());
-        if !have(digest, &to) {
-            copy(&blob(digest), &to, digest)?;
-        }
     }
     let index = ImageIndexBuilder::default()
         .schema_version(2u32)
@@ -166,8 +173,7 @@ fn fill(
         .build()
         .map_err(bad)?;
     let version = OciLayoutBuilder::default().image_layout_version("1.0.0").build().map_err(bad)?;
-    put(&folder.join("index.json"), &json::write(&index)?)?;
-    put(&folder.join("oci-layout"), &json::write(&version)?)
+    Ok([("oci-layout", json::write(&version)?), ("index.json", json::write(&index)?)])
 }
 
 /// Modes in a layout don't depend on the umask.
@@ -190,7 +196,16 @@ fn copy(from: &Path, to: &Path, expected: &Digest) -> Result<()> {
     let mut source = File::open(from).map_err(|e| Error::io("open", from, e))?;
     let file = File::create_new(to).map_err(|e| Error::io("create", to, e))?;
     let mut hashing = Hashing::new(Flowing::new(file));
-    io::copy(&mut source, &mut hashing).map_err(|e| Error::io("copy", to, e))?;
+    // `io::copy` goes through 8 KiB, and a layer may have gigabytes.
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match source.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => hashing.write_all(&buffer[..n]).map_err(|e| Error::io("write", to, e))?,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(Error::io("read", from, e)),
+        }
+    }
     let (file, digest, _) = hashing.finish();
     if digest != *expected {
         return Err(Error::failed(format!("the blob {} is damaged", from.display()))
