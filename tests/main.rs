@@ -11,6 +11,7 @@ mod full_disk;
 mod graph;
 mod identities;
 mod killed;
+mod layers;
 mod newcomer;
 mod nothing_of_the_host;
 mod outside_tools;
