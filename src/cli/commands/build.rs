@@ -11,6 +11,7 @@ use crate::cli::{context, ui};
 use crate::error::{Error, Result};
 use crate::execute::base::{Base, Settings, Wanted};
 use crate::execute::build::{self, Build, Forecast, Options, Output};
+use crate::execute::secrets::{self, Secrets};
 use crate::graph;
 use crate::label::Label;
 use crate::report::Report;
@@ -19,8 +20,8 @@ use crate::store::Store;
 /// Builds what the labels name, or says what would be built.
 pub fn run(global: &Global, args: &Args) -> Result<()> {
     let request = context::request(global, &args.ask, &args.labels)?;
-    let graph = graph::analyse(&request)?;
     let store = context::store(global)?;
+    let graph = graph::kept::analyse(&store, &request)?;
     let directory = context::directory(global)?;
     let progress = ui::Progress::start(&directory);
     let allow_network =
@@ -46,6 +47,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         mirrors: request.workspace.mirrors.clone(),
         environment: context::tools(),
         offline: global.offline,
+        secrets: context::secrets(&args.secrets, &directory)?,
     };
     if args.dry_run {
         return dry_run(global, &store, &graph, &base, &options);
@@ -99,6 +101,8 @@ struct Planned<'a> {
     packages: &'a [String],
     parameters: &'a std::collections::BTreeMap<Label, Value>,
     hermetic: bool,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    secrets: &'a [String],
 }
 
 fn dry_run(global: &Global, store: &Store, graph: &Graph, base: &Base, options: &Options) -> Result<()> {
@@ -115,6 +119,7 @@ fn dry_run(global: &Global, store: &Store, graph: &Graph, base: &Base, options: 
             packages: &instance.packages,
             parameters: &instance.parameters,
             hermetic: !matches!(&instance.spec, Spec::Rule(rule) if rule.network),
+            secrets: secrets::wanted(&instance.spec),
         })
         .collect();
     if global.json {
@@ -137,6 +142,9 @@ fn dry_run(global: &Global, store: &Store, graph: &Graph, base: &Base, options: 
         }
         if !step.hermetic {
             text.push_str("  (not hermetic: it has the host's network)");
+        }
+        if !step.secrets.is_empty() {
+            text.push_str(&format!("  (needs --secret {})", step.secrets.join(", ")));
         }
         text.push('\n');
     }
@@ -172,14 +180,15 @@ pub fn as_is(workspace: &Workspace, base: &Base) -> Options {
         mirrors: workspace.mirrors.clone(),
         environment: context::tools(),
         offline: true,
+        secrets: Secrets::default(),
     }
 }
 
 /// The log of a rule, whether it went well or not.
 pub fn log(global: &Global, args: &crate::cli::args::Log) -> Result<()> {
     let request = context::request(global, &args.ask, std::slice::from_ref(&args.label))?;
-    let graph = graph::analyse(&request)?;
     let store = context::store(global)?;
+    let graph = graph::kept::analyse(&store, &request)?;
     let base = base_as_is(&store, &request.workspace)?;
     let options = as_is(&request.workspace, &base);
     let build = Build::new(&store, &graph, &base, &options, &crate::report::Silent);
