@@ -282,8 +282,9 @@ mod tests {
 
     fn kept(store: &Store) -> Digest {
         let mut changeset = Changeset { time: 7, ..Default::default() };
-        let mut add =
-            |path: &str, entry| changeset.changes.insert(RootPath::new(path).unwrap(), Change { was: None, now: Some(entry) });
+        let mut add = |path: &str, entry| {
+            changeset.changes.insert(RootPath::new(path).unwrap(), Change { was: None, now: Some(entry) })
+        };
         add("a", Entry::folder(0o755));
         add("a/b", Entry::file(b"content", 0o644));
         add("a/c", Entry::link("b"));

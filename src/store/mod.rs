@@ -52,19 +52,8 @@ use crate::tree::{Changeset, Layer, RootPath};
 pub use scratch::{Scratch, wait_until_clean};
 
 /// What a store has from the start; the first is itself.
-const FOLDERS: [&str; 11] = [
-    "",
-    "blobs/sha256",
-    "changesets",
-    "actions",
-    "unsynced",
-    "builders",
-    "logs",
-    "runs",
-    "failed",
-    "uses",
-    "tmp",
-];
+const FOLDERS: [&str; 11] =
+    ["", "blobs/sha256", "changesets", "actions", "unsynced", "builders", "logs", "runs", "failed", "uses", "tmp"];
 
 /// The layout that this program reads and writes.
 const FORMAT: &str = "2\n";
@@ -158,13 +147,8 @@ impl Store {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let boot: String = boot.chars().filter(|c| c.is_ascii_hexdigit() || *c == '-').collect();
         let boot = if boot.is_empty() { "unknown".to_string() } else { boot.trim().to_string() };
-        let inner = Inner {
-            path: path.to_path_buf(),
-            boot,
-            changesets: Mutex::default(),
-            used: Mutex::default(),
-            _lock: lock,
-        };
+        let inner =
+            Inner { path: path.to_path_buf(), boot, changesets: Mutex::default(), used: Mutex::default(), _lock: lock };
         let store = Self(Arc::new(inner));
         store.forget_earlier_boots()?;
         scratch::remove_stale(&store.path().join("tmp"));

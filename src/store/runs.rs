@@ -24,6 +24,8 @@ const MOST_FAILED: usize = 8;
 /// Which rule under which values: what tells the runs of one label apart.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Whose {
+    /// The workspace: others may call their rules the same.
+    pub workspace: PathBuf,
     /// The rule.
     pub label: Label,
     /// The image that this joint point is for.
@@ -39,8 +41,10 @@ pub struct Run {
     /// Whose.
     #[serde(flatten)]
     pub whose: Whose,
-    /// The key of what ran: its log is kept under it.
+    /// The key of what ran.
     pub key: Digest,
+    /// Its log is kept under this.
+    pub log: Digest,
     /// All that made the key, by name.
     pub parts: BTreeMap<String, Value>,
     /// What it came to; `None`: it failed.
@@ -60,8 +64,8 @@ pub struct Left {
 
 impl Whose {
     fn name(&self) -> String {
-        let rest = serde_json::to_vec(&(&self.image, &self.parameters)).unwrap_or_default();
-        format!("{}-{}", &Digest::of(self.label.to_string()).hex()[..32], &Digest::of(rest).hex()[..32])
+        let values = serde_json::to_vec(&(&self.image, &self.parameters)).unwrap_or_default();
+        format!("{}-{}", rule_name(&self.workspace, &self.label), &Digest::of(values).hex()[..32])
     }
 }
 
@@ -76,6 +80,11 @@ impl std::fmt::Display for Whose {
     }
 }
 
+fn rule_name(workspace: &Path, label: &Label) -> String {
+    let bytes = [std::os::unix::ffi::OsStrExt::as_bytes(workspace.as_os_str()), label.to_string().as_bytes()].join(&0);
+    Digest::of(bytes).hex()[..32].to_string()
+}
+
 impl Store {
     fn run_path(&self, whose: &Whose) -> PathBuf {
         self.path().join("runs").join(whose.name())
@@ -86,7 +95,7 @@ impl Store {
     pub fn remember_run(
         &self,
         whose: Whose,
-        key: &Digest,
+        (key, log): (&Digest, &Digest),
         made: Option<Digest>,
         parts: impl FnOnce() -> BTreeMap<String, Value>,
     ) -> Result<()> {
@@ -101,20 +110,20 @@ impl Store {
             self.forget_left(&whose.name())?;
         }
         let ended = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
-        let run = Run { whose, key: *key, parts: parts(), made, ended };
+        let run = Run { whose, key: *key, log: *log, parts: parts(), made, ended };
         let text = serde_json::to_string(&run).map_err(|e| Error::failed(format!("can't write a run: {e}")))?;
         self.replace(&path, (line + &text).as_bytes())
     }
 
-    /// The last runs of a label, the latest last: one for each set of values.
-    pub fn runs(&self, label: &Label) -> Result<Vec<Run>> {
+    /// The last runs of a rule, the latest last: one for each set of values.
+    pub fn runs(&self, workspace: &Path, label: &Label) -> Result<Vec<Run>> {
         let folder = self.path().join("runs");
-        let prefix = format!("{}-", &Digest::of(label.to_string()).hex()[..32]);
+        let prefix = format!("{}-", rule_name(workspace, label));
         let mut runs: Vec<_> = names(&folder)?
             .into_iter()
             .filter(|name| name.starts_with(&prefix))
             .filter_map(|name| read_run(&folder.join(name)))
-            .filter(|run| run.whose.label == *label)
+            .filter(|run| run.whose.label == *label && run.whose.workspace == workspace)
             .collect();
         runs.sort_by_key(|run| run.ended);
         Ok(runs)
@@ -198,28 +207,31 @@ mod tests {
 
     fn whose(label: &str, jobs: i64) -> Whose {
         let parameters = BTreeMap::from([("//a:jobs".parse().unwrap(), Value::from(jobs))]);
-        Whose { label: label.parse().unwrap(), image: None, parameters }
+        Whose { workspace: "/w".into(), label: label.parse().unwrap(), image: None, parameters }
     }
 
     #[test]
     fn the_last_run_under_each_set_of_values_is_remembered() {
         let (_temp, store) = store();
         let remember = |label, jobs, key: &str| {
-            store.remember_run(whose(label, jobs), &Digest::of(key), Some(Digest::of("x")), BTreeMap::new).unwrap()
+            let key = Digest::of(key);
+            store.remember_run(whose(label, jobs), (&key, &key), Some(Digest::of("x")), BTreeMap::new).unwrap()
         };
         remember("//a:b", 1, "old");
         remember("//a:b", 1, "new");
         remember("//a:b", 2, "other");
         remember("//a:bc", 1, "another");
-        let mut keys: Vec<_> = store.runs(&"//a:b".parse().unwrap()).unwrap().into_iter().map(|run| run.key).collect();
+        let mut keys: Vec<_> =
+            store.runs(Path::new("/w"), &"//a:b".parse().unwrap()).unwrap().into_iter().map(|run| run.key).collect();
+        assert_eq!(store.runs(Path::new("/v"), &"//a:b".parse().unwrap()).unwrap(), []);
         keys.sort();
         let mut expected = [Digest::of("new"), Digest::of("other")];
         expected.sort();
         assert_eq!(keys, expected);
         // Known already: nothing is asked for, nothing written.
-        store
-            .remember_run(whose("//a:b", 1), &Digest::of("new"), Some(Digest::of("x")), || panic!("it is known"))
-            .unwrap();
+        let new = Digest::of("new");
+        let known = || panic!("it is known");
+        store.remember_run(whose("//a:b", 1), (&new, &new), Some(Digest::of("x")), known).unwrap();
     }
 
     #[test]
@@ -235,7 +247,8 @@ mod tests {
         let last = whose("//a:b", 11);
         let left = store.left(&last).unwrap();
         assert!(left.upper.join("a").is_file() && left.about == b"about");
-        store.remember_run(last.clone(), &Digest::of("k"), Some(Digest::of("x")), BTreeMap::new).unwrap();
+        let key = Digest::of("k");
+        store.remember_run(last.clone(), (&key, &key), Some(Digest::of("x")), BTreeMap::new).unwrap();
         assert!(store.left(&last).is_none());
     }
 }
