@@ -5,12 +5,17 @@
 mod common;
 
 mod bootstrap;
+mod carried;
 mod changesets;
 mod cli;
 mod full_disk;
 mod graph;
 mod identities;
+<<<<<<< HEAD
 mod keeping;
+=======
+mod kept_graph;
+>>>>>>> main
 mod killed;
 mod newcomer;
 mod nothing_of_the_host;

@@ -64,6 +64,7 @@ pub enum Command {
     Log(Log),
     /// Look at a built image
     Image(Image),
+<<<<<<< HEAD
     /// Remove from the store what no build has used for 30 days
     ///
     /// Builders stay, and what they are made of. It waits for builds that use the store, and may be
@@ -75,6 +76,10 @@ pub enum Command {
     /// Exits 1 when something is damaged, and names the rules and builders that have it.
     #[command(after_help = "Examples:\n  tapeout fsck\n  tapeout fsck --repair")]
     Fsck(Fsck),
+=======
+    /// Carry a pod's bundle as one file, and check one that arrived
+    Pod(Pod),
+>>>>>>> main
     /// Say what this machine offers, what tapeout does without it, and how to mend it
     #[command(after_help = "Example:\n  tapeout doctor")]
     Doctor(Doctor),
@@ -246,6 +251,35 @@ pub enum ImageCommand {
         path: Option<String>,
         #[command(flatten)]
         ask: Ask,
+    },
+}
+
+/// `tapeout pod`
+#[derive(Debug, Args)]
+pub struct Pod {
+    #[command(subcommand)]
+    pub command: PodCommand,
+}
+
+/// What to do with a bundle.
+#[derive(Debug, Subcommand)]
+pub enum PodCommand {
+    /// Make one file of a bundle: the same bytes for the same bundle
+    #[command(after_help = "Example:\n  tapeout pod pack //shop:shop -o shop.tar")]
+    Pack {
+        /// The bundle's folder, or the label of a pod that was built
+        #[arg(value_name = "DIR|LABEL")]
+        bundle: String,
+        /// The file
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+    },
+    /// Check every file, blob and document of a bundle, and name what is damaged, missing or added
+    #[command(after_help = "Example:\n  tapeout pod verify shop.tar")]
+    Verify {
+        /// A file that tapeout pod pack made, or a bundle's folder
+        #[arg(value_name = "FILE|DIR")]
+        bundle: PathBuf,
     },
 }
 

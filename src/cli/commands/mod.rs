@@ -11,4 +11,8 @@ pub mod graph;
 pub mod image;
 pub mod init;
 pub mod list;
+<<<<<<< HEAD
 pub mod log;
+=======
+pub mod pod;
+>>>>>>> main
