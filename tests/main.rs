@@ -21,6 +21,7 @@ mod newcomer;
 mod nothing_of_the_host;
 mod outside_tools;
 mod owners;
+mod programs;
 mod readme;
 mod reproducible;
 mod sandbox;
