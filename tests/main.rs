@@ -11,11 +11,8 @@ mod cli;
 mod full_disk;
 mod graph;
 mod identities;
-<<<<<<< HEAD
 mod keeping;
-=======
 mod kept_graph;
->>>>>>> main
 mod killed;
 mod newcomer;
 mod nothing_of_the_host;

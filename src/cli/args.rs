@@ -64,7 +64,6 @@ pub enum Command {
     Log(Log),
     /// Look at a built image
     Image(Image),
-<<<<<<< HEAD
     /// Remove from the store what no build has used for 30 days
     ///
     /// Builders stay, and what they are made of. It waits for builds that use the store, and may be
@@ -76,10 +75,8 @@ pub enum Command {
     /// Exits 1 when something is damaged, and names the rules and builders that have it.
     #[command(after_help = "Examples:\n  tapeout fsck\n  tapeout fsck --repair")]
     Fsck(Fsck),
-=======
     /// Carry a pod's bundle as one file, and check one that arrived
     Pod(Pod),
->>>>>>> main
     /// Say what this machine offers, what tapeout does without it, and how to mend it
     #[command(after_help = "Example:\n  tapeout doctor")]
     Doctor(Doctor),

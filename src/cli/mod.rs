@@ -44,15 +44,12 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Image(args) => match &args.command {
             ImageCommand::Why { image, path, ask } => commands::image::why(global, ask, image, path.as_deref()),
         },
-<<<<<<< HEAD
         Command::Gc(args) => commands::gc::run(global, args),
         Command::Fsck(args) => commands::fsck::run(global, args),
-=======
         Command::Pod(args) => match &args.command {
             PodCommand::Pack { bundle, output } => commands::pod::pack(global, bundle, output),
             PodCommand::Verify { bundle } => commands::pod::verify(global, bundle),
         },
->>>>>>> main
         Command::Doctor(_) => commands::doctor::run(global),
         Command::Completions { shell } => commands::completions::run(*shell),
     }
@@ -62,6 +59,11 @@ fn run(cli: &Cli) -> Result<()> {
 fn touches_the_store(command: &Command) -> bool {
     !matches!(
         command,
-        Command::Init | Command::List(_) | Command::Graph(_) | Command::Doctor(_) | Command::Completions { .. }
+        Command::Init
+            | Command::List(_)
+            | Command::Graph(_)
+            | Command::Doctor(_)
+            | Command::Pod(_)
+            | Command::Completions { .. }
     )
 }

@@ -29,13 +29,10 @@
 //! keeps one says [`Store::touch`] of what it uses, holds the store open while it does, and can do
 //! without any of it in the next command.
 
-<<<<<<< HEAD
 pub mod fsck;
 pub mod gc;
-pub mod runs;
-=======
 pub mod inputs;
->>>>>>> main
+pub mod runs;
 mod scratch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -57,8 +54,20 @@ use crate::tree::{Changeset, Layer, RootPath};
 pub use scratch::{Scratch, wait_until_clean};
 
 /// What a store has from the start; the first is itself.
-const FOLDERS: [&str; 11] =
-    ["", "blobs/sha256", "changesets", "actions", "unsynced", "builders", "logs", "runs", "failed", "uses", "tmp"];
+const FOLDERS: [&str; 12] = [
+    "",
+    "blobs/sha256",
+    "changesets",
+    "actions",
+    "unsynced",
+    "graphs",
+    "builders",
+    "logs",
+    "runs",
+    "failed",
+    "uses",
+    "tmp",
+];
 
 /// The layout that this program reads and writes.
 const FORMAT: &str = "2\n";
@@ -121,7 +130,6 @@ pub struct Builder {
 impl Store {
     /// Opens the store, and makes it when it isn't there. Its folders are 0700 whatever the umask.
     pub fn open(path: &Path) -> Result<Self> {
-<<<<<<< HEAD
         Self::open_with(path, |lock| file::lock(lock, Lock::Shared).map(drop))
     }
 
@@ -139,9 +147,6 @@ impl Store {
 
     fn open_with(path: &Path, take: impl FnOnce(&File) -> io::Result<()>) -> Result<Self> {
         for folder in FOLDERS {
-=======
-        for folder in ["", "blobs/sha256", "changesets", "actions", "unsynced", "graphs", "builders", "logs", "tmp"] {
->>>>>>> main
             let folder = path.join(folder);
             fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|e| {
                 Error::io("mkdir", &folder, e).next("name another folder with TAPEOUT_STORE, or --store DIR")
@@ -379,7 +384,11 @@ impl Store {
     pub fn kept_graph(&self, key: &Digest) -> Option<Vec<u8>> {
         let mut record = fs::read(self.path().join("graphs").join(key.hex())).ok()?;
         let graph = record.split_off(32.min(record.len()));
-        (Digest::of(&graph).as_bytes()[..] == record).then_some(graph)
+        if Digest::of(&graph).as_bytes()[..] != record {
+            return None;
+        }
+        self.used(key);
+        Some(graph)
     }
 
     /// Keeps it, and forgets the oldest where there are many.

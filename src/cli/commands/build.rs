@@ -176,32 +176,3 @@ pub fn as_is(workspace: &Workspace, base: &Base) -> Options {
         offline: true,
     }
 }
-<<<<<<< HEAD
-=======
-
-/// The log of a rule, whether it went well or not.
-pub fn log(global: &Global, args: &crate::cli::args::Log) -> Result<()> {
-    let request = context::request(global, &args.ask, std::slice::from_ref(&args.label))?;
-    let store = context::store(global)?;
-    let graph = graph::kept::analyse(&store, &request)?;
-    let base = base_as_is(&store, &request.workspace)?;
-    let options = as_is(&request.workspace, &base);
-    let build = Build::new(&store, &graph, &base, &options, &crate::report::Silent);
-    build.forecast()?;
-    for &id in &graph.requested {
-        let label = &graph.instances[id].label;
-        let not_yet = |e: Error| e.next(format!("tapeout build {label}"));
-        let key = build.key(id).map_err(not_yet)?.ok_or_else(|| {
-            Error::request(format!("{label} runs nothing"))
-                .why("it only groups, or picks from what others made")
-                .next("name a rule that has a run")
-        })?;
-        let path = store.log_path(&key);
-        let mut log = std::fs::File::open(&path).map_err(|_| {
-            Error::request(format!("{label} has not run as it is now")).next(format!("tapeout build {label}"))
-        })?;
-        std::io::copy(&mut log, &mut std::io::stdout().lock()).map_err(|e| Error::io("read", &path, e))?;
-    }
-    Ok(())
-}
->>>>>>> main

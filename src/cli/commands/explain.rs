@@ -15,8 +15,8 @@ const MOST_LINES: usize = 12;
 /// Says why a build would run what the labels name, or not. Nothing runs.
 pub fn run(global: &Global, args: &Args) -> Result<()> {
     let request = context::request(global, &args.ask, &args.labels)?;
-    let graph = graph::analyse(&request)?;
     let store = context::store(global)?;
+    let graph = graph::kept::analyse(&store, &request)?;
     let base = super::build::base_as_is(&store, &request.workspace)?;
     let options = super::build::as_is(&request.workspace, &base);
     let build = Build::new(&store, &graph, &base, &options, &crate::report::Silent);

@@ -11,8 +11,5 @@ pub mod graph;
 pub mod image;
 pub mod init;
 pub mod list;
-<<<<<<< HEAD
 pub mod log;
-=======
 pub mod pod;
->>>>>>> main
