@@ -22,6 +22,7 @@ mod programs;
 mod readme;
 mod reproducible;
 mod sandbox;
+mod secrets;
 mod templates;
 
 /// A file that nobody declares is a promise that nobody tests.

@@ -10,6 +10,8 @@
 //! unsynced/BOOT/HEX       the same, but not yet known to be on the disk
 //! graphs/HEX              its SHA-256 (32 bytes), then what an analysis gave: a cache, the newest few
 //! builders/TAG.json       which changesets a builder is made of
+//! caches/HEX/files/       the content of a cache: HEX is the digest of its path inside, which `path` holds
+//! caches/HEX/lock         flock: held by the rule that has it mounted
 //! logs/HEX                what the steps of that request printed
 //! runs/LABEL-VALUES       what a rule came to last, for `log` and `explain` (runs.rs)
 //! failed/LABEL-VALUES/    what it left when it failed, for `shell --failed`
@@ -29,6 +31,7 @@
 //! keeps one says [`Store::touch`] of what it uses, holds the store open while it does, and can do
 //! without any of it in the next command.
 
+mod cache;
 pub mod fsck;
 pub mod gc;
 pub mod inputs;
@@ -51,10 +54,11 @@ use crate::sys::file::{self, Lock};
 use crate::sys::root::Root;
 use crate::tree::{Changeset, Layer, RootPath};
 
+pub use cache::Cache;
 pub use scratch::{Scratch, wait_until_clean};
 
 /// What a store has from the start; the first is itself.
-const FOLDERS: [&str; 12] = [
+const FOLDERS: [&str; 13] = [
     "",
     "blobs/sha256",
     "changesets",
@@ -62,6 +66,7 @@ const FOLDERS: [&str; 12] = [
     "unsynced",
     "graphs",
     "builders",
+    "caches",
     "logs",
     "runs",
     "failed",
@@ -180,6 +185,14 @@ impl Store {
     /// A private folder below `tmp`, removed when it is dropped.
     pub fn scratch(&self) -> Result<Scratch> {
         Scratch::new(&self.path().join("tmp"))
+    }
+
+    /// The cache for a path inside; waits while another rule has it. Nothing else in the store depends
+    /// on what is in it: the collector, which holds the store alone, may remove `caches/HEX` whole.
+    pub fn cache_of(&self, inside: &str) -> Result<Cache> {
+        let cache = Cache::open(&self.path().join("caches"), inside)?;
+        self.touch(cache.folder().parent().unwrap_or(cache.folder()))?;
+        Ok(cache)
     }
 
     // Blobs.
