@@ -75,18 +75,21 @@ impl Build<'_> {
         let label = &self.graph.instances[id].label;
         let path = self.options.output.join(label.package().path()).join(label.name());
         let asked = self.graph.requested.contains(&id);
-        let cached = self.cached_image(id, image)?;
-        if let Some(mut built) = cached {
+        let key = self.image_key(id, image)?;
+        if let Some(mut built) = self.cached_image(id, image)? {
             self.done("cached", id, "");
             if asked && !is_written(&path, &built) {
                 self.write_layout(id, layout::New::begin(&path)?, &built, &path)?;
             }
+            self.remember(id, (&key, &key), Some(built.manifest.digest), None);
             built.path = asked.then_some(path);
             return Ok(built);
         }
         // Layers go to the store and to the layout at once.
         let new = if asked { Some(layout::New::begin(&path)?) } else { None };
-        let mut built = self.make_image(id, image, new.as_ref())?;
+        let mut built =
+            self.make_image(id, image, new.as_ref()).inspect_err(|_| self.remember(id, (&key, &key), None, None))?;
+        self.remember(id, (&key, &key), Some(built.manifest.digest), None);
         if let Some(new) = new {
             self.write_layout(id, new, &built, &path)?;
             built.path = Some(path);
@@ -117,7 +120,7 @@ impl Build<'_> {
         Ok(selections)
     }
 
-    fn image_key(&self, id: Id, image: &Image) -> Result<Digest> {
+    pub(super) fn image_key(&self, id: Id, image: &Image) -> Result<Digest> {
         let document = Document {
             label: &self.graph.instances[id].label,
             spec: image,

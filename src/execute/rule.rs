@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use crate::build_file::spec::Step;
+use crate::build_file::spec::{Owners, Step};
 use crate::builder::debian::install::DEBS;
 use crate::changeset::{self, Options};
 use crate::digest::Digest;
@@ -32,13 +32,15 @@ pub fn cached(store: &Store, request: &Request) -> Option<Digest> {
 }
 
 /// Runs a request in a sandbox over `snapshot` and keeps what it changed. Where it installed
-/// packages, the users and groups that are new get the lock's numbers.
+/// packages, the users and groups that are new get the lock's numbers. Where a step fails, `left` gets
+/// the folder with what it changed, and may move it.
 pub fn run(
     store: &Store,
     request: &Request,
     snapshot: &Stack,
     renumber: Option<&Renumber>,
     secrets: &[Secret],
+    left: &dyn Fn(&Path),
 ) -> Result<(Layer, Vec<String>)> {
     let scratch = store.scratch()?;
     let upper = scratch.folder("upper")?;
@@ -60,6 +62,10 @@ pub fn run(
     let kept = store.log_path(&request.key());
     fs::rename(&log_path, &kept).map_err(|e| Error::io("rename", &kept, e))?;
     if let Some(error) = failure(&outcome.status, outcome.failed_step, &request.steps) {
+        // What it wrote may hold a secret, and those are kept nowhere.
+        if secrets.is_empty() {
+            left(&upper);
+        }
         return Err(log::told(error, &kept));
     }
     let root = Root::open(&upper)?;
@@ -95,6 +101,7 @@ fn spec(store: &Store, request: &Request, snapshot: &Stack, scratch: &Scratch) -
         gid: request.user.1,
         network: request.network,
         limits: request.limits,
+        seen: (request.owners == Owners::Seen).then(|| changeset::known(snapshot)),
         hostname: "tapeout".to_string(),
         ..Spec::default()
     })
