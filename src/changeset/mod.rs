@@ -1,6 +1,7 @@
 //! Changesets on disk: what a rule changed, captured, named, kept and stacked.
 //!
-//! - `diff`: from the upper folder of a snapshot to a changeset, its name, and its kept form
+//! - `upper`, `found`, `owners`: what a rule left, as entries with their owners
+//! - `diff`: from these to a changeset, its name, and its kept form
 //! - `stack`: changesets of several rules in one snapshot: their order, and conflicts
 //! - `merge`: the files that several rules may all write: users and groups, the loader's cache
 //! - `places`: which files these are, and what is no part of a changeset
@@ -12,10 +13,13 @@
 //! tree says, whatever lies below.
 
 pub mod diff;
+mod found;
 mod loader_cache;
 pub mod merge;
+mod owners;
 pub mod places;
 pub mod stack;
+mod upper;
 
 use crate::digest::Digest;
 use crate::error::Result;
