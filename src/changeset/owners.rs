@@ -64,18 +64,18 @@ impl<'a> Owners<'a> {
         let mut facts = self
             .inherited(path, node, (stat.st_atime, stat.st_atime_nsec), met.of_snapshot)
             .unwrap_or(Facts { uid, gid, device: None });
-        if !self.recorded.is_empty() {
-            if let Some(recorded) = self.recorded.get((met.handle)()?.as_slice()) {
-                if let Some(instead_of) = &recorded.instead_of
-                    && let Some((was, _)) = self.below.get(&RootPath::new(instead_of)?)
-                    && may_become(&was.node, node)
-                {
-                    facts = Facts::of(was);
-                }
-                facts.uid = recorded.uid.unwrap_or(facts.uid);
-                facts.gid = recorded.gid.unwrap_or(facts.gid);
-                facts.device = recorded.device.or(facts.device);
+        if !self.recorded.is_empty()
+            && let Some(recorded) = self.recorded.get((met.handle)()?.as_slice())
+        {
+            if let Some(instead_of) = &recorded.instead_of
+                && let Some((was, _)) = self.below.get(&RootPath::new(instead_of)?)
+                && may_become(&was.node, node)
+            {
+                facts = Facts::of(was);
             }
+            facts.uid = recorded.uid.unwrap_or(facts.uid);
+            facts.gid = recorded.gid.unwrap_or(facts.gid);
+            facts.device = recorded.device.or(facts.device);
         }
         if !matches!(node, Node::File { .. } | Node::Device { .. }) {
             facts.device = None;
