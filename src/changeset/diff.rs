@@ -43,6 +43,8 @@ pub struct Options {
 
 /// A changeset that has no name yet.
 pub struct Captured {
+    /// Of an overlay; else the same, filled from a kept tree.
+    overlay: bool,
     upper: Root,
     below: Stack,
     time: i64,
@@ -55,14 +57,14 @@ pub struct Captured {
 /// is what the sandbox's init recorded.
 pub fn capture(upper: &Root, below: &Stack, recorded: &[Recorded], options: &Options) -> Result<Captured> {
     let found = upper::walk(upper, Owners::new(below, recorded, options.owner))?;
-    compare(upper, below, found, options)
+    compare(upper, true, below, found, options)
 }
 
 /// From what a walk found to what changed; `files` is the folder that is to be kept.
-pub(super) fn compare(files: &Root, below: &Stack, found: Found, options: &Options) -> Result<Captured> {
+pub(super) fn compare(files: &Root, overlay: bool, below: &Stack, found: Found, options: &Options) -> Result<Captured> {
     let Found { changes, inodes, opaque } = found;
     let mut captured =
-        Captured { upper: files.clone(), below: below.clone(), time: options.time, changes, hashed: BTreeMap::new() };
+        Captured { overlay, upper: files.clone(), below: below.clone(), time: options.time, changes, hashed: BTreeMap::new() };
     // Before anything is dropped: what is the same as below is not gone.
     for folder in &opaque {
         captured.expand(folder)?;
@@ -107,7 +109,7 @@ impl Captured {
         file::unlink_at(dir.as_fd(), path.name())?;
         let mut new = file::create_file_at(dir.as_fd(), path.name(), 0o600)?;
         new.write_all(bytes).map_err(|e| Error::io("write", path.below(self.upper.path()), e))?;
-        finish_copy(dir.as_fd(), path.name(), *mode, xattrs)?;
+        finish_copy(dir.as_fd(), path.name(), (*mode, xattrs), self.overlay)?;
         self.hashed.insert(path.clone(), Digest::of(bytes));
         if self.unchanged(path) {
             self.forget(path)?;
@@ -212,7 +214,7 @@ impl Captured {
         file::unlink_at(dir.as_fd(), to.name())?;
         let copy = file::create_file_at(dir.as_fd(), to.name(), 0o600)?;
         file::reflink_or_copy(&source, &copy).map_err(|e| Error::io("copy", to.below(self.upper.path()), e))?;
-        finish_copy(dir.as_fd(), to.name(), *mode, xattrs)
+        finish_copy(dir.as_fd(), to.name(), (*mode, xattrs), self.overlay)
     }
 
     /// Drops folders that were only passed through and in which nothing changed.
@@ -242,7 +244,12 @@ impl Captured {
             removed.filter_map(|(path, _)| path.parent()).filter(|folder| !folder.is_root()).collect();
         for folder in folders {
             let dir = self.upper.folder(&folder.parent().unwrap_or_default())?;
-            file::set_xattr(dir.as_fd(), folder.name(), ORIGIN, b"")?;
+            // Where a file system has no attributes, it isn't overlay that stacks it.
+            if self.overlay {
+                file::set_xattr(dir.as_fd(), folder.name(), ORIGIN, b"")?;
+            } else {
+                let _ = file::set_xattr(dir.as_fd(), folder.name(), ORIGIN, b"");
+            }
         }
         Ok(())
     }
@@ -288,10 +295,15 @@ pub fn set_times(files: &Root, changeset: &Changeset) -> Result<()> {
     file::set_mtime_at(root.as_fd(), b".", changeset.time)
 }
 
-/// Gives a new copy its mode and attributes.
-fn finish_copy(dir: BorrowedFd, name: &[u8], mode: u32, xattrs: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<()> {
+/// Gives a new copy its mode and attributes. Without an overlay it may lie where there are none: then
+/// they are data alone.
+fn finish_copy(dir: BorrowedFd, name: &[u8], entry: (u32, &BTreeMap<Vec<u8>, Vec<u8>>), overlay: bool) -> Result<()> {
+    let (mode, xattrs) = entry;
     for (attribute, value) in xattrs {
-        file::set_xattr(dir, name, attribute, value)?;
+        let given = file::set_xattr(dir, name, attribute, value);
+        if overlay {
+            given?;
+        }
     }
     file::chmod_at(dir, name, mode)
 }

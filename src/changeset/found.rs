@@ -1,5 +1,5 @@
 //! What a walk finds: the same from the upper folder of an overlay (`upper.rs`) and from a kept tree
-//! (`copied.rs`). Each file becomes an entry, with its owner, and gets the kept form on disk.
+//! (`kept_tree.rs`). Each file becomes an entry, with its owner, and gets the kept form on disk.
 
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
@@ -41,6 +41,12 @@ impl Finder<'_> {
     /// Was removed.
     pub fn removed(&mut self, path: &RootPath, was: Digest) {
         self.found.changes.insert(path.clone(), Change { was: Some(was), now: None });
+    }
+
+    /// A folder that is as it was.
+    pub fn passed_through(&mut self, path: &RootPath, entry: &Entry) {
+        let change = Change { was: Some(entry.digest()), now: Some(entry.clone()) };
+        self.found.changes.insert(path.clone(), change);
     }
 
     /// Takes one file, which lies in the folder that is to be kept as this name; `true`: it is a

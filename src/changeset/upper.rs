@@ -80,7 +80,8 @@ struct Attributes {
 
 /// On a folder of the kept form: it holds whiteouts.
 pub(super) const ORIGIN: &[u8] = b"user.overlay.origin";
-const CAPABILITY: &[u8] = b"security.capability";
+/// What a program may that has it.
+pub(super) const CAPABILITY: &[u8] = b"security.capability";
 const OVERLAY: &[u8] = b"user.overlay.";
 /// What overlay makes of an attribute `user.overlay.…` that a rule sets itself.
 const ESCAPED: &[u8] = b"user.overlay.overlay.";
@@ -92,12 +93,7 @@ impl Attributes {
         for attribute in file::list_xattrs(dir, name)? {
             let value = || file::get_xattr(dir, name, &attribute).map(Option::unwrap_or_default);
             if attribute.starts_with(ESCAPED) {
-                return Err(Error::failed(format!(
-                    "a rule set the attribute {} on {path}",
-                    String::from_utf8_lossy(&attribute[8..])
-                ))
-                .why("overlay file systems read such attributes as orders")
-                .next("remove it in the rule: setfattr -x NAME FILE"));
+                return Err(an_order(&attribute[8..], path));
             }
             match attribute.as_slice() {
                 b"user.overlay.opaque" => found.opaque = value()? == b"y",
@@ -113,6 +109,35 @@ impl Attributes {
         }
         Ok(found)
     }
+}
+
+/// The attributes that go into layers of a file that no overlay has shown.
+pub(super) fn plain_attributes(dir: BorrowedFd, name: &[u8], path: &RootPath) -> Result<Xattrs> {
+    match file::list_xattrs(dir, name)?.into_iter().find(|attribute| attribute.starts_with(OVERLAY)) {
+        Some(order) => Err(an_order(&order, path)),
+        None => plain_attributes_of_kept(dir, name),
+    }
+}
+
+/// The same of a file in the kept form, which may have some that are overlay's.
+pub(super) fn plain_attributes_of_kept(dir: BorrowedFd, name: &[u8]) -> Result<Xattrs> {
+    let mut kept = Xattrs::new();
+    for attribute in file::list_xattrs(dir, name)? {
+        let value = || file::get_xattr(dir, name, &attribute).map(Option::unwrap_or_default);
+        match attribute.as_slice() {
+            CAPABILITY => drop(kept.insert(attribute.clone(), version_2(value()?))),
+            order if order.starts_with(OVERLAY) => {}
+            other if other.starts_with(b"user.") => drop(kept.insert(attribute.clone(), value()?)),
+            _ => {}
+        }
+    }
+    Ok(kept)
+}
+
+fn an_order(attribute: &[u8], path: &RootPath) -> Error {
+    Error::failed(format!("a rule set the attribute {} on {path}", String::from_utf8_lossy(attribute)))
+        .why("overlay file systems read such attributes as orders")
+        .next("remove it in the rule: setfattr -x NAME FILE")
 }
 
 fn forget_overlay(dir: BorrowedFd, name: &[u8]) -> Result<()> {

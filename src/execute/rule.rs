@@ -11,15 +11,15 @@ use nix::errno::Errno;
 
 use crate::build_file::spec::Step;
 use crate::builder::debian::install::DEBS;
-use crate::changeset::{self, Options};
+use crate::changeset::Options;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::identity::{self, Renumber};
 use crate::execute::log;
 use crate::execute::request::{FORMAT, Outcome, Request};
+use crate::execute::room::Room;
 use crate::sandbox::{Bind, Hit, Spec, Status};
 use crate::store::{Scratch, Store};
-use crate::sys::root::Root;
 use crate::tree::{Layer, Stack};
 
 /// The changeset of a request that ran before.
@@ -36,40 +36,37 @@ pub fn run(
     snapshot: &Stack,
     renumber: Option<&Renumber>,
 ) -> Result<(Layer, Vec<String>)> {
-    let scratch = store.scratch()?;
-    let upper = scratch.folder("upper")?;
-    let log_path = scratch.path().join("log");
-    let spec = spec(store, request, snapshot, &scratch)?;
+    let room = Room::of(store, snapshot)?;
+    let log_path = room.scratch().path().join("log");
+    let spec = spec(store, request, &room)?;
     let outcome = log::run(&spec, &log_path)?;
     let kept = store.log_path(&request.key());
     fs::rename(&log_path, &kept).map_err(|e| Error::io("rename", &kept, e))?;
     if let Some(error) = failure(&outcome.status, outcome.failed_step, &request.steps) {
+        room.discard()?;
         return Err(log::told(error, &kept));
     }
-    let root = Root::open(&upper)?;
-    let map = renumber.map(|renumber| renumber.map(&root)).transpose()?.unwrap_or_default();
+    let map = renumber.map(|renumber| renumber.map(&room.changed()?)).transpose()?.unwrap_or_default();
     let options = Options { time: request.time, owner: request.user };
-    let mut captured = changeset::capture(&root, snapshot, &outcome.recorded, &options)?;
-    if !map.is_empty() {
-        captured.renumber(&map.users, &map.groups);
-        identity::rewrite(&mut captured, &map)?;
-    }
-    let (changeset, digest) = captured.name()?;
-    let layer = store.keep_changeset(digest, changeset, &upper)?;
+    let layer = room.capture(snapshot, &outcome.recorded, &options, |mut captured, files| {
+        if !map.is_empty() {
+            captured.renumber(&map.users, &map.groups);
+            identity::rewrite(&mut captured, &map)?;
+        }
+        let (changeset, digest) = captured.name()?;
+        store.keep_changeset(digest, changeset, files)
+    })?;
+    let changeset = layer.digest;
     let document =
-        serde_json::to_vec(&Outcome { format: FORMAT, changeset: digest }).map_err(|e| Error::failed(e.to_string()))?;
+        serde_json::to_vec(&Outcome { format: FORMAT, changeset }).map_err(|e| Error::failed(e.to_string()))?;
     store.record_action(&request.key(), &document)?;
     Ok((layer, outcome.weakened))
 }
 
-fn spec(store: &Store, request: &Request, snapshot: &Stack, scratch: &Scratch) -> Result<Spec> {
-    let packages = (!request.packages.is_empty()).then(|| lay_out(store, &request.packages, scratch)).transpose()?;
+fn spec(store: &Store, request: &Request, room: &Room) -> Result<Spec> {
+    let packages =
+        (!request.packages.is_empty()).then(|| lay_out(store, &request.packages, room.scratch())).transpose()?;
     Ok(Spec {
-        lower: folders(store, snapshot),
-        upper: scratch.path().join("upper"),
-        work: scratch.folder("work")?,
-        root: scratch.folder("root")?,
-        tmp: scratch.folder("tmp")?,
         mounts: packages.into_iter().map(|host| Bind { host, inside: DEBS.to_string(), read_only: true }).collect(),
         steps: request.steps.clone(),
         env: request.env.clone(),
@@ -78,17 +75,8 @@ fn spec(store: &Store, request: &Request, snapshot: &Stack, scratch: &Scratch) -
         gid: request.user.1,
         network: request.network,
         limits: request.limits,
-        hostname: "tapeout".to_string(),
-        ..Spec::default()
+        ..room.spec()?
     })
-}
-
-/// The folders to stack, the lowest first. Rules that changed the same in the same way share one
-/// changeset, and the kernel stacks a folder once: the highest place counts.
-fn folders(store: &Store, snapshot: &Stack) -> Vec<PathBuf> {
-    let digests: Vec<_> = snapshot.0.iter().map(|layer| layer.digest).collect();
-    let highest = digests.iter().enumerate().filter(|(at, digest)| !digests[at + 1..].contains(digest));
-    highest.map(|(_, digest)| store.changeset_files_path(digest)).collect()
 }
 
 /// A folder with the packages under their names. Hard links are safe here: it is mounted read-only.

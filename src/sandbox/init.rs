@@ -36,7 +36,7 @@ const LONGEST_ORDER: u64 = 256 << 20;
 pub fn take_over_if_asked() {
     if process::role().as_deref() == Some(ROLE) {
         nursery::serve(|newborn| match newborn.birth.task {
-            start::PROBE => super::probe::inside(newborn),
+            start::PROBE | start::OVERLAY => super::probe::inside(newborn),
             _ => inside(newborn),
         });
     }
@@ -129,6 +129,7 @@ impl Room {
         match operation {
             Operation::Private => mount::make_all_private(),
             Operation::Overlay { lower, upper, work, root } => self.overlay(lower, upper, work, root),
+            Operation::Tree { tree, root } => self.tree(tree, root),
             Operation::Own(inside) => {
                 let copy = self.copy(inside)?;
                 mount::attach(copy.as_fd(), self.folder(inside, 0o755)?.as_fd())
@@ -179,6 +180,18 @@ impl Room {
             }
         }
         self.upper = Some(upper);
+        Ok(())
+    }
+
+    /// A bind mount of it. Its path on the host can be read in `/proc/self/mountinfo`, which is all that
+    /// can be seen of it.
+    fn tree(&mut self, tree: &HostPath, root: &HostPath) -> Result<()> {
+        let tree = file::open_path(tree)?;
+        let made = mount::copy_tree(tree.as_fd(), c"").map_err(|errno| Error::io("open_tree", &**root, errno))?;
+        mount::add_attributes(made.as_fd(), attribute::NO_DEV)?;
+        mount::attach(made.as_fd(), file::open_path(root)?.as_fd())?;
+        self.root = Some(made);
+        self.upper = Some(tree);
         Ok(())
     }
 

@@ -68,6 +68,13 @@ pub enum Operation {
         /// An empty folder of the host.
         root: HostPath,
     },
+    /// The snapshot, as a folder that is there.
+    Tree {
+        /// It takes what changes.
+        tree: HostPath,
+        /// An empty folder of the host.
+        root: HostPath,
+    },
     /// A folder of the snapshot becomes a mount of its own, so that it can't be removed or renamed.
     Own(String),
     /// A file or folder of the host.
@@ -130,6 +137,7 @@ impl fmt::Display for Operation {
         match self {
             Self::Private => write!(f, "keep mounts private"),
             Self::Overlay { lower, upper, .. } => write!(f, "stack {} folders below {}", lower.len(), upper.display()),
+            Self::Tree { tree, .. } => write!(f, "take {} as it is", tree.display()),
             Self::Own(inside) => write!(f, "make {inside} a mount of its own"),
             Self::Bind { host, inside, read_only } => {
                 write!(f, "show {} at {inside}{}", host.display(), if *read_only { ", read-only" } else { "" })
@@ -188,14 +196,18 @@ pub fn plan(spec: &Spec) -> Result<Vec<Operation>> {
     let folder = |inside: &str, mode| Operation::Folder { inside: inside.into(), mode };
     let link = |target: &str, inside: &str| Operation::Link { target: target.into(), inside: inside.into() };
     let tmpfs = |inside: &str, mode| Operation::Tmpfs { inside: inside.into(), mode };
-    let mut plan = vec![
-        Operation::Private,
-        Operation::Overlay {
+    let root = match &spec.tree {
+        Some(tree) => Operation::Tree { tree: tree.into(), root: (&spec.root).into() },
+        None => Operation::Overlay {
             lower: spec.lower.iter().map(HostPath::from).collect(),
             upper: (&spec.upper).into(),
             work: (&spec.work).into(),
             root: (&spec.root).into(),
         },
+    };
+    let mut plan = vec![
+        Operation::Private,
+        root,
         Operation::Own("/tmp".into()),
         tmpfs("/run", 0o755),
         tmpfs("/dev", 0o755),
@@ -236,6 +248,7 @@ fn check(spec: &Spec) -> Result<()> {
         .lower
         .iter()
         .chain([&spec.upper, &spec.work, &spec.root, &spec.tmp])
+        .chain(&spec.tree)
         .chain(spec.mounts.iter().map(|b| &b.host));
     if let Some(path) = relative.into_iter().find(|path| !path.is_absolute()) {
         return Err(Error::failed(format!("not an absolute path: {}", path.display())));

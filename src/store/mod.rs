@@ -10,6 +10,8 @@
 //! unsynced/BOOT/HEX       the same, but not yet known to be on the disk
 //! builders/TAG.json       which changesets a builder is made of
 //! logs/HEX                what the steps of that request printed
+//! trees/N/                snapshots where no overlay can be had (changeset/kept_tree.rs); may be removed
+//! squashed/HEX/           many changesets as one folder, hard-linked (execute/squash.rs); may be removed
 //! tmp/NAME/               a scratch folder; its `lock` is held by its process
 //! ```
 //!
@@ -87,7 +89,7 @@ pub struct Builder {
 impl Store {
     /// Opens the store, and makes it when it isn't there. Its folders are 0700 whatever the umask.
     pub fn open(path: &Path) -> Result<Self> {
-        for folder in ["", "blobs/sha256", "changesets", "actions", "unsynced", "builders", "logs", "tmp"] {
+        for folder in ["", "blobs/sha256", "changesets", "actions", "unsynced", "builders", "logs", "trees", "squashed", "tmp"] {
             let folder = path.join(folder);
             fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|e| {
                 Error::io("mkdir", &folder, e).next("name another folder with TAPEOUT_STORE, or --store DIR")
@@ -114,6 +116,21 @@ impl Store {
     /// Its folder.
     pub fn path(&self) -> &Path {
         &self.0.path
+    }
+
+    /// Names this boot of the machine.
+    pub fn boot(&self) -> &str {
+        &self.0.boot
+    }
+
+    /// The folder with kept trees: snapshots where no overlay can be had.
+    pub fn trees_path(&self) -> PathBuf {
+        self.path().join("trees")
+    }
+
+    /// Where many changesets lie as one folder, or would.
+    pub fn squashed_path(&self, digest: &Digest) -> PathBuf {
+        self.path().join("squashed").join(digest.hex())
     }
 
     /// A private folder below `tmp`, removed when it is dropped.

@@ -400,11 +400,41 @@ pub fn handle(fd: BorrowedFd) -> Result<Vec<u8>> {
         identity.extend_from_slice(&handle.data[..(handle.bytes as usize).min(ROOM)]);
         return Ok(identity);
     }
-    let stat = nix::sys::stat::fstat(fd).map_err(|errno| Error::io("fstat", shown(fd, b""), errno))?;
+    // SAFETY: statx is plain numbers, for which zeros are a value.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    let mask = libc::STATX_INO | libc::STATX_BTIME;
+    // SAFETY: the path is a static C string, `found` a live local of the type that the call fills.
+    let n = unsafe { libc::statx(fd.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, mask, &raw mut found) };
+    checked("statx", fd, b"", n.into())?;
     let mut identity = b"inode".to_vec();
-    identity.extend_from_slice(&stat.st_dev.to_le_bytes());
-    identity.extend_from_slice(&stat.st_ino.to_le_bytes());
+    identity.extend_from_slice(&found.stx_dev_major.to_le_bytes());
+    identity.extend_from_slice(&found.stx_dev_minor.to_le_bytes());
+    identity.extend_from_slice(&found.stx_ino.to_le_bytes());
+    identity.extend_from_slice(&found.stx_btime.tv_sec.to_le_bytes());
+    identity.extend_from_slice(&found.stx_btime.tv_nsec.to_le_bytes());
     Ok(identity)
+}
+
+/// Does a write through a shared mapping change the times of a file, as POSIX wants it (tmpfs does
+/// not)? Tried with an empty file, open for reading and writing.
+pub fn tells_mapped_writes(file: &File) -> io::Result<bool> {
+    const SIZE: usize = 4096;
+    file.set_len(SIZE as u64)?;
+    let long_ago = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1);
+    file.set_times(std::fs::FileTimes::new().set_modified(long_ago))?;
+    let (access, how) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+    // SAFETY: a new mapping, placed by the kernel, of an open file that is as long as it.
+    let place = unsafe { libc::mmap(std::ptr::null_mut(), SIZE, access, how, file.as_raw_fd(), 0) };
+    if place == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the mapping is SIZE bytes long, writable, ours alone, and gone after the second call.
+    unsafe {
+        place.cast::<u8>().write_volatile(1);
+        libc::msync(place, SIZE, libc::MS_SYNC);
+        libc::munmap(place, SIZE);
+    }
+    Ok(file.metadata()?.modified()? != long_ago)
 }
 
 /// Makes `to` (empty) hold what `from` holds: shared blocks where the file system can
