@@ -10,6 +10,7 @@ mod cli;
 mod full_disk;
 mod graph;
 mod identities;
+mod kept_graph;
 mod killed;
 mod newcomer;
 mod nothing_of_the_host;

@@ -63,8 +63,14 @@ pub fn capture(upper: &Root, below: &Stack, recorded: &[Recorded], options: &Opt
 /// From what a walk found to what changed; `files` is the folder that is to be kept.
 pub(super) fn compare(files: &Root, overlay: bool, below: &Stack, found: Found, options: &Options) -> Result<Captured> {
     let Found { changes, inodes, opaque } = found;
-    let mut captured =
-        Captured { overlay, upper: files.clone(), below: below.clone(), time: options.time, changes, hashed: BTreeMap::new() };
+    let mut captured = Captured {
+        overlay,
+        upper: files.clone(),
+        below: below.clone(),
+        time: options.time,
+        changes,
+        hashed: BTreeMap::new(),
+    };
     // Before anything is dropped: what is the same as below is not gone.
     for folder in &opaque {
         captured.expand(folder)?;

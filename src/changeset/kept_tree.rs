@@ -349,8 +349,14 @@ impl KeptTree {
             if let Ok(dir) = self.root.folder(&path.parent().unwrap_or_default()) {
                 file::remove_tree_at(dir.as_fd(), path.name())?;
             }
-            let below: Vec<_> =
-                self.record.held.range(path.clone()..).map(|(p, _)| p).take_while(|p| p.starts_with(path)).cloned().collect();
+            let below: Vec<_> = self
+                .record
+                .held
+                .range(path.clone()..)
+                .map(|(p, _)| p)
+                .take_while(|p| p.starts_with(path))
+                .cloned()
+                .collect();
             below.iter().for_each(|path| drop(self.record.held.remove(path)));
         }
         walked.missing.iter().for_each(|path| drop(self.record.held.remove(path)));
@@ -543,7 +549,14 @@ impl Harvest<'_> {
     }
 
     /// `was`: where the snapshot has this very file.
-    fn take(&mut self, dir: OwnedFd, path: &RootPath, stat: &FileStat, handle: Vec<u8>, was: Option<&RootPath>) -> Result<()> {
+    fn take(
+        &mut self,
+        dir: OwnedFd,
+        path: &RootPath,
+        stat: &FileStat,
+        handle: Vec<u8>,
+        was: Option<&RootPath>,
+    ) -> Result<()> {
         let name = path.name();
         let into = self.folder(&path.parent().unwrap_or_default())?;
         let before = was.and_then(|was| self.below.get(was));
@@ -620,7 +633,8 @@ impl Harvest<'_> {
 
 /// Are two regular files the same, byte for byte?
 fn same_content(one: File, other: File) -> std::io::Result<bool> {
-    let (mut one, mut other) = (std::io::BufReader::with_capacity(1 << 16, one), std::io::BufReader::with_capacity(1 << 16, other));
+    let (mut one, mut other) =
+        (std::io::BufReader::with_capacity(1 << 16, one), std::io::BufReader::with_capacity(1 << 16, other));
     loop {
         let (a, b) = (std::io::BufRead::fill_buf(&mut one)?, std::io::BufRead::fill_buf(&mut other)?);
         let n = a.len().min(b.len());

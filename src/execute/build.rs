@@ -14,7 +14,7 @@ use crate::execute::base::Base;
 use crate::execute::request::{FORMAT, Request};
 use crate::execute::schedule::{self, Order};
 use crate::execute::snapshot::{self, Snapshot};
-use crate::execute::{environment, fetch, identity, rule, sources, unpack};
+use crate::execute::{environment, fetch, identity, room, rule, sources, unpack};
 use crate::report::{Event, Report};
 use crate::store::Store;
 use crate::tree::Layer;
@@ -123,6 +123,10 @@ impl<'a> Build<'a> {
 
     /// Runs all of it. Results are on the disk when it returns, after an error too.
     pub fn run(&self) -> Result<()> {
+        if room::is_open() {
+            // Also when everything is cached: what is in the store was made so.
+            room::tell(self.store, self.report)?;
+        }
         let deps: Vec<_> = self.graph.instances.iter().map(|i| i.deps.clone()).collect();
         let result = schedule::run(&deps, self.options.jobs, |id| {
             let instance = &self.graph.instances[id];
@@ -170,6 +174,7 @@ impl<'a> Build<'a> {
         let instance = &self.graph.instances[id];
         let name = self.name(id);
         let began = Instant::now();
+        room::tell(self.store, self.report)?;
         self.report.event(Event::Started { what: &name, total: None });
         let made = snapshot.stack(self.store, self.graph, &self.order).and_then(|stack| {
             let renumber = identity::Renumber { base: self.base, below: &stack, store: self.store };

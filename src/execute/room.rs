@@ -2,11 +2,13 @@
 //! gives; and what it left, captured.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use crate::changeset::{self, Captured, KeptTree, Options};
 use crate::error::Result;
 use crate::execute::squash;
+use crate::report::{Event, Report};
 use crate::sandbox::{Isolation, Place, Recorded, Snapshots, Spec, Wish};
 use crate::store::{Scratch, Store};
 use crate::sys::root::Root;
@@ -29,6 +31,21 @@ pub fn place(store: &Store) -> Result<Place> {
     let scratch = store.scratch()?;
     let found = Place::find(WISH.get().copied().unwrap_or_default(), scratch.path())?;
     Ok(place.insert(found).clone())
+}
+
+/// Says once a command what is weaker or slower here than elsewhere.
+pub fn tell(store: &Store, report: &dyn Report) -> Result<()> {
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    let place = place(store)?;
+    if !TOLD.swap(true, Ordering::Relaxed) {
+        place.notes.iter().for_each(|text| report.event(Event::Note { text }));
+    }
+    Ok(())
+}
+
+/// Is there no boundary around the rules of this command?
+pub fn is_open() -> bool {
+    WISH.get().is_some_and(|wish| wish.isolation == Some(Isolation::Chroot))
 }
 
 /// The room of one sandbox.

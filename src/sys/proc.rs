@@ -75,7 +75,11 @@ pub fn descendants() -> nix::Result<Vec<Pid>> {
         }
         false
     };
-    Ok(parents.iter().filter(|(pid, (_, alive))| *alive && descends(**pid)).map(|(pid, _)| Pid::from_raw(*pid)).collect())
+    Ok(parents
+        .iter()
+        .filter(|(pid, (_, alive))| *alive && descends(**pid))
+        .map(|(pid, _)| Pid::from_raw(*pid))
+        .collect())
 }
 
 #[cfg(test)]
