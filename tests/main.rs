@@ -16,6 +16,7 @@ mod newcomer;
 mod nothing_of_the_host;
 mod outside_tools;
 mod owners;
+mod places;
 mod readme;
 mod reproducible;
 mod sandbox;

@@ -384,7 +384,8 @@ const TMP: &[u8] = b"tmp";
 /// Is this path part of a tree? Not `/tmp`, nor what is in the folders that are made anew for each rule.
 fn is_held(path: &RootPath, entry: &Entry) -> bool {
     let in_left_out = path.ancestors().any(|folder| places::left_out(&folder));
-    !in_left_out && !(path.as_bytes() == TMP && entry.is_folder())
+    let own = path.as_bytes() == TMP && entry.is_folder();
+    !in_left_out && !own
 }
 
 /// The first place that nobody uses.

@@ -1,6 +1,7 @@
 //! The walk of an overlay's upper folder: whiteouts become removals, folders that hide what was
 //! below are told, and all that overlay wrote for itself is taken off.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::fcntl::OFlag;
@@ -15,7 +16,7 @@ use crate::tree::RootPath;
 
 /// Finds what changed.
 pub(super) fn walk(upper: &Root, owners: Owners) -> Result<Found> {
-    let mut walk = Walk { finder: Finder { owners, found: Found::default() }, upper };
+    let mut walk = Walk { finder: Finder { owners, found: Found::default() }, upper, copied_up: BTreeSet::new() };
     walk.all()?;
     Ok(walk.finder.found)
 }
@@ -23,6 +24,8 @@ pub(super) fn walk(upper: &Root, owners: Owners) -> Result<Found> {
 struct Walk<'a> {
     finder: Finder<'a>,
     upper: &'a Root,
+    /// Files with several names that were copied up: the mark is taken off at the first name.
+    copied_up: BTreeSet<(u64, u64)>,
 }
 
 impl Walk<'_> {
@@ -63,8 +66,13 @@ impl Walk<'_> {
         if attributes.opaque {
             self.finder.found.opaque.push(path.clone());
         }
+        let inode = (stat.st_dev, stat.st_ino);
+        if attributes.copied_up && stat.st_nlink > 1 {
+            self.copied_up.insert(inode);
+        }
+        let copied_up = attributes.copied_up || self.copied_up.contains(&inode);
         let handle = || file::handle(file::open_at(dir, name, OFlag::O_PATH)?.as_fd());
-        let met = Met { path, stat: &stat, of_snapshot: attributes.copied_up, handle: &handle };
+        let met = Met { path, stat: &stat, of_snapshot: copied_up, handle: &handle };
         self.finder.add(dir, name, &met, attributes.kept)
     }
 }
