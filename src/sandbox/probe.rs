@@ -12,7 +12,7 @@ use nix::sched::CloneFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::sandbox::filter::{self, Owners};
+use crate::sandbox::filter::{self, Open, Owners};
 use crate::sandbox::start;
 use crate::sys::mount::{self, Setting, attribute};
 use crate::sys::nursery::{Birth, Newborn};
@@ -170,7 +170,8 @@ fn with_folders<T>(scratch: &Path, run: impl FnOnce(&Path) -> Result<T>) -> Resu
 fn ask(folder: &Path, task: u32) -> Result<Vec<Finding>> {
     let (ours, theirs) = UnixStream::pair().map_err(|e| Error::io("socketpair", "", e))?;
     let pass: [BorrowedFd; 1] = [theirs.as_fd()];
-    let namespaces = CloneFlags::CLONE_NEWNS
+    let namespaces = CloneFlags::CLONE_NEWUSER
+        | CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS
@@ -272,7 +273,7 @@ fn listener() -> Finding {
         Finding::from_errno(name, State::Weak, "a rule that gives a file to another owner fails", call, errno)
     };
     let tried = process::spawn(|| {
-        let program = filter::program(Owners::Recorded, 0, 0);
+        let program = filter::program(Owners::Recorded, (0, 0), Open::default());
         let done = nix::sys::prctl::set_no_new_privs().and_then(|()| seccomp::filter_with_listener(&program));
         done.err().map_or(0, |errno| errno as i32)
     });

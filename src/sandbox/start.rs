@@ -11,6 +11,7 @@ use nix::sched::CloneFlags;
 use nix::sys::stat::SFlag;
 
 use crate::error::{Error, Result};
+use crate::sandbox::place::Isolation;
 use crate::sandbox::plan::{Order, Reply};
 use crate::sandbox::spec::{Outcome, Spec};
 use crate::sys::nursery::{Birth, Child, Nursery, Stillborn};
@@ -105,7 +106,14 @@ pub(super) fn make(birth: Birth, pass: &[BorrowedFd]) -> Result<Child> {
 }
 
 fn namespaces(spec: &Spec) -> CloneFlags {
-    let all = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
+    if spec.isolation == Isolation::Chroot {
+        return CloneFlags::empty();
+    }
+    let all = CloneFlags::CLONE_NEWUSER
+        | CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWPID
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS;
     // The path of our control group tells who started us.
     // In a rule of another tapeout there is none to be had, and none needed.
     let most = std::fs::read_to_string("/proc/sys/user/max_cgroup_namespaces").unwrap_or_default();
