@@ -5,6 +5,7 @@
 mod common;
 
 mod bootstrap;
+mod carried;
 mod changesets;
 mod cli;
 mod full_disk;
@@ -17,9 +18,11 @@ mod nothing_of_the_host;
 mod outside_tools;
 mod owners;
 mod places;
+mod programs;
 mod readme;
 mod reproducible;
 mod sandbox;
+mod secrets;
 mod templates;
 
 /// A file that nobody declares is a promise that nobody tests.

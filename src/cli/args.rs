@@ -84,6 +84,8 @@ pub enum Command {
     Log(Log),
     /// Look at a built image
     Image(Image),
+    /// Carry a pod's bundle as one file, and check one that arrived
+    Pod(Pod),
     /// Say what this machine offers, what tapeout does without it, and how to mend it
     #[command(after_help = "Example:\n  tapeout doctor")]
     Doctor(Doctor),
@@ -138,6 +140,9 @@ pub struct Build {
     /// Give this rule the host's network, if it asks for it
     #[arg(long = "allow-network", value_name = "LABEL")]
     pub allow_network: Vec<String>,
+    /// What the rules that name this secret may read at /run/secrets/NAME: a file's content, or a variable's value
+    #[arg(long = "secret", value_name = "NAME=file:PATH|env:VARIABLE")]
+    pub secrets: Vec<String>,
 }
 
 /// `tapeout bootstrap`
@@ -225,6 +230,35 @@ pub enum ImageCommand {
         path: Option<String>,
         #[command(flatten)]
         ask: Ask,
+    },
+}
+
+/// `tapeout pod`
+#[derive(Debug, Args)]
+pub struct Pod {
+    #[command(subcommand)]
+    pub command: PodCommand,
+}
+
+/// What to do with a bundle.
+#[derive(Debug, Subcommand)]
+pub enum PodCommand {
+    /// Make one file of a bundle: the same bytes for the same bundle
+    #[command(after_help = "Example:\n  tapeout pod pack //shop:shop -o shop.tar")]
+    Pack {
+        /// The bundle's folder, or the label of a pod that was built
+        #[arg(value_name = "DIR|LABEL")]
+        bundle: String,
+        /// The file
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+    },
+    /// Check every file, blob and document of a bundle, and name what is damaged, missing or added
+    #[command(after_help = "Example:\n  tapeout pod verify shop.tar")]
+    Verify {
+        /// A file that tapeout pod pack made, or a bundle's folder
+        #[arg(value_name = "FILE|DIR")]
+        bundle: PathBuf,
     },
 }
 

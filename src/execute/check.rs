@@ -10,6 +10,7 @@ use std::path::Path;
 
 use crate::build_file::spec::Image;
 use crate::error::{Error, Result};
+use crate::execute::secrets::Search;
 use crate::execute::{log, room};
 use crate::sandbox::{Snapshots, Spec, Status};
 use crate::store::Store;
@@ -46,7 +47,7 @@ pub fn run(store: &Store, image: &Image, user: (u32, u32), files: &Selection, ep
         no_capabilities: true,
         ..Spec::default()
     };
-    let outcome = log::run(&spec, &log_path)?;
+    let outcome = log::run(&spec, &log_path, &Search::default())?;
     fs::rename(&log_path, kept).map_err(|e| Error::io("rename", kept, e))?;
     let how = match outcome.status {
         Status::Exited(0) => return Ok(()),

@@ -13,6 +13,7 @@ pub mod request;
 pub mod room;
 pub mod rule;
 pub mod schedule;
+pub mod secrets;
 pub mod snapshot;
 pub mod sources;
 mod squash;

@@ -3,8 +3,9 @@
 //! `log` → sandbox → upper folder → captured changeset → store → result document, in this order:
 //! the result is recorded last, so that a kill leaves either nothing or all of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
@@ -18,9 +19,12 @@ use crate::execute::identity::{self, Renumber};
 use crate::execute::log;
 use crate::execute::request::{FORMAT, Outcome, Request};
 use crate::execute::room::Room;
-use crate::sandbox::{Bind, Hit, Spec, Status};
-use crate::store::{Scratch, Store};
-use crate::tree::{Layer, Stack};
+use crate::execute::secrets::Search;
+use crate::sandbox::{Bind, Hit, Secret, Spec, Status};
+use crate::store::{Cache, Scratch, Store};
+use crate::sys::file;
+use crate::sys::root::Root;
+use crate::tree::{Layer, RootPath, Stack};
 
 /// The changeset of a request that ran before.
 pub fn cached(store: &Store, request: &Request) -> Option<Digest> {
@@ -35,11 +39,24 @@ pub fn run(
     request: &Request,
     snapshot: &Stack,
     renumber: Option<&Renumber>,
+    secrets: &[Secret],
 ) -> Result<(Layer, Vec<String>)> {
+    let search = Search::of(secrets);
+    let caches = caches(store, request)?;
     let room = Room::of(store, snapshot)?;
     let log_path = room.scratch().path().join("log");
-    let spec = spec(store, request, &room)?;
-    let outcome = log::run(&spec, &log_path)?;
+    let mut spec = spec(store, request, &room)?;
+    spec.secrets = secrets.to_vec();
+    spec.mounts.extend(caches.iter().map(|(inside, cache)| Bind {
+        host: cache.folder().to_path_buf(),
+        inside: inside.to_string(),
+        read_only: false,
+    }));
+    let outcome = log::run(&spec, &log_path, &search)?;
+    for (inside, _) in caches.iter().rev() {
+        forget_mount_point(&room.changed()?, snapshot, inside)?;
+    }
+    drop(caches);
     let kept = store.log_path(&request.key());
     fs::rename(&log_path, &kept).map_err(|e| Error::io("rename", &kept, e))?;
     if let Some(error) = failure(&outcome.status, outcome.failed_step, &request.steps) {
@@ -53,6 +70,7 @@ pub fn run(
             captured.renumber(&map.users, &map.groups);
             identity::rewrite(&mut captured, &map)?;
         }
+        search.refuses(&captured)?;
         let (changeset, digest) = captured.name()?;
         store.keep_changeset(digest, changeset, files)
     })?;
@@ -77,6 +95,28 @@ fn spec(store: &Store, request: &Request, room: &Room) -> Result<Spec> {
         limits: request.limits,
         ..room.spec()?
     })
+}
+
+/// The caches of a rule by their paths. All take them in the same order, so that no two rules wait
+/// for each other.
+fn caches<'a>(store: &Store, request: &'a Request) -> Result<BTreeMap<&'a str, Cache>> {
+    let paths: BTreeSet<_> = request.caches.iter().map(|path| path.trim_end_matches('/')).collect();
+    paths.into_iter().map(|path| Ok((path, store.cache_of(path)?))).collect()
+}
+
+/// The folders that were made to mount a cache on are no part of what a rule changed.
+fn forget_mount_point(root: &Root, snapshot: &Stack, inside: &str) -> Result<()> {
+    let mut path = RootPath::new(inside)?;
+    while !path.is_root() && snapshot.get(&path).is_none() {
+        let parent = path.parent().unwrap_or_default();
+        match root.folder(&parent).and_then(|folder| file::remove_folder_at(folder.as_fd(), path.name())) {
+            // The rule put something beside it.
+            Ok(false) => return Ok(()),
+            Ok(true) => path = parent,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 /// A folder with the packages under their names. Hard links are safe here: it is mounted read-only.

@@ -29,5 +29,5 @@ pub use init::take_over_if_asked;
 pub use place::{Isolation, Place, Snapshots, Wish};
 pub use plan::{Operation, plan};
 pub use probe::Probe;
-pub use spec::{Bind, Hit, Outcome, Recorded, Spec, Status};
+pub use spec::{Bind, Hit, Outcome, Recorded, Secret, Spec, Status};
 pub use start::run;

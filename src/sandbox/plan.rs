@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::build_file::spec::Step;
 use crate::error::{Error, Result};
 use crate::sandbox::place::Isolation;
-use crate::sandbox::spec::Spec;
+use crate::sandbox::spec::{Secret, Spec};
 
 /// A path of the host, as bytes: it need not be UTF-8.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,6 +134,8 @@ pub enum Operation {
     ReadOnly(String),
     /// What is there can't be read any more: it looks as `/dev/null` or `/sys` do.
     Mask(String),
+    /// A file in memory that the steps may read: `/run/secrets/NAME`.
+    Secret(String),
     /// The loopback interface is brought up.
     Loopback,
     /// The host name.
@@ -169,6 +171,7 @@ impl fmt::Display for Operation {
             Self::NoControlGroups => write!(f, "no further control group namespaces"),
             Self::ReadOnly(inside) => write!(f, "{inside} read-only"),
             Self::Mask(inside) => write!(f, "{inside} masked"),
+            Self::Secret(name) => write!(f, "secret at {SECRETS}/{name}"),
             Self::Loopback => write!(f, "loopback interface up"),
             Self::Hostname(name) => write!(f, "host name {name}"),
             Self::Processes(most) => write!(f, "at most {most} processes"),
@@ -177,6 +180,9 @@ impl fmt::Display for Operation {
         }
     }
 }
+
+/// Where secrets lie: a file system in memory, that no changeset holds.
+pub(super) const SECRETS: &str = "/run/secrets";
 
 /// The devices of the host that are shown: none of them holds anything.
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
@@ -253,6 +259,10 @@ pub fn plan(spec: &Spec) -> Result<Vec<Operation>> {
         inside: bind.inside.clone(),
         read_only: bind.read_only,
     }));
+    if !spec.secrets.is_empty() {
+        plan.push(folder(SECRETS, 0o700));
+        plan.extend(spec.secrets.iter().map(|secret| Operation::Secret(secret.name.clone())));
+    }
     if !spec.network {
         plan.push(Operation::Loopback);
     }
@@ -268,6 +278,17 @@ pub fn plan(spec: &Spec) -> Result<Vec<Operation>> {
 /// changesets is emptied at the end.
 fn without_namespaces(spec: &Spec) -> Result<Vec<Operation>> {
     let tree = spec.tree.as_ref().ok_or_else(|| Error::failed("without namespaces there is no overlay"))?;
+    let cannot = |what: &str, why: &str| {
+        Error::request(format!("--isolation chroot has no {what}"))
+            .why(why)
+            .next(format!("leave out {what} of the rule, or build where there are namespaces"))
+    };
+    if !spec.secrets.is_empty() {
+        return Err(cannot("secrets", "they are shown in memory, and without namespaces nothing is mounted"));
+    }
+    if spec.mounts.iter().any(|bind| !bind.read_only) {
+        return Err(cannot("caches", "they are mounted, and without namespaces nothing is"));
+    }
     let folder = |inside: &str, mode| Operation::Folder { inside: inside.into(), mode };
     let link = |target: &str, inside: &str| Operation::Link { target: target.into(), inside: inside.into() };
     let mut plan = vec![
@@ -332,6 +353,7 @@ pub(super) struct Order {
     pub cwd: String,
     pub uid: u32,
     pub gid: u32,
+    pub secrets: Vec<Secret>,
     pub terminal: bool,
     pub no_capabilities: bool,
     /// There are no namespaces.
@@ -378,6 +400,7 @@ impl Order {
             cwd: spec.cwd.clone(),
             uid,
             gid,
+            secrets: spec.secrets.clone(),
             terminal: spec.terminal,
             no_capabilities: spec.no_capabilities,
             processes: spec.limits.processes.unwrap_or(DEFAULT_PROCESSES),

@@ -10,6 +10,8 @@
 //! unsynced/BOOT/HEX       the same, but not yet known to be on the disk
 //! graphs/HEX              its SHA-256 (32 bytes), then what an analysis gave: a cache, the newest few
 //! builders/TAG.json       which changesets a builder is made of
+//! caches/HEX/files/       the content of a cache: HEX is the digest of its path inside, which `path` holds
+//! caches/HEX/lock         flock: held by the rule that has it mounted
 //! logs/HEX                what the steps of that request printed
 //! trees/N/                snapshots where no overlay can be had (changeset/kept_tree.rs); may be removed
 //! squashed/HEX/           many changesets as one folder, hard-linked (execute/squash.rs); may be removed
@@ -22,6 +24,8 @@
 //! there from `unsynced/` (named after this boot of the machine, so that a later boot distrusts
 //! it) only after one syncfs(2) of the whole store, at the end of the command.
 
+mod cache;
+pub mod inputs;
 mod scratch;
 
 use std::collections::BTreeMap;
@@ -40,6 +44,7 @@ use crate::sys::file::{self, Lock};
 use crate::sys::root::Root;
 use crate::tree::{Changeset, Layer, RootPath};
 
+pub use cache::Cache;
 pub use scratch::{Scratch, wait_until_clean};
 
 /// The layout that this program reads and writes.
@@ -101,6 +106,7 @@ impl Store {
             "unsynced",
             "graphs",
             "builders",
+            "caches",
             "logs",
             "trees",
             "squashed",
@@ -153,6 +159,12 @@ impl Store {
     /// A private folder below `tmp`, removed when it is dropped.
     pub fn scratch(&self) -> Result<Scratch> {
         Scratch::new(&self.path().join("tmp"))
+    }
+
+    /// The cache for a path inside; waits while another rule has it. Nothing else in the store depends
+    /// on what is in it: the collector, which holds the store alone, may remove `caches/HEX` whole.
+    pub fn cache_of(&self, inside: &str) -> Result<Cache> {
+        Cache::open(&self.path().join("caches"), inside)
     }
 
     // Blobs.

@@ -11,6 +11,7 @@ use crate::cli::{context, ui};
 use crate::error::{Error, Result};
 use crate::execute::base::{Base, Settings, Wanted};
 use crate::execute::build::{self, Build, Forecast, Options, Output};
+use crate::execute::secrets::{self, Secrets};
 use crate::graph;
 use crate::label::Label;
 use crate::report::Report;
@@ -46,6 +47,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         mirrors: request.workspace.mirrors.clone(),
         environment: context::tools(),
         offline: global.offline,
+        secrets: context::secrets(&args.secrets, &directory)?,
     };
     if args.dry_run {
         return dry_run(global, &store, &graph, &base, &options);
@@ -99,6 +101,8 @@ struct Planned<'a> {
     packages: &'a [String],
     parameters: &'a std::collections::BTreeMap<Label, Value>,
     hermetic: bool,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    secrets: &'a [String],
 }
 
 fn dry_run(global: &Global, store: &Store, graph: &Graph, base: &Base, options: &Options) -> Result<()> {
@@ -115,6 +119,7 @@ fn dry_run(global: &Global, store: &Store, graph: &Graph, base: &Base, options: 
             packages: &instance.packages,
             parameters: &instance.parameters,
             hermetic: !matches!(&instance.spec, Spec::Rule(rule) if rule.network),
+            secrets: secrets::wanted(&instance.spec),
         })
         .collect();
     if global.json {
@@ -137,6 +142,9 @@ fn dry_run(global: &Global, store: &Store, graph: &Graph, base: &Base, options: 
         }
         if !step.hermetic {
             text.push_str("  (not hermetic: it has the host's network)");
+        }
+        if !step.secrets.is_empty() {
+            text.push_str(&format!("  (needs --secret {})", step.secrets.join(", ")));
         }
         text.push('\n');
     }
@@ -172,6 +180,7 @@ pub fn as_is(workspace: &Workspace, base: &Base) -> Options {
         mirrors: workspace.mirrors.clone(),
         environment: context::tools(),
         offline: true,
+        secrets: Secrets::default(),
     }
 }
 
