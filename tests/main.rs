@@ -11,6 +11,7 @@ mod cli;
 mod full_disk;
 mod graph;
 mod identities;
+mod keeping;
 mod kept_graph;
 mod killed;
 mod newcomer;

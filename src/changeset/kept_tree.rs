@@ -280,13 +280,6 @@ impl KeptTree {
         compare(files, false, below, found, options)
     }
 
-    /// Throws away what a rule changed.
-    pub fn discard(mut self) -> Result<()> {
-        let walked = self.walk()?;
-        self.forget(walked)?;
-        self.keep()
-    }
-
     fn walk(&self) -> Result<Walked> {
         let mut walked = Walked::default();
         let mut unseen: BTreeSet<&RootPath> = self.record.held.keys().collect();

@@ -29,6 +29,7 @@ use crate::sys::root::Root;
 
 pub use diff::{Captured, Options, capture, digest_of, set_times};
 pub use kept_tree::KeptTree;
+pub use owners::known;
 
 /// Gives the files of a changeset that the store keeps.
 pub type Files<'a> = dyn Fn(&Digest) -> Result<Root> + Sync + 'a;

@@ -4,6 +4,7 @@ pub mod base;
 pub mod build;
 pub mod check;
 pub mod environment;
+pub mod explain;
 pub mod fetch;
 pub mod identity;
 pub mod image;

@@ -118,8 +118,15 @@ impl Room {
         keep(captured, &upper)
     }
 
-    /// Throws away what the rule changed.
-    pub fn discard(self) -> Result<()> {
-        self.tree.map_or(Ok(()), KeptTree::discard)
+    /// Throws away what a failed rule changed, after `left` had a look at it.
+    pub fn give_up(self, snapshot: &Stack, recorded: &[Recorded], left: &dyn Fn(&Path)) -> Result<()> {
+        let upper = self.upper();
+        if let Some(tree) = self.tree {
+            // What was left is told as an upper folder, whatever made it; what can't be told is left out.
+            let root = Root::open(&upper)?;
+            drop(tree.capture(&root, snapshot, recorded, &Options::default()));
+        }
+        left(&upper);
+        Ok(())
     }
 }

@@ -6,13 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use crate::build_file::spec::Step;
+use crate::build_file::spec::{Owners, Step};
 use crate::builder::debian::install::DEBS;
-use crate::changeset::Options;
+use crate::changeset::{self, Options};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::identity::{self, Renumber};
@@ -33,19 +33,21 @@ pub fn cached(store: &Store, request: &Request) -> Option<Digest> {
 }
 
 /// Runs a request in a sandbox over `snapshot` and keeps what it changed. Where it installed
-/// packages, the users and groups that are new get the lock's numbers.
+/// packages, the users and groups that are new get the lock's numbers. Where a step fails, `left` gets
+/// the folder with what it changed, and may move it.
 pub fn run(
     store: &Store,
     request: &Request,
     snapshot: &Stack,
     renumber: Option<&Renumber>,
     secrets: &[Secret],
+    left: &dyn Fn(&Path),
 ) -> Result<(Layer, Vec<String>)> {
     let search = Search::of(secrets);
     let caches = caches(store, request)?;
     let room = Room::of(store, snapshot)?;
     let log_path = room.scratch().path().join("log");
-    let mut spec = spec(store, request, &room)?;
+    let mut spec = spec(store, request, snapshot, &room)?;
     spec.secrets = secrets.to_vec();
     spec.mounts.extend(caches.iter().map(|(inside, cache)| Bind {
         host: cache.folder().to_path_buf(),
@@ -60,7 +62,9 @@ pub fn run(
     let kept = store.log_path(&request.key());
     fs::rename(&log_path, &kept).map_err(|e| Error::io("rename", &kept, e))?;
     if let Some(error) = failure(&outcome.status, outcome.failed_step, &request.steps) {
-        room.discard()?;
+        // What it wrote may hold a secret, and those are kept nowhere.
+        let keep: &dyn Fn(&Path) = if secrets.is_empty() { left } else { &|_| {} };
+        room.give_up(snapshot, &outcome.recorded, keep)?;
         return Err(log::told(error, &kept));
     }
     let map = renumber.map(|renumber| renumber.map(&room.changed()?)).transpose()?.unwrap_or_default();
@@ -81,7 +85,7 @@ pub fn run(
     Ok((layer, outcome.weakened))
 }
 
-fn spec(store: &Store, request: &Request, room: &Room) -> Result<Spec> {
+fn spec(store: &Store, request: &Request, snapshot: &Stack, room: &Room) -> Result<Spec> {
     let packages =
         (!request.packages.is_empty()).then(|| lay_out(store, &request.packages, room.scratch())).transpose()?;
     Ok(Spec {
@@ -93,6 +97,7 @@ fn spec(store: &Store, request: &Request, room: &Room) -> Result<Spec> {
         gid: request.user.1,
         network: request.network,
         limits: request.limits,
+        seen: (request.owners == Owners::Seen).then(|| changeset::known(snapshot)),
         ..room.spec()?
     })
 }

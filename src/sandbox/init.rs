@@ -88,9 +88,8 @@ fn serve(newborn: &Newborn, control: &UnixStream, output: &File, standard: &[Own
     }
     let weakened = std::mem::take(&mut room.weakened);
     let upper = room.upper.take().ok_or_else(|| Error::failed("the plan has no snapshot"))?;
-    let allowed = !order.no_capabilities && order.uid == 0;
-    let owners = Owners::new(upper, order.uid, order.gid, allowed, std::mem::take(&mut room.devices))?;
-    let watch = Watch::new(control, output, &order, owners, weakened)?;
+    let devices = std::mem::take(&mut room.devices);
+    let watch = Watch::new(control, output, &order, Owners::new(upper, &order, devices)?, weakened)?;
     let outcome = watch.run();
     if order.chroot {
         // No namespace ends with us.

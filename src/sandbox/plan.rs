@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::build_file::spec::Step;
 use crate::error::{Error, Result};
 use crate::sandbox::place::Isolation;
+use crate::sandbox::seen::Known;
 use crate::sandbox::spec::{Secret, Spec};
 
 /// A path of the host, as bytes: it need not be UTF-8.
@@ -354,8 +355,11 @@ pub(super) struct Order {
     pub uid: u32,
     pub gid: u32,
     pub secrets: Vec<Secret>,
+    pub seen: Option<Known>,
     pub terminal: bool,
     pub no_capabilities: bool,
+    /// The snapshot is a folder as it is.
+    pub tree: bool,
     /// There are no namespaces.
     pub chroot: bool,
     /// The network is that of the machine or container, and not for this rule.
@@ -387,6 +391,7 @@ impl Order {
                 .next("leave out user = … of the rule, or build where there are namespaces"));
         }
         Ok(Self {
+            tree: spec.tree.is_some(),
             chroot,
             foreign_network: chroot && !spec.network,
             operations: plan(spec)?,
@@ -401,6 +406,7 @@ impl Order {
             uid,
             gid,
             secrets: spec.secrets.clone(),
+            seen: spec.seen.clone(),
             terminal: spec.terminal,
             no_capabilities: spec.no_capabilities,
             processes: spec.limits.processes.unwrap_or(DEFAULT_PROCESSES),
