@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ use crate::execute::request::{FORMAT, Request};
 use crate::execute::schedule::{self, Order};
 use crate::execute::secrets::{self, Secrets};
 use crate::execute::snapshot::{self, Snapshot};
-use crate::execute::{environment, fetch, identity, rule, sources, unpack};
+use crate::execute::{environment, fetch, identity, room, rule, sources, unpack};
 use crate::report::{Event, Report, Silent};
 use crate::store::Store;
 use crate::tree::Layer;
@@ -23,6 +23,8 @@ use crate::tree::Layer;
 /// How to build.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// The workspace's folder: what ran last is remembered for it.
+    pub workspace: PathBuf,
     /// Rules at once.
     pub jobs: NonZeroUsize,
     /// `SOURCE_DATE_EPOCH`.
@@ -126,9 +128,21 @@ impl<'a> Build<'a> {
 
     /// Runs all of it. Results are on the disk when it returns, after an error too.
     pub fn run(&self) -> Result<()> {
+        if room::is_open() {
+            // Also when everything is cached: what is in the store was made so.
+            room::tell(self.store, self.report)?;
+        }
         self.options.secrets.are_in_no_build_file(self.graph)?;
         self.has_secrets()?;
-        let deps: Vec<_> = self.graph.instances.iter().map(|i| i.deps.clone()).collect();
+        let mut deps: Vec<_> = self.graph.instances.iter().map(|i| i.deps.clone()).collect();
+        // The joint point of an image on a base looks at what the base has.
+        for instance in &self.graph.instances {
+            if let Spec::Image(crate::build_file::spec::Image { base: Some(base), .. }) = &instance.spec {
+                for joint in instance.deps.iter().filter(|id| self.is_base_tapeout(**id)) {
+                    deps[*joint].push(*base);
+                }
+            }
+        }
         let result = schedule::run(&deps, self.options.jobs, |id| {
             let instance = &self.graph.instances[id];
             let output = self.instance(id).map_err(|e| {
@@ -178,34 +192,46 @@ impl<'a> Build<'a> {
     fn changeset(&self, id: Id) -> Result<Option<Digest>> {
         let instance = &self.graph.instances[id];
         if let Spec::Archive(_) | Spec::Git(_) = &instance.spec {
-            return unpack::unpacked(self, instance, self.time(id)).map(Some);
+            let digest = unpack::unpacked(self, instance, self.time(id))?;
+            let key = unpack::key_of(self, instance, self.time(id))?;
+            self.remember(id, (&key, &key), Some(digest), None);
+            return Ok(Some(digest));
         }
         let Some((request, snapshot)) = self.request(id)? else { return Ok(None) };
+        let key = request.key();
         if let Some(digest) = rule::cached(self.store, &request) {
             self.done("cached", id, "");
+            self.remember(id, (&key, &key), Some(digest), Some(&request));
             return Ok(Some(digest));
         }
         self.permit_network(instance, &request)?;
-        self.run_request(id, &request, &snapshot).map(Some)
+        let digest = self.run_request(id, &request, &snapshot)?;
+        self.remember(id, (&key, &key), Some(digest), Some(&request));
+        Ok(Some(digest))
     }
 
     pub(super) fn run_request(&self, id: Id, request: &Request, snapshot: &Snapshot) -> Result<Digest> {
         let instance = &self.graph.instances[id];
         let name = self.name(id);
         let began = Instant::now();
+        room::tell(self.store, self.report)?;
         self.report.event(Event::Started { what: &name, total: None });
         let made = snapshot.stack(self.store, self.graph, &self.order).and_then(|stack| {
             let renumber = identity::Renumber { base: self.base, below: &stack, store: self.store };
+            // It is for who looks into it: without it the build is no worse.
+            let left = |upper: &Path| drop(self.keep_left(id, request, &stack, upper));
             rule::run(
                 self.store,
                 request,
                 &stack,
                 (!request.packages.is_empty()).then_some(&renumber),
                 &self.options.secrets.of(&request.secrets),
+                &left,
             )
         });
         self.report.event(Event::Ended { what: &name });
         let (layer, weakened) = made.map_err(|e| {
+            self.remember(id, (&request.key(), &request.key()), None, Some(request));
             e.next(format!("see all that it printed: tapeout log {}", instance.label)).at(instance.place.clone(), "")
         })?;
         for text in weakened {
@@ -217,6 +243,18 @@ impl<'a> Build<'a> {
 
     /// The request of a rule, and its snapshot; `None`: there is nothing to run.
     pub(super) fn request(&self, id: Id) -> Result<Option<(Request, Snapshot)>> {
+        let Some((mut request, sources, user)) = self.draft(id)? else { return Ok(None) };
+        let snapshot = self.snapshot(id, Some(&sources))?;
+        if let Some(name) = user {
+            request.user = identity::user(self.store, &snapshot.stack(self.store, self.graph, &self.order)?, &name)?;
+        }
+        request.snapshot = snapshot.digests();
+        Ok(Some((request, snapshot)))
+    }
+
+    /// A request without what its dependencies give, which need not have run: no snapshot, root for
+    /// the user. With it the sources, and the user's name.
+    pub(super) fn draft(&self, id: Id) -> Result<Option<(Request, Layer, Option<String>)>> {
         let instance = &self.graph.instances[id];
         let (rule, packages) = match &instance.spec {
             Spec::Rule(rule) if snapshot::is_base_build(self.graph, id) => {
@@ -247,11 +285,6 @@ impl<'a> Build<'a> {
             return Ok(None);
         }
         let sources = self.sources(instance, &rule.sources)?;
-        let snapshot = self.snapshot(id, Some(&sources))?;
-        let user = match &rule.user {
-            None => (0, 0),
-            Some(name) => identity::user(self.store, &snapshot.stack(self.store, self.graph, &self.order)?, name)?,
-        };
         let below = self.order.as_written(id);
         let below = below.iter().filter_map(|&below| match &self.graph.instances[below].spec {
             Spec::Rule(rule) => Some(&rule.exports),
@@ -262,9 +295,9 @@ impl<'a> Build<'a> {
             env: environment::of(self.options.epoch, below, &rule.env),
             steps: rule.run,
             working_dir: sources::folder(instance.label.package()),
-            snapshot: snapshot.digests(),
+            snapshot: vec![],
             time: self.time(id),
-            user,
+            user: (0, 0),
             ids: rule.ids,
             owners: rule.owners,
             network: rule.network,
@@ -273,7 +306,7 @@ impl<'a> Build<'a> {
             secrets: rule.secrets,
             caches: rule.caches,
         };
-        Ok(Some((request, snapshot)))
+        Ok(Some((request, sources, rule.user)))
     }
 
     pub(super) fn sources(&self, instance: &Instance, sources: &[Source]) -> Result<Layer> {
@@ -330,11 +363,6 @@ impl<'a> Build<'a> {
             }
             None => label.to_string(),
         }
-    }
-
-    /// The key of what an instance runs; `None`: it runs nothing.
-    pub fn key(&self, id: Id) -> Result<Option<Digest>> {
-        Ok(self.request(id)?.map(|(request, _)| request.key()))
     }
 
     /// What the tapeout rules of an image picked, in the order of its layers.

@@ -35,7 +35,8 @@ pub fn give_back(folder: &Path) {
             nix::sys::stat::Mode::empty(),
         )
         .map_err(|errno| Error::io("open", folder, errno))?;
-        let birth = Birth { task: start::GIVE_BACK, namespaces: CloneFlags::empty(), uid: 0, gid: 0, range: true };
+        let birth =
+            Birth { task: start::GIVE_BACK, namespaces: CloneFlags::CLONE_NEWUSER, uid: 0, gid: 0, range: true };
         start::make(birth, &[folder.as_fd()])?.wait()
     };
     let _ = give();

@@ -1,5 +1,5 @@
 //! A nursery: one process of ours, executed once, with one thread and clean memory, that makes
-//! others by clone(2), each in namespaces of its own.
+//! others by clone(2), each in namespaces of its own where there are any.
 //!
 //! Whoever schedules sandboxes has threads, and after a fork in such a process the child may do next
 //! to nothing (fork(2)); so a child must be executed anew, which costs more than all the rest. The
@@ -40,7 +40,7 @@ const LENGTH: usize = 20;
 pub struct Birth {
     /// Says the callback of [`serve`] what this one is for.
     pub task: u32,
-    /// Its namespaces, besides the user namespace, which it always gets.
+    /// Its namespaces; with none of its own it is in all of ours.
     pub namespaces: CloneFlags,
     /// The ID that it has inside.
     pub uid: u32,
@@ -241,7 +241,8 @@ pub struct Newborn {
 }
 
 impl Newborn {
-    /// Maps one ID, the one that we have outside, or waits until the nursery has mapped a range.
+    /// Maps one ID, the one that we have outside, where there is a namespace to map it in; or waits until
+    /// the nursery has mapped a range.
     pub fn map_ids(&mut self) -> Result<()> {
         if let Some(mapped) = self.mapped.take() {
             let mut byte = [0u8];
@@ -249,6 +250,9 @@ impl Newborn {
                 Ok(1) => Ok(()),
                 _ => Err(Error::failed("no subordinate IDs were mapped")),
             };
+        }
+        if !self.birth.namespaces.contains(CloneFlags::CLONE_NEWUSER) {
+            return Ok(());
         }
         process::map_ids((self.birth.uid, self.birth.gid), self.outside)
     }
@@ -271,7 +275,7 @@ pub fn serve(run: fn(Newborn) -> i32) -> ! {
         let Ok((LENGTH, passed)) = receive(socket.as_fd(), &mut request) else { std::process::exit(0) };
         let Some(birth) = Birth::parse(&request) else { std::process::exit(1) };
         let Ok((mapped, gate)) = nix::unistd::pipe2(OFlag::O_CLOEXEC) else { std::process::exit(1) };
-        let answer = match clone(birth.namespaces | CloneFlags::CLONE_NEWUSER) {
+        let answer = match clone(birth.namespaces) {
             Ok(None) => {
                 drop(gate);
                 // SAFETY: as above; a child waits for children of its own.
