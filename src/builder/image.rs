@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::archive::decompress::decompress;
 use crate::archive::unpack::{Options, Owners, unpack, unpack_plain};
-use crate::digest::{Digest, Hashing};
+use crate::digest::{Digest, HashingReader};
 use crate::error::{Error, Result};
 use crate::sys::root::Root;
 use crate::tree::RootPath;
@@ -184,9 +184,9 @@ fn apply_layer(
 ) -> Result<()> {
     let options = Options { whiteouts: true, ..Options::default() };
     let failed = |e: std::io::Error| Error::failed(format!("it can't be read: {e}"));
-    let (mut packed, mut plain) = (Tee::new(reader), None);
+    let (mut packed, mut plain) = (HashingReader::new(reader), None);
     {
-        let mut tee = Tee::new(decompress(&mut packed, options.limits.bytes).map_err(failed)?);
+        let mut tee = HashingReader::new(decompress(&mut packed, options.limits.bytes).map_err(failed)?);
         unpack_plain(&mut tee, into, &options, owners, &mut |_| {})?;
         plain.replace(tee.finish().map_err(failed)?);
     }
@@ -199,33 +199,6 @@ fn apply_layer(
     match plain {
         Some((found, _)) if found == *diff_id => Ok(()),
         _ => Err(Error::failed(format!("its content is not that of diff ID {diff_id}"))),
-    }
-}
-
-/// Hashes what is read through it.
-struct Tee<R> {
-    inner: R,
-    hash: Hashing<std::io::Sink>,
-}
-
-impl<R: Read> Tee<R> {
-    fn new(inner: R) -> Self {
-        Self { inner, hash: Hashing::new(std::io::sink()) }
-    }
-
-    /// Reads the rest; digest and size of all.
-    fn finish(mut self) -> std::io::Result<(Digest, u64)> {
-        std::io::copy(&mut self, &mut std::io::sink())?;
-        let (_, digest, size) = self.hash.finish();
-        Ok((digest, size))
-    }
-}
-
-impl<R: Read> Read for Tee<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.inner.read(buffer)?;
-        std::io::Write::write_all(&mut self.hash, &buffer[..n])?;
-        Ok(n)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a person sees: errors with their source, progress on a terminal, plain lines elsewhere.
 
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -73,6 +74,21 @@ pub fn render(error: &Error, colour: bool) -> String {
     text
 }
 
+/// Paths below `here` (with a slash at its end), as one who stands there would write them.
+fn relative(text: &str, here: Option<&str>) -> String {
+    let Some(here) = here else { return text.to_string() };
+    let mut parts = text.split(here);
+    let mut short = parts.next().unwrap_or_default().to_string();
+    for part in parts {
+        // Else it is the tail of a longer path.
+        if !short.is_empty() && !short.ends_with([' ', '\n', '"', '(']) {
+            short.push_str(here);
+        }
+        short.push_str(part);
+    }
+    short
+}
+
 fn indent(text: &str) -> String {
     text.replace('\n', "\n      ")
 }
@@ -100,17 +116,21 @@ pub fn seconds(time: Duration) -> String {
 /// Shows the progress of a build.
 pub struct Progress {
     bars: Option<MultiProgress>,
+    /// The folder one stands in, with a slash: what is below it is shown relative to it.
+    here: Option<String>,
     running: Mutex<Vec<(String, ProgressBar)>>,
 }
 
 impl Progress {
     /// Bars on a terminal, plain lines elsewhere.
-    pub fn start() -> Self {
+    pub fn start(here: &Path) -> Self {
         let bars = std::io::stderr().is_terminal().then(MultiProgress::new);
-        Self { bars, running: Mutex::default() }
+        let here = here.to_str().filter(|here| *here != "/").map(|here| format!("{here}/"));
+        Self { bars, here, running: Mutex::default() }
     }
 
     fn line(&self, text: &str) {
+        let text = &relative(text, self.here.as_deref());
         match &self.bars {
             Some(bars) => {
                 let _ = bars.println(text);
@@ -197,6 +217,15 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part:?} in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_path_below_the_folder_one_stands_in_is_shown_relative_to_it() {
+        let here = Some("/home/a/");
+        assert_eq!(relative("   wrote  //x  /home/a/out/x", here), "   wrote  //x  out/x");
+        assert_eq!(relative("/home/a/x and (/home/a/y)", here), "x and (y)");
+        assert_eq!(relative("/mnt/home/a/x /home/ab", here), "/mnt/home/a/x /home/ab");
+        assert_eq!(relative("/home/a/x", None), "/home/a/x");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -19,8 +19,8 @@ use crate::tree::{Content, Entry, Node, RootPath, Selection};
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Runs the check of an image whose files, all layers together, are `files`.
-pub fn run(store: &Store, image: &Image, user: (u32, u32), files: &Selection, epoch: i64) -> Result<()> {
+/// Runs the check of an image whose files, all layers together, are `files`. What it prints goes to `kept`.
+pub fn run(store: &Store, image: &Image, user: (u32, u32), files: &Selection, epoch: i64, kept: &Path) -> Result<()> {
     let scratch = store.scratch()?;
     let root = scratch.folder("image")?;
     unpack(store, files, user, &root, epoch)?;
@@ -43,22 +43,15 @@ pub fn run(store: &Store, image: &Image, user: (u32, u32), files: &Selection, ep
         ..Spec::default()
     };
     let outcome = log::run(&spec, &log_path)?;
+    fs::rename(&log_path, kept).map_err(|e| Error::io("rename", kept, e))?;
     let how = match outcome.status {
         Status::Exited(0) => return Ok(()),
         Status::Exited(code) => format!("ended with exit code {code}"),
         Status::Signalled(signal) => format!("was ended by signal {signal}"),
         Status::Limit(_) => "went over a limit".to_string(),
     };
-    let mut bytes = vec![];
-    let printed = File::open(&log_path).and_then(|log| log.take(16 * 1024).read_to_end(&mut bytes));
-    let text = printed.map_or(String::new(), |_| String::from_utf8_lossy(&bytes).into_owned());
-    let error = Error::failed(format!("the check {how}"));
-    let error = if text.is_empty() {
-        error.why("it printed nothing")
-    } else {
-        error.why(format!("it printed:\n{}", text.trim_end()))
-    };
-    Err(error.next("pick what is missing in a tapeout rule, or correct the check"))
+    Err(log::told(Error::failed(format!("the check {how}")), kept)
+        .next("pick what is missing in a tapeout rule, or correct the check"))
 }
 
 /// Lays the files of an image out. Inside, all belong to the one mapped ID, so the owner's bits

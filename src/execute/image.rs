@@ -186,7 +186,8 @@ impl Build<'_> {
         if !image.check.is_empty() {
             let mut files = base_files;
             files.extend(selections.into_iter().flatten());
-            check::run(self.store, image, user, &files, self.options.epoch)
+            let log = self.store.log_path(&self.image_key(id, image)?);
+            check::run(self.store, image, user, &files, self.options.epoch, &log)
                 .map_err(|e| e.at(instance.place.clone(), "its check"))?;
         }
         let built = Built {

@@ -2,7 +2,7 @@
 //! read its path in `/proc/self/fd`.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -35,6 +35,28 @@ fn keep(reader: &mut impl Read, file: &mut impl Write) -> io::Result<()> {
     // The steps must not wait for a reader, nor be killed for want of one.
     io::copy(reader, &mut io::sink())?;
     kept.map(drop)
+}
+
+/// The lines of a failed step's log that its error shows.
+const LAST_LINES: usize = 20;
+/// They are looked for in so many bytes at the end.
+const LAST_BYTES: u64 = 16 << 10;
+
+/// An error with the end of the log: that is what a person looks for first.
+pub fn told(error: Error, log: &Path) -> Error {
+    let end = || -> io::Result<String> {
+        let mut file = File::open(log)?;
+        file.seek(SeekFrom::Start(file.metadata()?.len().saturating_sub(LAST_BYTES)))?;
+        let mut bytes = vec![];
+        file.take(LAST_BYTES).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let text = end().unwrap_or_default();
+    let lines: Vec<_> = text.lines().collect();
+    match &lines[lines.len().saturating_sub(LAST_LINES)..] {
+        [] => error.why("it printed nothing"),
+        last => error.why(format!("it printed last:\n{}", last.join("\n"))),
+    }
 }
 
 #[cfg(test)]

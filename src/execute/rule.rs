@@ -4,9 +4,8 @@
 //! the result is recorded last, so that a kill leaves either nothing or all of it.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 
@@ -22,9 +21,6 @@ use crate::sandbox::{Bind, Hit, Spec, Status};
 use crate::store::{Scratch, Store};
 use crate::sys::root::Root;
 use crate::tree::{Layer, Stack};
-
-/// The lines of a failed rule's log that its error shows.
-const LAST_LINES: usize = 20;
 
 /// The changeset of a request that ran before.
 pub fn cached(store: &Store, request: &Request) -> Option<Digest> {
@@ -48,7 +44,7 @@ pub fn run(
     let kept = store.log_path(&request.key());
     fs::rename(&log_path, &kept).map_err(|e| Error::io("rename", &kept, e))?;
     if let Some(error) = failure(&outcome.status, outcome.failed_step, &request.steps) {
-        return Err(with_last_lines(error, &kept));
+        return Err(log::told(error, &kept));
     }
     let root = Root::open(&upper)?;
     let map = renumber.map(|renumber| renumber.map(&root)).transpose()?.unwrap_or_default();
@@ -139,25 +135,4 @@ pub fn on_full_disk(error: Error, store: &Store) -> Error {
     error
         .why(format!("{}: {}", path.display(), Errno::ENOSPC.desc()))
         .next(format!("make room on the file system that holds {}", path.display()))
-}
-
-/// The end of the log is what a person looks for first.
-fn with_last_lines(error: Error, log: &Path) -> Error {
-    let mut text = String::new();
-    if let Ok(mut file) = File::open(log) {
-        let size = file.metadata().map_or(0, |m| m.len());
-        let mut bytes = vec![];
-        if file.seek(SeekFrom::Start(size.saturating_sub(16 * 1024))).is_ok()
-            && file.take(16 * 1024).read_to_end(&mut bytes).is_ok()
-        {
-            text = String::from_utf8_lossy(&bytes).into_owned();
-        }
-    }
-    let lines: Vec<_> = text.lines().collect();
-    let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
-    if last.is_empty() {
-        error.why("it printed nothing")
-    } else {
-        error.why(format!("it printed last:\n{}", last.join("\n")))
-    }
 }

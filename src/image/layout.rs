@@ -50,12 +50,25 @@ pub fn write(to: &Path, images: &[LayoutImage], blob: &dyn Fn(&Digest) -> PathBu
 
 /// Writes a layout into an empty folder that somebody else swaps in.
 pub fn write_in(folder: &Path, images: &[LayoutImage], blob: &dyn Fn(&Digest) -> PathBuf) -> Result<()> {
-    let bad = |e: oci_spec::OciSpecError| Error::failed(format!("can't write an image layout: {e}"));
-    let blobs = folder.join("blobs/sha256");
+    let documents = documents(images)?;
+    let to = folder.join("blobs/sha256");
     make_folder(&folder.join("blobs"))?;
-    make_folder(&blobs)?;
+    make_folder(&to)?;
+    for digest in blobs(images) {
+        copy(&blob(&digest), &to.join(digest.hex()), &digest)?;
+    }
+    documents.into_iter().try_for_each(|(name, bytes)| put(&folder.join(name), &bytes))
+}
+
+/// The blobs of a layout: what its images name, each once.
+pub fn blobs(images: &[LayoutImage]) -> BTreeSet<Digest> {
+    images.iter().flat_map(|image| std::iter::once(image.manifest.0).chain(image.blobs.iter().copied())).collect()
+}
+
+/// The documents of a layout besides its blobs, by name.
+pub fn documents(images: &[LayoutImage]) -> Result<[(&'static str, Vec<u8>); 2]> {
+    let bad = |e: oci_spec::OciSpecError| Error::failed(format!("can't write an image layout: {e}"));
     let mut manifests = vec![];
-    let mut wanted = BTreeSet::new();
     let mut tags = BTreeSet::new();
     for image in images {
         if !tags.insert(&image.tag) {
@@ -66,11 +79,6 @@ pub fn write_in(folder: &Path, images: &[LayoutImage], blob: &dyn Fn(&Digest) ->
         let mut manifest = descriptor(MediaType::ImageManifest, digest, *size)?;
         manifest.set_annotations(Some([(ANNOTATION_REF_NAME.to_string(), image.tag.clone())].into()));
         manifests.push(manifest);
-        wanted.insert(*digest);
-        wanted.extend(&image.blobs);
-    }
-    for digest in &wanted {
-        copy(&blob(digest), &blobs.join(digest.hex()), digest)?;
     }
     let index = ImageIndexBuilder::default()
         .schema_version(2u32)
@@ -79,8 +87,7 @@ pub fn write_in(folder: &Path, images: &[LayoutImage], blob: &dyn Fn(&Digest) ->
         .build()
         .map_err(bad)?;
     let version = OciLayoutBuilder::default().image_layout_version("1.0.0").build().map_err(bad)?;
-    put(&folder.join("index.json"), &json::write(&index)?)?;
-    put(&folder.join("oci-layout"), &json::write(&version)?)
+    Ok([("oci-layout", json::write(&version)?), ("index.json", json::write(&index)?)])
 }
 
 /// Modes in a layout don't depend on the umask.

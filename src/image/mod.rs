@@ -3,8 +3,10 @@
 //! - `layer`: a selection as a tar stream, hashed and compressed while it is made
 //! - `config`: the config and the manifest
 //! - `layout`: the folder that other tools read, written whole or not at all, and read back
+//! - `archive`: an image as one file, as OCI and docker have it
 //! - `json`: documents with one spelling, read without trust
 
+pub mod archive;
 pub mod config;
 pub mod json;
 pub mod layer;

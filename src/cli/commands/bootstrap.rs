@@ -34,7 +34,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     let wanted = Wanted { config, epoch: ours.and_then(|w| w.epoch), folder: &directory, lock_path };
     // A tag that can't be one is refused before anything is downloaded.
     store.builder(&args.tag)?;
-    Base::ready(&store, wanted, &settings, &ui::Progress::start())?;
+    Base::ready(&store, wanted, &settings, &ui::Progress::start(&directory))?;
     store.sync()?;
     if let Some(builder) = store.builder(&args.tag)? {
         if global.json {

@@ -22,7 +22,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     let graph = graph::analyse(&request)?;
     let store = context::store(global)?;
     let directory = context::directory(global)?;
-    let progress = ui::Progress::start();
+    let progress = ui::Progress::start(&directory);
     let allow_network =
         args.allow_network.iter().map(|text| Label::parse_in(text, &request.here)).collect::<Result<_>>()?;
     let settings = Settings {
@@ -161,22 +161,27 @@ pub fn base_as_is(store: &Store, workspace: &Workspace) -> Result<Base> {
     Base::ready(store, wanted(workspace), &settings, &crate::report::Silent)
 }
 
+/// How to look at what a build would do, or did: nothing runs, nothing is fetched or written.
+pub fn as_is(workspace: &Workspace, base: &Base) -> Options {
+    Options {
+        jobs: NonZeroUsize::MIN,
+        epoch: base.epoch,
+        output: std::path::PathBuf::new(),
+        allow_network: vec![],
+        inputs: workspace.inputs.clone(),
+        mirrors: workspace.mirrors.clone(),
+        environment: context::tools(),
+        offline: true,
+    }
+}
+
 /// The log of a rule, whether it went well or not.
 pub fn log(global: &Global, args: &crate::cli::args::Log) -> Result<()> {
     let request = context::request(global, &args.ask, std::slice::from_ref(&args.label))?;
     let graph = graph::analyse(&request)?;
     let store = context::store(global)?;
     let base = base_as_is(&store, &request.workspace)?;
-    let options = Options {
-        jobs: NonZeroUsize::MIN,
-        epoch: base.epoch,
-        output: std::path::PathBuf::new(),
-        allow_network: vec![],
-        inputs: request.workspace.inputs.clone(),
-        mirrors: request.workspace.mirrors.clone(),
-        environment: context::tools(),
-        offline: true,
-    };
+    let options = as_is(&request.workspace, &base);
     let build = Build::new(&store, &graph, &base, &options, &crate::report::Silent);
     build.forecast()?;
     for &id in &graph.requested {

@@ -1,11 +1,9 @@
 //! `tapeout image …`
 
-use std::num::NonZeroUsize;
-
 use crate::cli::args::{Ask, Global};
 use crate::cli::{context, ui};
 use crate::error::{Error, Result};
-use crate::execute::build::{Build, Options};
+use crate::execute::build::Build;
 use crate::graph;
 use crate::tapeout::why;
 use crate::tree::RootPath;
@@ -17,16 +15,7 @@ pub fn why(global: &Global, ask: &Ask, image: &str, path: Option<&str>) -> Resul
     let graph = graph::analyse(&request)?;
     let store = context::store(global)?;
     let base = super::build::base_as_is(&store, &request.workspace)?;
-    let options = Options {
-        jobs: NonZeroUsize::MIN,
-        epoch: base.epoch,
-        output: std::path::PathBuf::new(),
-        allow_network: vec![],
-        inputs: request.workspace.inputs.clone(),
-        mirrors: request.workspace.mirrors.clone(),
-        environment: context::tools(),
-        offline: true,
-    };
+    let options = super::build::as_is(&request.workspace, &base);
     let build = Build::new(&store, &graph, &base, &options, &crate::report::Silent);
     build.forecast()?;
     let id = *graph.requested.first().ok_or_else(|| Error::request("no image was named"))?;
