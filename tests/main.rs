@@ -4,6 +4,7 @@
 
 mod common;
 
+mod airgap;
 mod bootstrap;
 mod carried;
 mod changesets;

@@ -123,6 +123,8 @@ pub struct Request<'a> {
     pub locked: bool,
     /// Take new versions (`--update`).
     pub update: bool,
+    /// Of these packages alone; empty: of all.
+    pub update_only: &'a [String],
     /// Where Debian's packages are to be had; its suite is that of `from`.
     pub archive: &'a Archive<'a>,
     /// `SOURCE_DATE_EPOCH`; `None`: the date of the lock's index, else 1980-01-02.
@@ -165,7 +167,7 @@ pub fn ensure_lock(request: &Request) -> Result<Lock> {
                     archive.suite,
                     archive.architecture
                 ))
-                .next("remove it, or run tapeout bootstrap --update"));
+                .next("remove it, or run tapeout lock --update"));
             }
             let mut lock = old.clone();
             let unlocked = lock.unlocked(request.packages);
@@ -179,7 +181,7 @@ pub fn ensure_lock(request: &Request) -> Result<Lock> {
             lock
         }
         _ if request.locked => return Err(stale(format!("{} would be written", request.lock.display()))),
-        old => archive.new_lock(request.packages, old.as_ref())?,
+        old => archive.new_lock(request.packages, old.as_ref(), request.update_only)?,
     };
     if old.as_ref() != Some(&lock) {
         lock.write(request.lock)?;
@@ -193,7 +195,7 @@ fn make_debian(request: &Request, configure: &dyn Configure) -> Result<Builder> 
     let packages: Vec<&LockedPackage> = lock.builder_packages(request.packages)?.into_values().collect();
     let time = request.epoch.or_else(|| lock.date()).unwrap_or(EPOCH);
     let part = part_of_lock(&lock, &packages, time);
-    if packages.iter().any(|p| !archive.store.has_blob(&p.digest)) {
+    if packages.iter().any(|p| !archive.store.gives(&p.digest)) {
         download(&packages, &archive.sources()?, archive.http, archive.store, request.progress)?;
     }
     let unpacked = unpacked(request, &packages, &part, time)?;

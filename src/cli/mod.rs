@@ -36,6 +36,8 @@ fn run(cli: &Cli) -> Result<()> {
     match &cli.command {
         Command::Build(args) => commands::build::run(global, args),
         Command::Bootstrap(args) => commands::bootstrap::run(global, args),
+        Command::Lock(args) => commands::lock::run(global, args),
+        Command::Fetch(args) => commands::fetch::run(global, args),
         Command::Init => commands::init::run(global),
         Command::List(args) => commands::list::run(global, args),
         Command::Graph(args) => commands::graph::run(global, args),
@@ -54,5 +56,8 @@ fn run(cli: &Cli) -> Result<()> {
 
 /// These read and remove what rules made, folders of mode 000 among it.
 fn touches_the_store(command: &Command) -> bool {
-    matches!(command, Command::Build(_) | Command::Bootstrap(_) | Command::Log(_) | Command::Image(_))
+    matches!(
+        command,
+        Command::Build(_) | Command::Bootstrap(_) | Command::Fetch(_) | Command::Log(_) | Command::Image(_)
+    )
 }

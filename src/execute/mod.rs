@@ -3,6 +3,7 @@
 pub mod base;
 pub mod build;
 pub mod check;
+pub mod commit;
 pub mod environment;
 pub mod fetch;
 pub mod identity;
@@ -16,3 +17,4 @@ pub mod snapshot;
 pub mod sources;
 mod tapeout;
 pub mod unpack;
+pub mod wants;

@@ -96,7 +96,12 @@ fn lay_out(store: &Store, packages: &BTreeMap<String, Digest>, scratch: &Scratch
     let folder = scratch.folder("packages")?;
     for (name, digest) in packages {
         let to = folder.join(name);
-        fs::hard_link(store.blob_path(digest), &to).map_err(|e| Error::io("link", &to, e))?;
+        if store.has_blob(digest) {
+            fs::hard_link(store.blob_path(digest), &to).map_err(|e| Error::io("link", &to, e))?;
+        } else {
+            let mut made = fs::File::create_new(&to).map_err(|e| Error::io("create", &to, e))?;
+            std::io::copy(&mut store.blob(digest)?, &mut made).map_err(|e| Error::io("copy", &to, e))?;
+        }
     }
     Ok(folder)
 }

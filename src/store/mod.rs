@@ -28,10 +28,11 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
+use crate::archive::section::Section;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
 use crate::sys::file::{self, Lock};
@@ -55,6 +56,8 @@ struct Inner {
     path: PathBuf,
     boot: String,
     changesets: Mutex<BTreeMap<Digest, Arc<Changeset>>>,
+    /// Files of inputs, which give blobs that the store doesn't have.
+    inputs: OnceLock<inputs::Inputs>,
     /// Held shared for as long as the store is open.
     _lock: File,
 }
@@ -106,7 +109,13 @@ impl Store {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let boot: String = boot.chars().filter(|c| c.is_ascii_hexdigit() || *c == '-').collect();
         let boot = if boot.is_empty() { "unknown".to_string() } else { boot.trim().to_string() };
-        let store = Self(Arc::new(Inner { path: path.to_path_buf(), boot, changesets: Mutex::default(), _lock: lock }));
+        let store = Self(Arc::new(Inner {
+            path: path.to_path_buf(),
+            boot,
+            changesets: Mutex::default(),
+            inputs: OnceLock::new(),
+            _lock: lock,
+        }));
         store.forget_earlier_boots()?;
         scratch::remove_stale(&store.path().join("tmp"));
         Ok(store)
@@ -134,10 +143,31 @@ impl Store {
         self.blob_path(digest).is_file()
     }
 
-    /// A blob for reading.
-    pub fn blob(&self, digest: &Digest) -> Result<File> {
+    /// From now on these give what the store doesn't have.
+    pub fn use_inputs(&self, inputs: inputs::Inputs) {
+        let _ = self.0.inputs.set(inputs);
+    }
+
+    /// The files of inputs of this command.
+    pub fn inputs(&self) -> Option<&inputs::Inputs> {
+        self.0.inputs.get()
+    }
+
+    /// Can it be read: is it in the store, or in a file of inputs?
+    pub fn gives(&self, digest: &Digest) -> bool {
+        self.has_blob(digest) || self.inputs().is_some_and(|inputs| inputs.has(digest))
+    }
+
+    /// A blob for reading: the store's, or that of a file of inputs, whose content was checked.
+    pub fn blob(&self, digest: &Digest) -> Result<Section> {
         let path = self.blob_path(digest);
-        File::open(&path).map_err(|e| Error::io("open", path, e))
+        match File::open(&path) {
+            Ok(file) => Section::whole(file).map_err(|e| Error::io("fstat", &path, e)),
+            Err(e) => match self.inputs().map(|inputs| inputs.blob(digest)).transpose()?.flatten() {
+                Some(section) => Ok(section),
+                None => Err(Error::io("open", path, e)),
+            },
+        }
     }
 
     /// Begins a blob: nothing is there until it is finished.

@@ -11,10 +11,12 @@ use crate::cli::{context, ui};
 use crate::error::{Error, Result};
 use crate::execute::base::{Base, Settings, Wanted};
 use crate::execute::build::{self, Build, Forecast, Options, Output};
+use crate::execute::wants;
 use crate::graph;
 use crate::label::Label;
 use crate::report::Report;
 use crate::store::Store;
+use crate::store::inputs::Inputs;
 
 /// Builds what the labels name, or says what would be built.
 pub fn run(global: &Global, args: &Args) -> Result<()> {
@@ -31,9 +33,13 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         locked: args.locked,
         offline: global.offline,
         dry: args.dry_run,
-        update: false,
+        ..Settings::default()
     };
-    let base = Base::ready(&store, wanted(&request.workspace), &settings, &progress)?;
+    if !args.input_files.is_empty() {
+        let paths: Vec<_> = args.input_files.iter().map(|path| directory.join(path)).collect();
+        store.use_inputs(Inputs::open(&paths)?);
+    }
+    let mut base = Base::planned(&store, wanted(&request.workspace), &settings, &progress)?;
     let options = Options {
         jobs: args.jobs.unwrap_or_else(processors),
         epoch: base.epoch,
@@ -50,6 +56,13 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     if args.dry_run {
         return dry_run(global, &store, &graph, &base, &options);
     }
+    if global.offline {
+        let planned = Build::new(&store, &graph, &base, &options, &crate::report::Silent);
+        let checked = wants::check(&planned, &args.labels);
+        base.save_lock()?;
+        checked?;
+    }
+    base.make(&progress)?;
     let built = build(&store, &graph, &base, &options, &progress);
     base.save_lock()?;
     let outcomes = built?;
