@@ -96,7 +96,7 @@ git("repository", urls = ["{url}/above.git"], commit = "{}", submodules = True)
 rule(
     "build",
     deps = ["//base:build", ":source", ":repository"],
-    sources = [fetched("five", urls = ["{url}/five"], sha512 = "{}")],
+    sources = [fetched("five", urls = ["{url}/five"], digest = "sha512:{}")],
     run = "mkdir /opt && cp -r source repository five /opt/",
 )
 tapeout("tapeout", deps = [":build"], include = ["/opt/**"])

@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::sys::root::Root;
 
 pub mod debian;
+pub mod host;
 pub mod ids;
 pub mod image;
 pub mod lock_file;
@@ -41,6 +42,8 @@ pub enum From {
     OciArchive(PathBuf, Option<String>),
     /// `docker-archive:FILE[:NAME]`
     DockerArchive(PathBuf, Option<String>),
+    /// `host`
+    Host,
 }
 
 impl From {
@@ -48,6 +51,7 @@ impl From {
     pub fn in_folder(self, folder: &Path) -> Self {
         match self {
             Self::Debian(suite) => Self::Debian(suite),
+            Self::Host => Self::Host,
             Self::Tar(path) => Self::Tar(folder.join(path)),
             Self::Folder(path) => Self::Folder(folder.join(path)),
             Self::Layout(path, tag) => Self::Layout(folder.join(path), tag),
@@ -62,10 +66,13 @@ impl std::str::FromStr for From {
 
     fn from_str(text: &str) -> Result<Self> {
         let bad = |why: &str| {
-            Error::request(format!("a builder can't be made from {text:?}"))
-                .why(why)
-                .next("write debian:SUITE, tar:FILE, dir:DIR, oci:DIR[:TAG], oci-archive:FILE or docker-archive:FILE")
+            Error::request(format!("a builder can't be made from {text:?}")).why(why).next(
+                "write debian:SUITE, tar:FILE, dir:DIR, oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE or host",
+            )
         };
+        if text == "host" {
+            return Ok(Self::Host);
+        }
         let (kind, rest) = text.split_once(':').ok_or_else(|| bad("it has no kind before a colon"))?;
         if rest.is_empty() {
             return Err(bad("nothing follows the colon"));
@@ -82,7 +89,7 @@ impl std::str::FromStr for From {
             "oci" => Ok(Self::Layout(path, tag)),
             "oci-archive" => Ok(Self::OciArchive(path, tag)),
             "docker-archive" => Ok(Self::DockerArchive(path, tag)),
-            "docker" | "host" | "rule" => Err(bad("that kind is not there yet")),
+            "docker" | "rule" => Err(bad("that kind is not there yet")),
             _ => Err(bad("that kind is not known")),
         }
     }
@@ -140,6 +147,7 @@ pub const EPOCH: i64 = 315_619_200;
 pub fn make(request: &Request, configure: &dyn Configure) -> Result<Builder> {
     let builder = match request.from {
         From::Debian(_) => make_debian(request, configure)?,
+        From::Host => host::make(request)?,
         _ => make_rootfs(request)?,
     };
     let store = request.archive.store;
@@ -241,6 +249,7 @@ fn identity(request: &Request, lock: Option<&Lock>, time: i64) -> Result<Digest>
             let packages: Vec<&LockedPackage> = lock.builder_packages(request.packages)?.into_values().collect();
             part_of_lock(lock, &packages, time).to_string()
         }
+        (From::Host, _) => host::fingerprint(),
         (from, _) => format!("{from:?}"),
     };
     Ok(Digest::of(format!("tapeout made 1\n{from}\n{time}\n")))
@@ -297,7 +306,7 @@ fn unpack_rootfs(request: &Request, root: &Root, archive: impl Fn() -> Result<Ro
         From::Layout(path, tag) => image::from_layout(&Root::open(path)?, tag.as_deref(), architecture, root),
         From::OciArchive(path, tag) => image::from_oci_archive(path, tag.as_deref(), architecture, &archive()?, root),
         From::DockerArchive(path, tag) => image::from_docker_archive(path, tag.as_deref(), &archive()?, root),
-        From::Debian(suite) => Err(Error::failed(format!("debian:{suite} is no root filesystem"))),
+        From::Debian(_) | From::Host => Err(Error::failed(format!("{} is no root filesystem", request.written))),
     }
 }
 
@@ -314,6 +323,7 @@ mod tests {
             parse("docker-archive:x.tar:repo/name:1").unwrap(),
             From::DockerArchive("x.tar".into(), Some("repo/name:1".into()))
         );
+        assert_eq!(parse("host").unwrap(), From::Host);
         assert_eq!(parse("tar:a:b.tar").unwrap(), From::Tar("a:b.tar".into()));
         for bad in ["bookworm", "debian:", "debian:../x", "debian:a b", "ftp:x", "host:x"] {
             let error = parse(bad).unwrap_err();

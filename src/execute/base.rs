@@ -135,6 +135,11 @@ impl Base {
             lock: None,
             config: wanted.config,
         };
+        if base.is_host() {
+            report.event(Event::Note {
+                text: "the builder is this machine's own toolchain (host): what is built in it is not reproducible",
+            });
+        }
         let progress = Told { report, phase: Mutex::new(String::new()) };
         if matches!(from, From::Debian(_)) && !base.lock_path.exists() && !settings.locked {
             base.adopt_lock(report)?;
@@ -157,6 +162,11 @@ impl Base {
             base.is(current);
         }
         Ok(base)
+    }
+
+    /// Is it this machine's own toolchain?
+    pub fn is_host(&self) -> bool {
+        self.from == From::Host
     }
 
     /// Makes the builder, where it isn't there.
@@ -381,8 +391,15 @@ impl Base {
             return Ok(());
         }
         Err(Error::request(format!("the builder {} has no package {}", self.config.tag, missing.join(", ")))
-            .why("it has no lock, so packages can't be added to it")
-            .next("use a builder that has them, or one from debian:SUITE"))
+            .why(match (self.is_host(), self.packages.is_empty()) {
+                (true, true) => "it is this machine, whose packages can't be told: it has no /var/lib/dpkg/status",
+                (true, false) => "it is this machine, to which tapeout adds nothing",
+                (false, _) => "it has no lock, so packages can't be added to it",
+            })
+            .next(match self.is_host() {
+                true => "install them on this machine, or use a builder from debian:SUITE",
+                false => "use a builder that has them, or one from debian:SUITE",
+            }))
     }
 
     /// New numbers for the names that an installation added; the lock learns those that it didn't know.

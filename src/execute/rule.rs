@@ -5,19 +5,21 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
 use crate::build_file::spec::Step;
 use crate::builder::debian::install::DEBS;
+use crate::builder::host;
 use crate::changeset::{self, Options};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::identity::{self, Renumber};
 use crate::execute::log;
 use crate::execute::request::{FORMAT, Outcome, Request};
-use crate::sandbox::{Bind, Hit, Spec, Status};
+use crate::sandbox::{Above, Bind, Hit, Spec, Status};
 use crate::store::{Scratch, Store};
 use crate::sys::root::Root;
 use crate::tree::{Layer, Stack};
@@ -44,7 +46,7 @@ pub fn run(
     let kept = store.log_path(&request.key());
     fs::rename(&log_path, &kept).map_err(|e| Error::io("rename", &kept, e))?;
     if let Some(error) = failure(&outcome.status, outcome.failed_step, &request.steps) {
-        return Err(log::told(error, &kept));
+        return Err(of_the_host(log::told(error, &kept), spec.places.is_empty()));
     }
     let root = Root::open(&upper)?;
     let map = renumber.map(|renumber| renumber.map(&root)).transpose()?.unwrap_or_default();
@@ -64,8 +66,11 @@ pub fn run(
 
 fn spec(store: &Store, request: &Request, snapshot: &Stack, scratch: &Scratch) -> Result<Spec> {
     let packages = (!request.packages.is_empty()).then(|| lay_out(store, &request.packages, scratch)).transpose()?;
+    let mut lower = folders(store, snapshot);
+    let places = places_of_the_host(&mut lower, scratch)?;
     Ok(Spec {
-        lower: folders(store, snapshot),
+        lower,
+        places,
         upper: scratch.path().join("upper"),
         work: scratch.folder("work")?,
         root: scratch.folder("root")?,
@@ -81,6 +86,45 @@ fn spec(store: &Store, request: &Request, snapshot: &Stack, scratch: &Scratch) -
         hostname: "tapeout".to_string(),
         ..Spec::default()
     })
+}
+
+/// The kernel can't copy up a file whose owner it can't write down, and programs tell it in words that mislead.
+fn of_the_host(error: Error, is_ours: bool) -> Error {
+    let said = Errno::EOVERFLOW.desc();
+    if is_ours || !error.reasons().iter().any(|reason| reason.contains(said)) {
+        return error;
+    }
+    error
+        .why(format!(
+            "{said:?} (EOVERFLOW): on the builder host, a file of this machine that belongs to another user can't be \
+             changed or renamed in place"
+        ))
+        .next("let the rule remove it and write a new one, or use a builder that is no host: debian:SUITE")
+}
+
+/// Where the host itself is among the folders of a snapshot, it is taken out: each of its top folders becomes the
+/// lowest of a stack of its own.
+fn places_of_the_host(lower: &mut Vec<PathBuf>, scratch: &Scratch) -> Result<Vec<Above>> {
+    let before = lower.len();
+    lower.retain(|folder| !host::is_host(folder));
+    if lower.len() == before {
+        return Ok(vec![]);
+    }
+    let mut places = vec![];
+    for top in host::tops() {
+        let upper = scratch.path().join("upper").join(top);
+        fs::create_dir(&upper).map_err(|e| Error::io("mkdir", &upper, e))?;
+        fs::set_permissions(&upper, fs::Permissions::from_mode(0o755)).map_err(|e| Error::io("chmod", &upper, e))?;
+        let is_folder = |path: &PathBuf| fs::symlink_metadata(path).is_ok_and(|stat| stat.is_dir());
+        let above = lower.iter().map(|folder| folder.join(top)).filter(is_folder);
+        places.push(Above {
+            inside: format!("/{top}"),
+            lower: std::iter::once(Path::new("/").join(top)).chain(above).collect(),
+            work: scratch.folder(&format!("work-{top}"))?,
+            upper,
+        });
+    }
+    Ok(places)
 }
 
 /// The folders to stack, the lowest first. Rules that changed the same in the same way share one

@@ -129,6 +129,7 @@ impl Room {
         match operation {
             Operation::Private => mount::make_all_private(),
             Operation::Overlay { lower, upper, work, root } => self.overlay(lower, upper, work, root),
+            Operation::Above { inside, lower, upper, work } => self.above(inside, lower, upper, work),
             Operation::Own(inside) => {
                 let copy = self.copy(inside)?;
                 mount::attach(copy.as_fd(), self.folder(inside, 0o755)?.as_fd())
@@ -180,6 +181,16 @@ impl Room {
         }
         self.upper = Some(upper);
         Ok(())
+    }
+
+    /// A stack of its own at a folder. Its upper folder lies in the snapshot's, which the kernel shows nobody
+    /// once this is mounted on it.
+    fn above(&mut self, inside: &str, lower: &[HostPath], upper: &HostPath, work: &HostPath) -> Result<()> {
+        let (upper, work) = (file::open_path(upper)?, file::open_path(work)?);
+        let made = new_overlay(lower, &upper, &work)?.ok_or_else(|| {
+            Error::failed(format!("this kernel can't show the host's {inside}")).why("it is older than 6.7")
+        })?;
+        mount::attach(made.as_fd(), self.folder(inside, 0o755)?.as_fd())
     }
 
     /// Opens what is at a path inside; `None`: nothing.

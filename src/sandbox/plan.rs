@@ -68,6 +68,17 @@ pub enum Operation {
         /// An empty folder of the host.
         root: HostPath,
     },
+    /// A folder of the snapshot that is a stack of its own.
+    Above {
+        /// Inside.
+        inside: String,
+        /// The lowest first.
+        lower: Vec<HostPath>,
+        /// What changes.
+        upper: HostPath,
+        /// For the kernel.
+        work: HostPath,
+    },
     /// A folder of the snapshot becomes a mount of its own, so that it can't be removed or renamed.
     Own(String),
     /// A file or folder of the host.
@@ -130,6 +141,7 @@ impl fmt::Display for Operation {
         match self {
             Self::Private => write!(f, "keep mounts private"),
             Self::Overlay { lower, upper, .. } => write!(f, "stack {} folders below {}", lower.len(), upper.display()),
+            Self::Above { inside, lower, .. } => write!(f, "stack {} folders at {inside}", lower.len()),
             Self::Own(inside) => write!(f, "make {inside} a mount of its own"),
             Self::Bind { host, inside, read_only } => {
                 write!(f, "show {} at {inside}{}", host.display(), if *read_only { ", read-only" } else { "" })
@@ -196,6 +208,14 @@ pub fn plan(spec: &Spec) -> Result<Vec<Operation>> {
             work: (&spec.work).into(),
             root: (&spec.root).into(),
         },
+    ];
+    plan.extend(spec.places.iter().map(|above| Operation::Above {
+        inside: above.inside.clone(),
+        lower: above.lower.iter().map(HostPath::from).collect(),
+        upper: (&above.upper).into(),
+        work: (&above.work).into(),
+    }));
+    plan.extend([
         Operation::Own("/tmp".into()),
         tmpfs("/run", 0o755),
         tmpfs("/dev", 0o755),
@@ -206,7 +226,7 @@ pub fn plan(spec: &Spec) -> Result<Vec<Operation>> {
         link("/proc/self/fd/0", "/dev/stdin"),
         link("/proc/self/fd/1", "/dev/stdout"),
         link("/proc/self/fd/2", "/dev/stderr"),
-    ];
+    ]);
     plan.extend(DEVICES.map(|name| Operation::Device(name.into())));
     plan.push(Operation::Proc);
     plan.push(Operation::NoControlGroups);

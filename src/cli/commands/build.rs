@@ -112,6 +112,7 @@ struct Planned<'a> {
     packages: &'a [String],
     parameters: &'a std::collections::BTreeMap<Label, Value>,
     hermetic: bool,
+    reproducible: bool,
 }
 
 fn dry_run(global: &Global, store: &Store, graph: &Graph, base: &Base, options: &Options) -> Result<()> {
@@ -128,6 +129,7 @@ fn dry_run(global: &Global, store: &Store, graph: &Graph, base: &Base, options: 
             packages: &instance.packages,
             parameters: &instance.parameters,
             hermetic: !matches!(&instance.spec, Spec::Rule(rule) if rule.network),
+            reproducible: !base.is_host(),
         })
         .collect();
     if global.json {
@@ -150,6 +152,9 @@ fn dry_run(global: &Global, store: &Store, graph: &Graph, base: &Base, options: 
         }
         if !step.hermetic {
             text.push_str("  (not hermetic: it has the host's network)");
+        }
+        if !step.reproducible {
+            text.push_str("  (not reproducible: the builder is this machine)");
         }
         text.push('\n');
     }
