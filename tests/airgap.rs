@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::common::image::fingerprint;
-use crate::common::places::tiny_root;
 use crate::common::{Layout, User, Workspace, have};
 
 /// A web server of one folder, which counts what it is asked for.
@@ -267,6 +266,20 @@ fn other_tools_copy_a_file_of_inputs() {
     offline.run("--offline build //app:app/build_image --inputs again.oci.tar").success();
 }
 
+/// Types what docs/air-gap.md says, word for word.
+fn as_the_page_says(workspace: &Workspace, name: &str) {
+    let tapeout = workspace.everything().join("bin/tapeout");
+    if !tapeout.exists() {
+        std::os::unix::fs::symlink(crate::common::places::binary(), &tapeout).expect("symlink");
+    }
+    let path = format!("{}:/usr/bin:/bin", workspace.everything().join("bin").display());
+    let shell = crate::common::needs::find("sh").expect("sh");
+    for (_, text) in crate::readme::blocks("docs/air-gap.md", name) {
+        let mut command = workspace.command(&shell, &["-ec", &format!("PATH='{path}'; export PATH\n{text}")]);
+        crate::common::outcome::Running::start(&mut command, text).wait(workspace.limit).success();
+    }
+}
+
 /// A workspace that has never been built, and has no lock: the file brings that too.
 #[test]
 fn a_debian_builder_comes_out_of_the_file_with_the_digests_that_it_had() {
@@ -278,10 +291,19 @@ rule("build", deps = ["//base:build"], packages = ["bc"], run = "mkdir -p /opt &
 tapeout("tapeout", deps = [":build"], include = ["/opt/answer"], paths = ["/usr/bin/bc"])
 image("app", deps = [":tapeout"], check = ["/usr/bin/bc", "--version"])
 "#;
+    const SHOP: &str = r#"pod("shop", containers = [container("app", image = "//app:app")])"#;
     let online = Workspace::debian();
-    online.file("app/build.star", GREETER);
+    online.file("app/build.star", GREETER).file("shop/build.star", SHOP);
     online.run("build //app:app/build_image").success();
-    online.run("fetch //... -o inputs.oci.tar").success();
+    as_the_page_says(&online, "online");
+    as_the_page_says(&online, "since");
+    assert!(members(&fs::read(online.path("more.oci.tar")).expect("read")).len() == 2, "nothing is new");
+    fs::remove_file(online.path("more.oci.tar")).expect("remove");
+    if have(&["skopeo"]) {
+        as_the_page_says(&online, "carried");
+        fs::remove_dir_all(online.path("layout")).expect("remove");
+        fs::remove_file(online.path("carried.oci.tar")).expect("remove");
+    }
     let size = fs::metadata(online.path("inputs.oci.tar")).expect("stat").len();
     let held: usize =
         members(&fs::read(online.path("inputs.oci.tar")).expect("read")).values().map(|(_, size)| size).sum();
@@ -290,7 +312,7 @@ image("app", deps = [":tapeout"], check = ["/usr/bin/bc", "--version"])
     let toml = crate::common::workspace::DEBIAN_TOML;
     let fresh = |lock: bool| {
         let workspace = Workspace::empty(User::plain());
-        workspace.file("tapeout.toml", toml).file("app/build.star", GREETER);
+        workspace.file("tapeout.toml", toml).file("app/build.star", GREETER).file("shop/build.star", SHOP);
         if lock {
             workspace.file("tapeout.lock", online.read("tapeout.lock"));
         }
@@ -298,7 +320,9 @@ image("app", deps = [":tapeout"], check = ["/usr/bin/bc", "--version"])
         workspace.behind(&["/usr/bin/unshare", "-r", "-n"])
     };
     let offline = fresh(false);
-    offline.run("--offline build //... --inputs inputs.oci.tar").success().says("tapeout.lock");
+    as_the_page_says(&offline, "offline");
+    as_the_page_says(&offline, "out");
+    offline.run("pod verify shop.tar").success();
     assert_eq!(offline.read("tapeout.lock"), online.read("tapeout.lock"));
     assert_eq!(fingerprint(&offline.output("app/app/build_image")), fingerprint(&online.output("app/app/build_image")));
     // What is cached needs nothing.
@@ -384,5 +408,62 @@ tar -C d -cf none.tar . && cp none.tar twice.tar && tar -C d -rf twice.tar ./oci
     ] {
         workspace.run(&format!("build //app:build --inputs {file}")).fails().stderr_has(says).says_not("built");
     }
-    let _: PathBuf = tiny_root();
+}
+
+/// The mirror has moved on: packages of the lock are gone, all of them are named, and one command renews the lock.
+#[test]
+fn a_lock_whose_packages_are_gone_is_renewed_by_the_command_that_the_error_names() {
+    let workspace = Workspace::debian();
+    workspace.file("app/build.star", r#"rule("build", deps = ["//base:build"], packages = ["bc"])"#);
+    let lock = workspace.read("tapeout.lock");
+    // Two packages as they were before the newest version: no mirror has them.
+    let old = |lock: &str, name: &str| {
+        let at = lock.find(&format!("name = \"{name}\"\n")).expect("locked");
+        let end = at + lock[at..].find("\n\n").unwrap_or(lock.len() - at);
+        let package: String = lock[at..end]
+            .lines()
+            .map(|line| match line.split_once(" = ") {
+                Some(("version", _)) => "version = \"0.1-1\"\n".to_string(),
+                Some(("sha256", _)) => format!("sha256 = \"{:064}\"\n", name.len()),
+                Some(("file", _)) => format!("file = \"pool/main/{name}_0.1-1_all.deb\"\n"),
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        format!("{}{}{}", &lock[..at], package, &lock[(end + 1).min(lock.len())..])
+    };
+    let stale = old(&old(&lock, "zlib1g"), "hostname");
+    let fresh = Workspace::empty(User::plain()).stored_in(workspace.store().to_owned());
+    fresh.file("tapeout.toml", crate::common::workspace::DEBIAN_TOML).file("tapeout.lock", &stale);
+    fresh.file("app/build.star", r#"rule("build", deps = ["//base:build"], packages = ["bc"])"#);
+    fresh
+        .run("build //app:build")
+        .failure(1)
+        .stderr_has("2 packages")
+        .stderr_has("hostname 0.1-1")
+        .stderr_has("zlib1g 0.1-1")
+        .stderr_has("tapeout lock --update");
+    // One of them by name: the other's version is gone too, so it moves, and nothing else does.
+    as_the_page_says_in(&fresh);
+    assert!(!fresh.read("tapeout.lock").contains("0.1-1"));
+    assert!(fresh.read("tapeout.lock").contains("name = \"bc\""));
+    fresh.run("lock").success().stdout_has("as before").stdout_has("tapeout.lock");
+    fresh.run("lock --update nosuch").failure(2).stderr_has("nosuch");
+    let changed = fresh.run("--json lock --update bc").success().json();
+    assert_eq!(changed.as_array().map(Vec::len), Some(0), "nothing is newer than the newest: {changed}");
+    fresh.file("tapeout.lock", old(&fresh.read("tapeout.lock"), "bc"));
+    fresh.run("lock --update bc").success().stdout_has("bc  0.1-1 -> ");
+    workspace.file("tapeout.toml", crate::common::workspace::tiny_toml());
+    workspace.run("lock").failure(2).stderr_has("debian:");
+}
+
+/// `tapeout lock --update`, as the page says, prints the versions that change.
+fn as_the_page_says_in(workspace: &Workspace) {
+    let blocks = crate::readme::blocks("docs/air-gap.md", "lock");
+    assert_eq!(blocks[0].1.trim(), "tapeout lock --update");
+    workspace
+        .run("lock --update")
+        .success()
+        .stdout_has("zlib1g  0.1-1 -> ")
+        .stdout_has("hostname  0.1-1 -> ")
+        .stdout_has("+ bc  ");
 }

@@ -11,15 +11,19 @@ mod changesets;
 mod cli;
 mod full_disk;
 mod graph;
+mod host;
 mod identities;
+mod kept_graph;
 mod killed;
 mod newcomer;
 mod nothing_of_the_host;
 mod outside_tools;
 mod owners;
+mod programs;
 mod readme;
 mod reproducible;
 mod sandbox;
+mod secrets;
 mod templates;
 
 /// A file that nobody declares is a promise that nobody tests.

@@ -138,8 +138,18 @@ pub const FUNCTIONS: &[Function] = &[
                 "What `stat` shows. `seen` (the recorded owners) is not there yet: an error.",
             ),
             a("network", "bool", "False", "True: it has the host's network, and is marked not hermetic."),
-            a("secrets", "list of strings", "[]", "Names of secrets. Not there yet: naming one is an error."),
-            a("caches", "list of paths", "[]", "Folders kept between runs. Not there yet: naming one is an error."),
+            a(
+                "secrets",
+                "list of strings",
+                "[]",
+                "Names of secrets: files below `/run/secrets` while `run` runs, given by `--secret`. See [what a rule may ask for](rules.md#secrets).",
+            ),
+            a(
+                "caches",
+                "list of paths",
+                "[]",
+                "Folders whose content is kept between runs, and is in no changeset. See [what a rule may ask for](rules.md#caches).",
+            ),
             a(
                 "limits",
                 "dict",

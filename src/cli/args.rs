@@ -130,6 +130,9 @@ pub struct Build {
     /// Give this rule the host's network, if it asks for it
     #[arg(long = "allow-network", value_name = "LABEL")]
     pub allow_network: Vec<String>,
+    /// What the rules that name this secret may read at /run/secrets/NAME: a file's content, or a variable's value
+    #[arg(long = "secret", value_name = "NAME=file:PATH|env:VARIABLE")]
+    pub secrets: Vec<String>,
 }
 
 /// `tapeout lock`

@@ -13,9 +13,10 @@ use crate::error::{Error, Result};
 use crate::execute::base::Base;
 use crate::execute::request::{FORMAT, Request};
 use crate::execute::schedule::{self, Order};
+use crate::execute::secrets::{self, Secrets};
 use crate::execute::snapshot::{self, Snapshot};
 use crate::execute::{environment, fetch, identity, rule, sources, unpack};
-use crate::report::{Event, Report};
+use crate::report::{Event, Report, Silent};
 use crate::store::Store;
 use crate::tree::Layer;
 
@@ -38,6 +39,8 @@ pub struct Options {
     pub environment: BTreeMap<OsString, OsString>,
     /// No network at all.
     pub offline: bool,
+    /// What rules may read that no build file holds.
+    pub secrets: Secrets,
 }
 
 impl Options {
@@ -123,6 +126,8 @@ impl<'a> Build<'a> {
 
     /// Runs all of it. Results are on the disk when it returns, after an error too.
     pub fn run(&self) -> Result<()> {
+        self.options.secrets.are_in_no_build_file(self.graph)?;
+        self.has_secrets()?;
         let deps: Vec<_> = self.graph.instances.iter().map(|i| i.deps.clone()).collect();
         let result = schedule::run(&deps, self.options.jobs, |id| {
             let instance = &self.graph.instances[id];
@@ -133,6 +138,24 @@ impl<'a> Build<'a> {
             Ok(())
         });
         result.and(self.store.sync())
+    }
+
+    /// A rule whose secret is missing is told before anything runs, unless it needs not run itself.
+    fn has_secrets(&self) -> Result<()> {
+        let missing = |spec| self.options.secrets.missing(secrets::wanted(spec));
+        if self.graph.instances.iter().all(|instance| missing(&instance.spec).is_none()) {
+            return Ok(());
+        }
+        let forecast = Build::new(self.store, self.graph, self.base, self.options, &Silent).forecast()?;
+        let errors = self.graph.instances.iter().zip(forecast).filter_map(|(instance, forecast)| {
+            let name = missing(&instance.spec).filter(|_| matches!(forecast, Forecast::Run | Forecast::Unknown))?;
+            Some(
+                Error::request(format!("rule {} needs the secret {name}", instance.label))
+                    .at(instance.place.clone(), "")
+                    .next(format!("give it: --secret {name}=file:PATH, or --secret {name}=env:VARIABLE")),
+            )
+        });
+        Error::all(errors.collect()).map_or(Ok(()), Err)
     }
 
     /// What an instance came to; it must have run.
@@ -174,7 +197,13 @@ impl<'a> Build<'a> {
         self.report.event(Event::Started { what: &name, total: None });
         let made = snapshot.stack(self.store, self.graph, &self.order).and_then(|stack| {
             let renumber = identity::Renumber { base: self.base, below: &stack, store: self.store };
-            rule::run(self.store, request, &stack, (!request.packages.is_empty()).then_some(&renumber))
+            rule::run(
+                self.store,
+                request,
+                &stack,
+                (!request.packages.is_empty()).then_some(&renumber),
+                &self.options.secrets.of(&request.secrets),
+            )
         });
         self.report.event(Event::Ended { what: &name });
         let (layer, weakened) = made.map_err(|e| {
@@ -237,6 +266,8 @@ impl<'a> Build<'a> {
             network: rule.network,
             limits: rule.limits,
             packages,
+            secrets: rule.secrets,
+            caches: rule.caches,
         };
         Ok(Some((request, snapshot)))
     }
@@ -362,12 +393,7 @@ impl<'a> Build<'a> {
 
 /// What the language has and the sandbox has not: better refused than without effect.
 fn not_there_yet(rule: &Rule) -> Result<()> {
-    let asked = [
-        ("secrets", !rule.secrets.is_empty()),
-        ("caches", !rule.caches.is_empty()),
-        ("ids = \"range\"", rule.ids == Ids::Range),
-        ("owners = \"seen\"", rule.owners == Owners::Seen),
-    ];
+    let asked = [("ids = \"range\"", rule.ids == Ids::Range), ("owners = \"seen\"", rule.owners == Owners::Seen)];
     match asked.iter().find(|(_, asked)| *asked) {
         Some((what, _)) => Err(Error::request(format!("{what} is not there yet in this version")).next("leave it out")),
         None => Ok(()),

@@ -13,6 +13,7 @@ mod pod;
 pub mod request;
 pub mod rule;
 pub mod schedule;
+pub mod secrets;
 pub mod snapshot;
 pub mod sources;
 mod tapeout;

@@ -3,8 +3,9 @@
 //! `log` → sandbox → upper folder → captured changeset → store → result document, in this order:
 //! the result is recorded last, so that a kill leaves either nothing or all of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -19,10 +20,12 @@ use crate::error::{Error, Result};
 use crate::execute::identity::{self, Renumber};
 use crate::execute::log;
 use crate::execute::request::{FORMAT, Outcome, Request};
-use crate::sandbox::{Above, Bind, Hit, Spec, Status};
-use crate::store::{Scratch, Store};
+use crate::execute::secrets::Search;
+use crate::sandbox::{Above, Bind, Hit, Secret, Spec, Status};
+use crate::store::{Cache, Scratch, Store};
+use crate::sys::file;
 use crate::sys::root::Root;
-use crate::tree::{Layer, Stack};
+use crate::tree::{Layer, RootPath, Stack};
 
 /// The changeset of a request that ran before.
 pub fn cached(store: &Store, request: &Request) -> Option<Digest> {
@@ -37,12 +40,25 @@ pub fn run(
     request: &Request,
     snapshot: &Stack,
     renumber: Option<&Renumber>,
+    secrets: &[Secret],
 ) -> Result<(Layer, Vec<String>)> {
     let scratch = store.scratch()?;
     let upper = scratch.folder("upper")?;
     let log_path = scratch.path().join("log");
-    let spec = spec(store, request, snapshot, &scratch)?;
-    let outcome = log::run(&spec, &log_path)?;
+    let search = Search::of(secrets);
+    let caches = caches(store, request)?;
+    let mut spec = spec(store, request, snapshot, &scratch)?;
+    spec.secrets = secrets.to_vec();
+    spec.mounts.extend(caches.iter().map(|(inside, cache)| Bind {
+        host: cache.folder().to_path_buf(),
+        inside: inside.to_string(),
+        read_only: false,
+    }));
+    let outcome = log::run(&spec, &log_path, &search)?;
+    for (inside, _) in caches.iter().rev() {
+        forget_mount_point(&upper, snapshot, inside)?;
+    }
+    drop(caches);
     let kept = store.log_path(&request.key());
     fs::rename(&log_path, &kept).map_err(|e| Error::io("rename", &kept, e))?;
     if let Some(error) = failure(&outcome.status, outcome.failed_step, &request.steps) {
@@ -56,6 +72,7 @@ pub fn run(
         captured.renumber(&map.users, &map.groups);
         identity::rewrite(&mut captured, &map)?;
     }
+    search.refuses(&captured)?;
     let (changeset, digest) = captured.name()?;
     let layer = store.keep_changeset(digest, changeset, &upper)?;
     let document =
@@ -88,18 +105,18 @@ fn spec(store: &Store, request: &Request, snapshot: &Stack, scratch: &Scratch) -
     })
 }
 
-/// The kernel can't copy up a file whose owner it can't write down, and programs tell it in words that mislead.
+/// What belongs to somebody else on this machine can't be written in place, and programs tell it in words that mislead.
 fn of_the_host(error: Error, is_ours: bool) -> Error {
-    let said = Errno::EOVERFLOW.desc();
-    if is_ours || !error.reasons().iter().any(|reason| reason.contains(said)) {
+    let said = [Errno::EOVERFLOW.desc(), Errno::EACCES.desc()];
+    if is_ours || !error.reasons().iter().any(|reason| said.iter().any(|said| reason.contains(said))) {
         return error;
     }
     error
-        .why(format!(
-            "{said:?} (EOVERFLOW): on the builder host, a file of this machine that belongs to another user can't be \
-             changed or renamed in place"
-        ))
-        .next("let the rule remove it and write a new one, or use a builder that is no host: debian:SUITE")
+        .why(
+            "on the builder host a file of this machine can't be changed or renamed in place: its owner isn't mapped \
+             (EACCES, EOVERFLOW)",
+        )
+        .next("let the rule remove it and write a new one, or use a builder of its own: debian:SUITE")
 }
 
 /// Where the host itself is among the folders of a snapshot, it is taken out: each of its top folders becomes the
@@ -125,6 +142,29 @@ fn places_of_the_host(lower: &mut Vec<PathBuf>, scratch: &Scratch) -> Result<Vec
         });
     }
     Ok(places)
+}
+
+/// The caches of a rule by their paths. All take them in the same order, so that no two rules wait
+/// for each other.
+fn caches<'a>(store: &Store, request: &'a Request) -> Result<BTreeMap<&'a str, Cache>> {
+    let paths: BTreeSet<_> = request.caches.iter().map(|path| path.trim_end_matches('/')).collect();
+    paths.into_iter().map(|path| Ok((path, store.cache_of(path)?))).collect()
+}
+
+/// The folders that were made to mount a cache on are no part of what a rule changed.
+fn forget_mount_point(upper: &Path, snapshot: &Stack, inside: &str) -> Result<()> {
+    let root = Root::open(upper)?;
+    let mut path = RootPath::new(inside)?;
+    while !path.is_root() && snapshot.get(&path).is_none() {
+        let parent = path.parent().unwrap_or_default();
+        match root.folder(&parent).and_then(|folder| file::remove_folder_at(folder.as_fd(), path.name())) {
+            // The rule put something beside it.
+            Ok(false) => return Ok(()),
+            Ok(true) => path = parent,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 /// The folders to stack, the lowest first. Rules that changed the same in the same way share one

@@ -46,6 +46,23 @@ pub struct Spec {
     pub terminal: bool,
     /// The steps have no capability at all.
     pub no_capabilities: bool,
+    /// Files below `/run/secrets`.
+    pub secrets: Vec<Secret>,
+}
+
+/// What the steps may read at `/run/secrets/NAME`. It never shows its value.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret {
+    /// Its name: one part of a path.
+    pub name: String,
+    /// Its value.
+    pub value: Vec<u8>,
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Secret({})", self.name)
+    }
 }
 
 /// A folder inside that is a stack of its own, with a folder of the host lowest. (An overlay of `/` is

@@ -144,6 +144,15 @@ pub fn unlink_at(dir: BorrowedFd, name: &[u8]) -> Result<()> {
     )
 }
 
+/// Removes an empty folder; nothing there is fine. `false`: something is in it.
+pub fn remove_folder_at(dir: BorrowedFd, name: &[u8]) -> Result<bool> {
+    match nix::unistd::unlinkat(dir, OsStr::from_bytes(name), nix::unistd::UnlinkatFlags::RemoveDir) {
+        Ok(()) | Err(nix::Error::ENOENT) => Ok(true),
+        Err(nix::Error::ENOTEMPTY | nix::Error::ENOTDIR) => Ok(false),
+        Err(errno) => Err(Error::io("rmdir", shown(dir, name), errno)),
+    }
+}
+
 /// Removes a file or a whole folder, following no link; folders of mode 000 too. Nothing there is fine.
 pub fn remove_tree_at(dir: BorrowedFd, name: &[u8]) -> Result<()> {
     // Depth is kept on the heap, so that a deep tree can't overflow the stack.

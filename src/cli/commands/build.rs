@@ -11,6 +11,7 @@ use crate::cli::{context, ui};
 use crate::error::{Error, Result};
 use crate::execute::base::{Base, Settings, Wanted};
 use crate::execute::build::{self, Build, Forecast, Options, Output};
+use crate::execute::secrets::{self, Secrets};
 use crate::execute::wants;
 use crate::graph;
 use crate::label::Label;
@@ -21,8 +22,8 @@ use crate::store::inputs::Inputs;
 /// Builds what the labels name, or says what would be built.
 pub fn run(global: &Global, args: &Args) -> Result<()> {
     let request = context::request(global, &args.ask, &args.labels)?;
-    let graph = graph::analyse(&request)?;
     let store = context::store(global)?;
+    let graph = graph::kept::analyse(&store, &request)?;
     let directory = context::directory(global)?;
     let progress = ui::Progress::start(&directory);
     let allow_network =
@@ -52,6 +53,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         mirrors: request.workspace.mirrors.clone(),
         environment: context::tools(),
         offline: global.offline,
+        secrets: context::secrets(&args.secrets, &directory)?,
     };
     if args.dry_run {
         return dry_run(global, &store, &graph, &base, &options);
@@ -113,6 +115,8 @@ struct Planned<'a> {
     parameters: &'a std::collections::BTreeMap<Label, Value>,
     hermetic: bool,
     reproducible: bool,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    secrets: &'a [String],
 }
 
 fn dry_run(global: &Global, store: &Store, graph: &Graph, base: &Base, options: &Options) -> Result<()> {
@@ -130,6 +134,7 @@ fn dry_run(global: &Global, store: &Store, graph: &Graph, base: &Base, options: 
             parameters: &instance.parameters,
             hermetic: !matches!(&instance.spec, Spec::Rule(rule) if rule.network),
             reproducible: !base.is_host(),
+            secrets: secrets::wanted(&instance.spec),
         })
         .collect();
     if global.json {
@@ -155,6 +160,9 @@ fn dry_run(global: &Global, store: &Store, graph: &Graph, base: &Base, options: 
         }
         if !step.reproducible {
             text.push_str("  (not reproducible: the builder is this machine)");
+        }
+        if !step.secrets.is_empty() {
+            text.push_str(&format!("  (needs --secret {})", step.secrets.join(", ")));
         }
         text.push('\n');
     }
@@ -190,14 +198,15 @@ pub fn as_is(workspace: &Workspace, base: &Base) -> Options {
         mirrors: workspace.mirrors.clone(),
         environment: context::tools(),
         offline: true,
+        secrets: Secrets::default(),
     }
 }
 
 /// The log of a rule, whether it went well or not.
 pub fn log(global: &Global, args: &crate::cli::args::Log) -> Result<()> {
     let request = context::request(global, &args.ask, std::slice::from_ref(&args.label))?;
-    let graph = graph::analyse(&request)?;
     let store = context::store(global)?;
+    let graph = graph::kept::analyse(&store, &request)?;
     let base = base_as_is(&store, &request.workspace)?;
     let options = as_is(&request.workspace, &base);
     let build = Build::new(&store, &graph, &base, &options, &crate::report::Silent);

@@ -1,7 +1,6 @@
 //! `tapeout fetch`
 
 use std::collections::BTreeSet;
-use std::num::NonZeroUsize;
 
 use crate::cli::args::{Fetch as Args, Global};
 use crate::cli::{context, ui};
@@ -29,16 +28,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         ..Settings::default()
     };
     let base = Base::planned(&store, super::build::wanted(&request.workspace), &settings, &progress)?;
-    let options = Options {
-        jobs: NonZeroUsize::MIN,
-        epoch: base.epoch,
-        output: std::path::PathBuf::new(),
-        allow_network: vec![],
-        inputs: request.workspace.inputs.clone(),
-        mirrors: request.workspace.mirrors.clone(),
-        environment: context::tools(),
-        offline: global.offline,
-    };
+    let options = Options { offline: global.offline, ..super::build::as_is(&request.workspace, &base) };
     let build = Build::new(&store, &graph, &base, &options, &progress);
     let wants = wants::of(&build)?;
     let fetched = wants::bring(&build, &wants)?;
