@@ -82,6 +82,26 @@ fn the_first_command_ends_with_a_bundle_and_again_it_does_nothing() {
     assert_eq!(bundle.metadata().expect("bundle").modified().expect("mtime"), made, "it was written again");
 }
 
+/// Nothing is downloaded: the one network that there is has nobody in it.
+#[test]
+fn the_quick_start_ends_in_an_image_that_other_tools_read() {
+    if !have(&["unshare", "skopeo"]) {
+        return;
+    }
+    let workspace = newcomer();
+    let tapeout = workspace.everything().join("bin/tapeout");
+    std::os::unix::fs::symlink(places::binary(), tapeout).expect("symlink");
+    let workspace = workspace.behind(&["/usr/bin/unshare", "-r", "-n"]);
+    for (language, text) in blocks("README.md", "quick") {
+        match language.split_once(' ') {
+            Some((_, file)) => drop(workspace.file(file, text)),
+            None => drop(type_in(&workspace, &text).success().says("/usr/local/bin/hello")),
+        }
+    }
+    let layout = format!("oci:{}", workspace.output("hello/hello/build_image").display());
+    workspace.tool("skopeo", &["inspect", &layout]).success().stdout_has("sha256:");
+}
+
 #[test]
 fn the_tutorial_builds_what_it_says() {
     if !have(&["busybox"]) {
