@@ -13,6 +13,7 @@ mod full_disk;
 mod graph;
 mod host;
 mod identities;
+mod keeping;
 mod kept_graph;
 mod killed;
 mod newcomer;

@@ -16,7 +16,7 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::{Builder, EPOCH, Request, rootfs};
 use crate::archive::unpack::{Owner, Owners, tree_of};
@@ -234,9 +234,4 @@ fn copy(from: &Path, root: &Root, owners: &mut Owners) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Is a changeset's folder the host itself?
-pub fn is_host(files: &Path) -> bool {
-    fs::read_link(files).is_ok_and(|target| target == PathBuf::from("/"))
 }

@@ -145,3 +145,8 @@ pub fn request(global: &Global, ask: &Ask, patterns: &[String]) -> Result<Reques
     });
     Ok(Request { workspace, patterns: patterns.to_vec(), here, parameters: parameters.collect() })
 }
+
+/// What a command that takes no parameters asks for.
+pub fn nothing_asked() -> Ask {
+    Ask { parameters: vec![], paths: vec![], inputs: vec![] }
+}

@@ -489,7 +489,7 @@ impl Configure for InSandbox<'_> {
             return Ok(digest);
         }
         let snapshot = Stack(run.lower.iter().map(|digest| store.changeset(digest)).collect::<Result<_>>()?);
-        let (layer, _) = rule::run(store, &request, &snapshot, None, &[])
+        let (layer, _) = rule::run(store, &request, &snapshot, None, &[], &|_| ())
             .map_err(|e| e.context(format!("configure the builder {}", self.base.config.tag)))?;
         Ok(layer.digest)
     }

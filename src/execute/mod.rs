@@ -5,6 +5,7 @@ pub mod build;
 pub mod check;
 pub mod commit;
 pub mod environment;
+pub mod explain;
 pub mod fetch;
 pub mod identity;
 pub mod image;

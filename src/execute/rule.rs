@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use crate::build_file::spec::Step;
+use crate::build_file::spec::{Owners, Step};
 use crate::builder::debian::install::DEBS;
 use crate::builder::host;
 use crate::changeset::{self, Options};
@@ -22,7 +22,7 @@ use crate::execute::log;
 use crate::execute::request::{FORMAT, Outcome, Request};
 use crate::execute::secrets::Search;
 use crate::sandbox::{Above, Bind, Hit, Secret, Spec, Status};
-use crate::store::{Cache, Scratch, Store};
+use crate::store::{self, Cache, Scratch, Store};
 use crate::sys::file;
 use crate::sys::root::Root;
 use crate::tree::{Layer, RootPath, Stack};
@@ -34,13 +34,15 @@ pub fn cached(store: &Store, request: &Request) -> Option<Digest> {
 }
 
 /// Runs a request in a sandbox over `snapshot` and keeps what it changed. Where it installed
-/// packages, the users and groups that are new get the lock's numbers.
+/// packages, the users and groups that are new get the lock's numbers. Where a step fails, `left` gets
+/// the folder with what it changed, and may move it.
 pub fn run(
     store: &Store,
     request: &Request,
     snapshot: &Stack,
     renumber: Option<&Renumber>,
     secrets: &[Secret],
+    left: &dyn Fn(&Path),
 ) -> Result<(Layer, Vec<String>)> {
     let scratch = store.scratch()?;
     let upper = scratch.folder("upper")?;
@@ -62,6 +64,10 @@ pub fn run(
     let kept = store.log_path(&request.key());
     fs::rename(&log_path, &kept).map_err(|e| Error::io("rename", &kept, e))?;
     if let Some(error) = failure(&outcome.status, outcome.failed_step, &request.steps) {
+        // What it wrote may hold a secret, and those are kept nowhere.
+        if secrets.is_empty() {
+            left(&upper);
+        }
         return Err(of_the_host(log::told(error, &kept), spec.places.is_empty()));
     }
     let root = Root::open(&upper)?;
@@ -100,6 +106,7 @@ fn spec(store: &Store, request: &Request, snapshot: &Stack, scratch: &Scratch) -
         gid: request.user.1,
         network: request.network,
         limits: request.limits,
+        seen: (request.owners == Owners::Seen).then(|| changeset::known(snapshot)),
         hostname: "tapeout".to_string(),
         ..Spec::default()
     })
@@ -123,7 +130,7 @@ fn of_the_host(error: Error, is_ours: bool) -> Error {
 /// lowest of a stack of its own.
 fn places_of_the_host(lower: &mut Vec<PathBuf>, scratch: &Scratch) -> Result<Vec<Above>> {
     let before = lower.len();
-    lower.retain(|folder| !host::is_host(folder));
+    lower.retain(|folder| !store::is_of_the_host(folder));
     if lower.len() == before {
         return Ok(vec![]);
     }

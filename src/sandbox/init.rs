@@ -83,14 +83,7 @@ fn serve(newborn: &Newborn, control: &UnixStream, output: &File, standard: &[Own
     }
     let weakened = std::mem::take(&mut room.weakened);
     let upper = room.upper.take().ok_or_else(|| Error::failed("the plan has no snapshot"))?;
-    Watch::new(
-        control,
-        output,
-        &order,
-        Owners::new(upper, order.uid, order.gid, !order.no_capabilities && order.uid == 0)?,
-        weakened,
-    )?
-    .run()
+    Watch::new(control, output, &order, Owners::new(upper, &order)?, weakened)?.run()
 }
 
 fn null() -> Result<File> {

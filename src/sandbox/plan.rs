@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::build_file::spec::Step;
 use crate::error::{Error, Result};
+use crate::sandbox::seen::Known;
 use crate::sandbox::spec::{Secret, Spec};
 
 /// A path of the host, as bytes: it need not be UTF-8.
@@ -305,6 +306,7 @@ pub(super) struct Order {
     pub uid: u32,
     pub gid: u32,
     pub secrets: Vec<Secret>,
+    pub seen: Option<Known>,
     pub terminal: bool,
     pub no_capabilities: bool,
     pub processes: u64,
@@ -338,6 +340,7 @@ impl Order {
             uid: spec.uid,
             gid: spec.gid,
             secrets: spec.secrets.clone(),
+            seen: spec.seen.clone(),
             terminal: spec.terminal,
             no_capabilities: spec.no_capabilities,
             processes: spec.limits.processes.unwrap_or(DEFAULT_PROCESSES),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::build_file::spec::{Limits, Step};
+use crate::sandbox::seen::Known;
 
 /// What is wanted.
 #[derive(Debug, Clone, Default)]
@@ -46,6 +47,8 @@ pub struct Spec {
     pub terminal: bool,
     /// The steps have no capability at all.
     pub no_capabilities: bool,
+    /// `stat` shows the owners that are recorded: these, and what the steps ask for.
+    pub seen: Option<Known>,
     /// Files below `/run/secrets`.
     pub secrets: Vec<Secret>,
 }
