@@ -15,7 +15,7 @@ use crate::execute::request::{FORMAT, Request};
 use crate::execute::schedule::{self, Order};
 use crate::execute::secrets::{self, Secrets};
 use crate::execute::snapshot::{self, Snapshot};
-use crate::execute::{environment, fetch, identity, rule, sources, unpack};
+use crate::execute::{environment, fetch, identity, room, rule, sources, unpack};
 use crate::report::{Event, Report, Silent};
 use crate::store::Store;
 use crate::tree::Layer;
@@ -128,6 +128,10 @@ impl<'a> Build<'a> {
 
     /// Runs all of it. Results are on the disk when it returns, after an error too.
     pub fn run(&self) -> Result<()> {
+        if room::is_open() {
+            // Also when everything is cached: what is in the store was made so.
+            room::tell(self.store, self.report)?;
+        }
         self.options.secrets.are_in_no_build_file(self.graph)?;
         self.has_secrets()?;
         let deps: Vec<_> = self.graph.instances.iter().map(|i| i.deps.clone()).collect();
@@ -203,6 +207,7 @@ impl<'a> Build<'a> {
         let instance = &self.graph.instances[id];
         let name = self.name(id);
         let began = Instant::now();
+        room::tell(self.store, self.report)?;
         self.report.event(Event::Started { what: &name, total: None });
         let made = snapshot.stack(self.store, self.graph, &self.order).and_then(|stack| {
             let renumber = identity::Renumber { base: self.base, below: &stack, store: self.store };

@@ -6,23 +6,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
 use crate::build_file::spec::{Owners, Step};
 use crate::builder::debian::install::DEBS;
-use crate::builder::host;
 use crate::changeset::{self, Options};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::identity::{self, Renumber};
 use crate::execute::log;
 use crate::execute::request::{FORMAT, Outcome, Request};
+use crate::execute::room::Room;
 use crate::execute::secrets::Search;
-use crate::sandbox::{Above, Bind, Hit, Secret, Spec, Status};
-use crate::store::{self, Cache, Scratch, Store};
+use crate::sandbox::{Bind, Hit, Secret, Spec, Status};
+use crate::store::{Cache, Scratch, Store};
 use crate::sys::file;
 use crate::sys::root::Root;
 use crate::tree::{Layer, RootPath, Stack};
@@ -44,12 +43,11 @@ pub fn run(
     secrets: &[Secret],
     left: &dyn Fn(&Path),
 ) -> Result<(Layer, Vec<String>)> {
-    let scratch = store.scratch()?;
-    let upper = scratch.folder("upper")?;
-    let log_path = scratch.path().join("log");
     let search = Search::of(secrets);
     let caches = caches(store, request)?;
-    let mut spec = spec(store, request, snapshot, &scratch)?;
+    let room = Room::of(store, snapshot)?;
+    let log_path = room.scratch().path().join("log");
+    let mut spec = spec(store, request, snapshot, &room)?;
     spec.secrets = secrets.to_vec();
     spec.mounts.extend(caches.iter().map(|(inside, cache)| Bind {
         host: cache.folder().to_path_buf(),
@@ -58,46 +56,40 @@ pub fn run(
     }));
     let outcome = log::run(&spec, &log_path, &search)?;
     for (inside, _) in caches.iter().rev() {
-        forget_mount_point(&upper, snapshot, inside)?;
+        forget_mount_point(&room.changed()?, snapshot, inside)?;
     }
     drop(caches);
     let kept = store.log_path(&request.key());
     fs::rename(&log_path, &kept).map_err(|e| Error::io("rename", &kept, e))?;
     if let Some(error) = failure(&outcome.status, outcome.failed_step, &request.steps) {
         // What it wrote may hold a secret, and those are kept nowhere.
-        if secrets.is_empty() {
-            left(&upper);
-        }
-        return Err(of_the_host(log::told(error, &kept), spec.places.is_empty()));
+        let keep: &dyn Fn(&Path) = if secrets.is_empty() { left } else { &|_| {} };
+        let on_host = room.is_on_host();
+        room.give_up(snapshot, &outcome.recorded, keep)?;
+        return Err(of_the_host(log::told(error, &kept), !on_host));
     }
-    let root = Root::open(&upper)?;
-    let map = renumber.map(|renumber| renumber.map(&root)).transpose()?.unwrap_or_default();
+    let map = renumber.map(|renumber| renumber.map(&room.changed()?)).transpose()?.unwrap_or_default();
     let options = Options { time: request.time, owner: request.user };
-    let mut captured = changeset::capture(&root, snapshot, &outcome.recorded, &options)?;
-    if !map.is_empty() {
-        captured.renumber(&map.users, &map.groups);
-        identity::rewrite(&mut captured, &map)?;
-    }
-    search.refuses(&captured)?;
-    let (changeset, digest) = captured.name()?;
-    let layer = store.keep_changeset(digest, changeset, &upper)?;
+    let layer = room.capture(snapshot, &outcome.recorded, &options, |mut captured, files| {
+        if !map.is_empty() {
+            captured.renumber(&map.users, &map.groups);
+            identity::rewrite(&mut captured, &map)?;
+        }
+        search.refuses(&captured)?;
+        let (changeset, digest) = captured.name()?;
+        store.keep_changeset(digest, changeset, files)
+    })?;
+    let changeset = layer.digest;
     let document =
-        serde_json::to_vec(&Outcome { format: FORMAT, changeset: digest }).map_err(|e| Error::failed(e.to_string()))?;
+        serde_json::to_vec(&Outcome { format: FORMAT, changeset }).map_err(|e| Error::failed(e.to_string()))?;
     store.record_action(&request.key(), &document)?;
     Ok((layer, outcome.weakened))
 }
 
-fn spec(store: &Store, request: &Request, snapshot: &Stack, scratch: &Scratch) -> Result<Spec> {
-    let packages = (!request.packages.is_empty()).then(|| lay_out(store, &request.packages, scratch)).transpose()?;
-    let mut lower = folders(store, snapshot);
-    let places = places_of_the_host(&mut lower, scratch)?;
+fn spec(store: &Store, request: &Request, snapshot: &Stack, room: &Room) -> Result<Spec> {
+    let packages =
+        (!request.packages.is_empty()).then(|| lay_out(store, &request.packages, room.scratch())).transpose()?;
     Ok(Spec {
-        lower,
-        places,
-        upper: scratch.path().join("upper"),
-        work: scratch.folder("work")?,
-        root: scratch.folder("root")?,
-        tmp: scratch.folder("tmp")?,
         mounts: packages.into_iter().map(|host| Bind { host, inside: DEBS.to_string(), read_only: true }).collect(),
         steps: request.steps.clone(),
         env: request.env.clone(),
@@ -107,8 +99,7 @@ fn spec(store: &Store, request: &Request, snapshot: &Stack, scratch: &Scratch) -
         network: request.network,
         limits: request.limits,
         seen: (request.owners == Owners::Seen).then(|| changeset::known(snapshot)),
-        hostname: "tapeout".to_string(),
-        ..Spec::default()
+        ..room.spec()?
     })
 }
 
@@ -126,31 +117,6 @@ fn of_the_host(error: Error, is_ours: bool) -> Error {
         .next("let the rule remove it and write a new one, or use a builder of its own: debian:SUITE")
 }
 
-/// Where the host itself is among the folders of a snapshot, it is taken out: each of its top folders becomes the
-/// lowest of a stack of its own.
-fn places_of_the_host(lower: &mut Vec<PathBuf>, scratch: &Scratch) -> Result<Vec<Above>> {
-    let before = lower.len();
-    lower.retain(|folder| !store::is_of_the_host(folder));
-    if lower.len() == before {
-        return Ok(vec![]);
-    }
-    let mut places = vec![];
-    for top in host::tops() {
-        let upper = scratch.path().join("upper").join(top);
-        fs::create_dir(&upper).map_err(|e| Error::io("mkdir", &upper, e))?;
-        fs::set_permissions(&upper, fs::Permissions::from_mode(0o755)).map_err(|e| Error::io("chmod", &upper, e))?;
-        let is_folder = |path: &PathBuf| fs::symlink_metadata(path).is_ok_and(|stat| stat.is_dir());
-        let above = lower.iter().map(|folder| folder.join(top)).filter(is_folder);
-        places.push(Above {
-            inside: format!("/{top}"),
-            lower: std::iter::once(Path::new("/").join(top)).chain(above).collect(),
-            work: scratch.folder(&format!("work-{top}"))?,
-            upper,
-        });
-    }
-    Ok(places)
-}
-
 /// The caches of a rule by their paths. All take them in the same order, so that no two rules wait
 /// for each other.
 fn caches<'a>(store: &Store, request: &'a Request) -> Result<BTreeMap<&'a str, Cache>> {
@@ -159,8 +125,7 @@ fn caches<'a>(store: &Store, request: &'a Request) -> Result<BTreeMap<&'a str, C
 }
 
 /// The folders that were made to mount a cache on are no part of what a rule changed.
-fn forget_mount_point(upper: &Path, snapshot: &Stack, inside: &str) -> Result<()> {
-    let root = Root::open(upper)?;
+fn forget_mount_point(root: &Root, snapshot: &Stack, inside: &str) -> Result<()> {
     let mut path = RootPath::new(inside)?;
     while !path.is_root() && snapshot.get(&path).is_none() {
         let parent = path.parent().unwrap_or_default();
@@ -172,14 +137,6 @@ fn forget_mount_point(upper: &Path, snapshot: &Stack, inside: &str) -> Result<()
         }
     }
     Ok(())
-}
-
-/// The folders to stack, the lowest first. Rules that changed the same in the same way share one
-/// changeset, and the kernel stacks a folder once: the highest place counts.
-fn folders(store: &Store, snapshot: &Stack) -> Vec<PathBuf> {
-    let digests: Vec<_> = snapshot.0.iter().map(|layer| layer.digest).collect();
-    let highest = digests.iter().enumerate().filter(|(at, digest)| !digests[at + 1..].contains(digest));
-    highest.map(|(_, digest)| store.changeset_files_path(digest)).collect()
 }
 
 /// A folder with the packages under their names. Hard links are safe here: it is mounted read-only.
