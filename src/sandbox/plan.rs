@@ -377,6 +377,8 @@ pub(super) struct Order {
     pub no_capabilities: bool,
     /// The snapshot is a folder as it is.
     pub tree: bool,
+    /// Folders that are a stack of their own.
+    pub places: Vec<String>,
     /// There are no namespaces.
     pub chroot: bool,
     /// The network is that of the machine or container, and not for this rule.
@@ -409,6 +411,7 @@ impl Order {
         }
         Ok(Self {
             tree: spec.tree.is_some(),
+            places: spec.places.iter().map(|above| above.inside.clone()).collect(),
             chroot,
             foreign_network: chroot && !spec.network,
             operations: plan(spec)?,
