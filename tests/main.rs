@@ -16,6 +16,7 @@ mod identities;
 mod keeping;
 mod kept_graph;
 mod killed;
+mod layers;
 mod newcomer;
 mod nothing_of_the_host;
 mod outside_tools;
