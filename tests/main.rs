@@ -9,6 +9,7 @@ mod bootstrap;
 mod carried;
 mod changesets;
 mod cli;
+mod escapes;
 mod full_disk;
 mod graph;
 mod host;
