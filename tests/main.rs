@@ -4,6 +4,7 @@
 
 mod common;
 
+mod airgap;
 mod bootstrap;
 mod carried;
 mod changesets;
@@ -11,6 +12,7 @@ mod cli;
 mod escapes;
 mod full_disk;
 mod graph;
+mod host;
 mod identities;
 mod keeping;
 mod kept_graph;

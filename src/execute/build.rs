@@ -205,6 +205,7 @@ impl<'a> Build<'a> {
             return Ok(Some(digest));
         }
         self.permit_network(instance, &request)?;
+        self.base.bring_named(&request.packages, self.report)?;
         let digest = self.run_request(id, &request, &snapshot)?;
         self.remember(id, (&key, &key), Some(digest), Some(&request));
         Ok(Some(digest))
@@ -348,6 +349,18 @@ impl<'a> Build<'a> {
 
     pub(super) fn done(&self, verb: &str, id: Id, detail: &str) {
         self.report.event(Event::Done { verb, what: &self.name(id), detail });
+    }
+
+    /// Who wants something from outside, for people.
+    pub(super) fn wanting(&self, by: Option<Id>) -> String {
+        match by {
+            None => "the builder".to_string(),
+            Some(id) if snapshot::is_base_build(self.graph, id) => {
+                let rule = self.graph.instances.iter().find(|other| other.base_build == Some(id));
+                rule.map_or_else(|| self.name(id), |rule| rule.label.to_string())
+            }
+            Some(id) => self.graph.instances[id].label.to_string(),
+        }
     }
 
     /// An instance for people: its label, and what tells it from others of that label.

@@ -142,6 +142,7 @@ impl Room {
         match operation {
             Operation::Private => mount::make_all_private(),
             Operation::Overlay { lower, upper, work, root } => self.overlay(lower, upper, work, root),
+            Operation::Above { inside, lower, upper, work } => self.above(inside, lower, upper, work),
             Operation::Tree { tree, root } => self.tree(tree, root),
             Operation::Folders(tree) => {
                 self.root = Some(file::open_path(tree)?);
@@ -203,6 +204,16 @@ impl Room {
         }
         self.upper = Some(upper);
         Ok(())
+    }
+
+    /// A stack of its own at a folder. Its upper folder lies in the snapshot's, which the kernel shows nobody
+    /// once this is mounted on it.
+    fn above(&mut self, inside: &str, lower: &[HostPath], upper: &HostPath, work: &HostPath) -> Result<()> {
+        let (upper, work) = (file::open_path(upper)?, file::open_path(work)?);
+        let made = new_overlay(lower, &upper, &work)?.ok_or_else(|| {
+            Error::failed(format!("this kernel can't show the host's {inside}")).why("it is older than 6.7")
+        })?;
+        mount::attach(made.as_fd(), self.folder(inside, 0o755)?.as_fd())
     }
 
     /// A bind mount of it. Its path on the host can be read in `/proc/self/mountinfo`, which is all that

@@ -33,5 +33,5 @@ pub use plan::{Operation, plan};
 pub use probe::Probe;
 pub use range::give_back;
 pub use seen::{Facts, Known, KnownFile};
-pub use spec::{Bind, Hit, Outcome, Recorded, Secret, Spec, Status};
+pub use spec::{Above, Bind, Hit, Outcome, Recorded, Secret, Spec, Status};
 pub use start::run;
