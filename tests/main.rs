@@ -18,6 +18,7 @@ mod keeping;
 mod kept_graph;
 mod killed;
 mod layers;
+mod limits;
 mod newcomer;
 mod nothing_of_the_host;
 mod outside_tools;
