@@ -292,9 +292,11 @@ fn unpack_rootfs(request: &Request, root: &Root, archive: impl Fn() -> Result<Ro
     match request.from {
         From::Tar(path) => rootfs::from_tar(path, root),
         From::Folder(path) => rootfs::from_folder(path, root, request.archive.store.path()),
-        From::Layout(path, tag) => image::from_layout(&Root::open(path)?, tag.as_deref(), architecture, root),
-        From::OciArchive(path, tag) => image::from_oci_archive(path, tag.as_deref(), architecture, &archive()?, root),
-        From::DockerArchive(path, tag) => image::from_docker_archive(path, tag.as_deref(), &archive()?, root),
+        From::Layout(path, tag) => image::in_layout(&Root::open(path)?, tag.as_deref(), architecture)?.unpack(root),
+        From::OciArchive(path, tag) => {
+            image::in_oci_archive(path, tag.as_deref(), architecture, &archive()?)?.unpack(root)
+        }
+        From::DockerArchive(path, tag) => image::in_docker_archive(path, tag.as_deref(), &archive()?)?.unpack(root),
         From::Debian(suite) => Err(Error::failed(format!("debian:{suite} is no root filesystem"))),
     }
 }

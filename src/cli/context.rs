@@ -9,6 +9,7 @@ use crate::cli::args::{Ask, Global};
 use crate::error::{Error, Result};
 use crate::graph::Request;
 use crate::label::Package;
+use crate::remote::credentials::Keychain;
 use crate::store::Store;
 
 /// The folder to stand in.
@@ -92,6 +93,23 @@ pub fn tools() -> BTreeMap<OsString, OsString> {
         "GIT_SSL_CAINFO",
     ];
     names.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?))).collect()
+}
+
+/// Where docker and podman keep credentials for registries (containers-auth.json(5), docker login).
+pub fn keychain() -> Keychain {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(file) = set("REGISTRY_AUTH_FILE") {
+        return Keychain { files: vec![file] };
+    }
+    let home = set("HOME");
+    let files = [
+        set("XDG_RUNTIME_DIR").map(|folder| folder.join("containers/auth.json")),
+        set("XDG_CONFIG_HOME")
+            .or(home.as_ref().map(|home| home.join(".config")))
+            .map(|f| f.join("containers/auth.json")),
+        set("DOCKER_CONFIG").or(home.as_ref().map(|home| home.join(".docker"))).map(|f| f.join("config.json")),
+    ];
+    Keychain { files: files.into_iter().flatten().collect() }
 }
 
 /// A request for labels and patterns as typed.

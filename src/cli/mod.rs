@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::error::Result;
-use args::{Cli, Command, ImageCommand};
+use args::{Cli, Command};
 
 /// Parses, runs the command, and prints the error if there is one.
 pub fn main() -> ExitCode {
@@ -40,9 +40,9 @@ fn run(cli: &Cli) -> Result<()> {
         Command::List(args) => commands::list::run(global, args),
         Command::Graph(args) => commands::graph::run(global, args),
         Command::Log(args) => commands::build::log(global, args),
-        Command::Image(args) => match &args.command {
-            ImageCommand::Why { image, path, ask } => commands::image::why(global, ask, image, path.as_deref()),
-        },
+        Command::Image(args) => commands::image::run(global, &args.command),
+        Command::Export(args) => commands::export::run(global, args),
+        Command::Push(args) => commands::push::run(global, args),
         Command::Doctor(_) => commands::doctor::run(global),
         Command::Completions { shell } => commands::completions::run(*shell),
     }
@@ -50,5 +50,8 @@ fn run(cli: &Cli) -> Result<()> {
 
 /// These read and remove what rules made, folders of mode 000 among it.
 fn touches_the_store(command: &Command) -> bool {
-    matches!(command, Command::Build(_) | Command::Bootstrap(_) | Command::Log(_) | Command::Image(_))
+    matches!(
+        command,
+        Command::Build(_) | Command::Bootstrap(_) | Command::Log(_) | Command::Image(_) | Command::Export(_)
+    )
 }

@@ -301,6 +301,11 @@ impl<'a> Build<'a> {
         Ok(self.request(id)?.map(|(request, _)| request.key()))
     }
 
+    /// The finished image that an instance came to.
+    pub fn finished_image(&self, id: Id) -> Result<&crate::execute::image::Built> {
+        self.built(id)
+    }
+
     /// What the tapeout rules of an image picked, in the order of its layers.
     pub fn picked(&self, id: Id) -> Result<Vec<(crate::label::Label, crate::tree::Selection)>> {
         self.selections_of(id)?.into_iter().map(|(label, digest)| Ok((label, self.read_selection(&digest)?))).collect()
