@@ -87,7 +87,9 @@ fn push_all(
     let (queue, done, errors) = (Mutex::new(blobs), Mutex::new(vec![]), Mutex::new(vec![]));
     let bytes = AtomicU64::new(0);
     let work = || {
-        while let Some(blob) = lock(&queue).pop() {
+        loop {
+            // Not `while let`: the lock would be held while the blob is sent.
+            let Some(blob) = lock(&queue).pop() else { return };
             let sent = &|n| {
                 bytes.fetch_add(n, Ordering::Relaxed);
                 on_bytes(n);

@@ -92,6 +92,26 @@ fn is_host(text: &str) -> bool {
     host.split('.').all(plain) && port_is_right
 }
 
+/// distribution-spec, "Pulling manifests": `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`
+fn is_repository_part(part: &str) -> bool {
+    let word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let ends = |b: Option<u8>| b.is_some_and(word);
+    part.len() < 256
+        && ends(part.bytes().next())
+        && ends(part.bytes().last())
+        && part
+            .split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+            .all(|between| matches!(between, "" | "." | "_" | "__") || between.bytes().all(|b| b == b'-'))
+}
+
+/// distribution-spec, "Pulling manifests": `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}`
+fn is_tag(tag: &str) -> bool {
+    !tag.is_empty()
+        && tag.len() <= 128
+        && !tag.starts_with(['.', '-'])
+        && tag.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+}
+
 impl FromStr for Reference {
     type Err = Error;
 
@@ -123,18 +143,14 @@ impl FromStr for Reference {
         };
         // Docker Hub's own images have a folder that nobody writes.
         let folder = if registry == DOCKER_HUB && !repository.contains('/') { "library/" } else { "" };
-        let repository = ocipkg::Name::new(&format!("{folder}{repository}"))
-            .map_err(|_| bad("a repository is lower-case letters, digits and . _ - / between them"))?;
-        let tag = tag.map(ocipkg::Reference::new).transpose().map_err(|_| bad("its tag is none"))?;
-        if tag.as_ref().is_some_and(|tag| tag.contains(':')) {
-            return Err(bad("a digest follows an @"));
+        let repository = format!("{folder}{repository}");
+        if !repository.split('/').all(is_repository_part) {
+            return Err(bad("a repository is lower-case letters and digits, with . _ __ or - and / between them"));
         }
-        Ok(Self {
-            registry: registry.to_string(),
-            repository: repository.as_str().to_string(),
-            tag: tag.map(|tag| tag.as_str().to_string()),
-            digest,
-        })
+        if tag.is_some_and(|tag| !is_tag(tag)) {
+            return Err(bad("a tag is up to 128 letters, digits and . _ -, the first no . or -"));
+        }
+        Ok(Self { registry: registry.to_string(), repository, tag: tag.map(str::to_string), digest })
     }
 }
 
