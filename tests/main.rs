@@ -5,17 +5,20 @@
 mod common;
 
 mod bootstrap;
+mod carried;
 mod changesets;
 mod cli;
 mod full_disk;
 mod graph;
 mod identities;
 mod images;
+mod kept_graph;
 mod killed;
 mod newcomer;
 mod nothing_of_the_host;
 mod outside_tools;
 mod owners;
+mod programs;
 mod readme;
 mod registry;
 mod reproducible;

@@ -5,6 +5,7 @@ use std::path::Path;
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use walkdir::{DirEntry, WalkDir};
 
+use super::seen;
 use crate::error::{Error, Result};
 
 /// Files that one walk may look at.
@@ -14,9 +15,18 @@ const FILES: usize = 200_000;
 pub fn glob(folder: &Path, include: &[String], exclude: &[String]) -> Result<Vec<String>> {
     let (included, excluded) = (set(include)?, set(exclude)?);
     let mut found = vec![];
+    let mut listed = seen::Walk::begin(folder);
+    let enters = |entry: &DirEntry| {
+        listed.meets(entry);
+        let is_of_package = is_of_package(entry, folder, include);
+        if is_of_package && entry.file_type().is_dir() {
+            listed.enters(entry.path());
+        }
+        is_of_package
+    };
     let walk = WalkDir::new(folder).follow_links(false).min_depth(1).sort_by_file_name().into_iter();
-    for (seen, entry) in walk.filter_entry(|entry| is_of_package(entry, folder, include)).enumerate() {
-        if seen > FILES {
+    for (number, entry) in walk.filter_entry(enters).enumerate() {
+        if number > FILES {
             return Err(Error::request(format!("glob() looks at more than {FILES} files below {}", folder.display()))
                 .next("make a package of the part that is needed, or name it in sources"));
         }
@@ -33,6 +43,7 @@ pub fn glob(folder: &Path, include: &[String], exclude: &[String]) -> Result<Vec
             }
         }
     }
+    listed.end();
     found.sort();
     Ok(found)
 }
@@ -52,7 +63,7 @@ fn is_of_package(entry: &DirEntry, folder: &Path, include: &[String]) -> bool {
     if entry.file_name() == "tapeout-out" {
         return false;
     }
-    !entry.path().join("build.star").exists() && !entry.path().join("tapeout.toml").exists()
+    !seen::is_there(&entry.path().join("build.star")) && !seen::is_there(&entry.path().join("tapeout.toml"))
 }
 
 fn set(patterns: &[String]) -> Result<GlobSet> {

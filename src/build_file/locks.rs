@@ -10,6 +10,7 @@ mod python;
 use std::io::Read;
 use std::path::Path;
 
+use super::seen;
 use super::spec::Source;
 use crate::error::{Error, Kind, Place, Result};
 use crate::label::Package;
@@ -44,9 +45,12 @@ impl Lock {
         if root.stat(&below).map_err(wrong)?.is_none() {
             return Err(wrong(Error::request(format!("there is no file {path:?} in {package}"))));
         }
+        let began = seen::Moment::now();
         let file = root.open_file(&below).map_err(wrong)?;
         let mut bytes = vec![];
-        file.take(SIZE + 1).read_to_end(&mut bytes).map_err(|e| Error::io("read", &name, e))?;
+        (&file).take(SIZE + 1).read_to_end(&mut bytes).map_err(|e| Error::io("read", &name, e))?;
+        seen::folders_above(&folder.join(path), folder);
+        seen::file(&folder.join(path), &file, began, &bytes);
         if bytes.len() as u64 > SIZE {
             return Err(Error::request(format!("{name} is longer than {SIZE} bytes")));
         }

@@ -6,6 +6,7 @@ pub mod glob;
 pub mod locks;
 pub mod reference;
 pub mod search_path;
+pub mod seen;
 pub mod spec;
 pub mod starlark;
 pub mod workspace;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::stat::SFlag;
 use serde::{Deserialize, Serialize};
 
+use super::seen;
 use crate::error::{Error, Place, Result};
 use crate::label::Package;
 use crate::sys::root::Root;
@@ -85,7 +86,7 @@ impl SearchPath {
     }
 
     fn is_file(&self, folder: &Path, package: &Package, name: &str) -> bool {
-        std::fs::symlink_metadata(folder.join(package.path()).join(name)).is_ok()
+        seen::is_there(&folder.join(package.path()).join(name))
     }
 
     /// Read below its folder without following a link, and only if it is a regular file of bounded size.
@@ -96,14 +97,20 @@ impl SearchPath {
         let start = Place { file: shown.clone(), line: 1, column: 1, length: 1, source: None };
         let whole = |e: Error| e.with_kind(crate::error::Kind::Request).at(start.clone(), "");
         match root.stat(&path).map_err(|e| link(whole(e)))?.map(|stat| crate::sys::file::kind(&stat)) {
-            None => return Ok(None),
+            None => {
+                seen::is_there(&path.below(folder));
+                return Ok(None);
+            }
             Some(SFlag::S_IFREG) => {}
             Some(SFlag::S_IFLNK) => return Err(link(whole(Error::request(format!("{shown} is a link"))))),
             Some(_) => return Err(whole(Error::request(format!("{shown} is not a regular file")))),
         }
+        let began = seen::Moment::now();
         let file = root.open_file(&path).map_err(whole)?;
         let mut bytes = vec![];
-        file.take(FILE_SIZE + 1).read_to_end(&mut bytes).map_err(|e| Error::io("read", path.below(folder), e))?;
+        (&file).take(FILE_SIZE + 1).read_to_end(&mut bytes).map_err(|e| Error::io("read", path.below(folder), e))?;
+        seen::folders_above(&path.below(folder), folder);
+        seen::file(&path.below(folder), &file, began, &bytes);
         if bytes.len() as u64 > FILE_SIZE {
             return Err(whole(Error::request(format!("{shown} is longer than {FILE_SIZE} bytes")))
                 .next("split it: load() takes functions from other files"));
@@ -191,18 +198,32 @@ fn built_in(package: &Package, name: &str) -> Option<SourceFile> {
 fn walk(folder: &Path, package: &Package, found: &mut BTreeSet<Package>) -> Result<()> {
     let top = folder.join(package.path());
     if !top.is_dir() {
+        if seen::is_there(&top) {
+            // What it leads to is not looked at.
+            seen::untold();
+        }
         return Ok(());
     }
     let entries = walkdir::WalkDir::new(&top).follow_links(false).sort_by_file_name().into_iter();
+    let mut listed = seen::Walk::begin(&top);
     let enters = |entry: &walkdir::DirEntry| {
-        let name = entry.file_name().as_encoded_bytes();
-        entry.depth() == 0
-            || (entry.file_type().is_dir()
-                && name.first() != Some(&b'.')
-                && !entry.path().join("tapeout.toml").exists())
+        let name = entry.file_name();
+        if entry.depth() == 0 {
+            return true;
+        }
+        listed.meets(entry);
+        let enters = entry.file_type().is_dir()
+            && name.as_encoded_bytes().first() != Some(&b'.')
+            // What builds write is no source of theirs.
+            && name != "tapeout-out"
+            && !seen::is_there(&entry.path().join("tapeout.toml"));
+        if enters {
+            listed.enters(entry.path());
+        }
+        enters
     };
-    for (seen, entry) in entries.filter_entry(enters).enumerate() {
-        if seen > FOLDERS {
+    for (number, entry) in entries.filter_entry(enters).enumerate() {
+        if number > FOLDERS {
             return Err(Error::request(format!("more than {FOLDERS} folders below {}", top.display()))
                 .next("name a smaller part than ..."));
         }
@@ -213,5 +234,6 @@ fn walk(folder: &Path, package: &Package, found: &mut BTreeSet<Package>) -> Resu
             found.extend(Package::new(path).ok());
         }
     }
+    listed.end();
     Ok(())
 }

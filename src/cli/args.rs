@@ -69,6 +69,8 @@ pub enum Command {
     /// Bring an image into a registry, with the credentials of docker or podman
     #[command(after_help = "Example:\n  tapeout push //app:web docker://registry.example.com/team/web:1.2")]
     Push(Push),
+    /// Carry a pod's bundle as one file, and check one that arrived
+    Pod(Pod),
     /// Say what this machine offers, what tapeout does without it, and how to mend it
     #[command(after_help = "Example:\n  tapeout doctor")]
     Doctor(Doctor),
@@ -306,6 +308,35 @@ pub struct Push {
     pub to: String,
     #[command(flatten)]
     pub ask: Ask,
+}
+
+/// `tapeout pod`
+#[derive(Debug, Args)]
+pub struct Pod {
+    #[command(subcommand)]
+    pub command: PodCommand,
+}
+
+/// What to do with a bundle.
+#[derive(Debug, Subcommand)]
+pub enum PodCommand {
+    /// Make one file of a bundle: the same bytes for the same bundle
+    #[command(after_help = "Example:\n  tapeout pod pack //shop:shop -o shop.tar")]
+    Pack {
+        /// The bundle's folder, or the label of a pod that was built
+        #[arg(value_name = "DIR|LABEL")]
+        bundle: String,
+        /// The file
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+    },
+    /// Check every file, blob and document of a bundle, and name what is damaged, missing or added
+    #[command(after_help = "Example:\n  tapeout pod verify shop.tar")]
+    Verify {
+        /// A file that tapeout pod pack made, or a bundle's folder
+        #[arg(value_name = "FILE|DIR")]
+        bundle: PathBuf,
+    },
 }
 
 /// `tapeout doctor`

@@ -17,7 +17,8 @@ use std::time::Duration;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, setrlimit};
 
-use super::{Answer, Question};
+use super::{Answer, Answered, Question};
+use crate::build_file::seen;
 use crate::build_file::spec::{Graph, Id, ImageRef, Spec};
 use crate::build_file::starlark::progress;
 use crate::error::{Error, Place, Result};
@@ -61,7 +62,9 @@ fn work() -> std::io::Result<()> {
     }));
     let run = move || {
         progress::write_to(progress);
-        super::analysis::run(&question).unwrap_or_else(Answer::Error)
+        seen::begin();
+        let answer = super::analysis::run(&question).unwrap_or_else(Answer::Error);
+        Answered { answer, seen: seen::end() }
     };
     let thread = std::thread::Builder::new().name("analysis".to_string()).stack_size(super::STACK).spawn(run)?;
     let answer = thread.join().map_err(|_| std::io::Error::other("the analysis broke off"))?;
@@ -80,7 +83,7 @@ fn limit() -> std::io::Result<()> {
 }
 
 /// Asks a child.
-pub(super) fn ask(executable: &Path, question: &Question) -> Result<Answer> {
+pub(super) fn ask(executable: &Path, question: &Question) -> Result<Answered> {
     let io = |call: &'static str| move |e: std::io::Error| Error::io(call, executable, e);
     let written =
         memfd_create(c"progress", MFdFlags::MFD_CLOEXEC).map_err(|e| Error::io("memfd_create", "progress", e))?;
@@ -106,11 +109,11 @@ pub(super) fn ask(executable: &Path, question: &Question) -> Result<Answer> {
         Ok(answer) => answer,
         Err(silent) => return Err(no_answer(question, &mut written, silent.then_some(()), status)),
     };
-    match serde_json::from_slice(&answer) {
-        Ok(Answer::Error(error)) => Err(error.with_kind(crate::error::Kind::Request)),
-        Ok(answer) => {
-            check(&answer, question)?;
-            Ok(answer)
+    match serde_json::from_slice::<Answered>(&answer) {
+        Ok(Answered { answer: Answer::Error(error), .. }) => Err(error.with_kind(crate::error::Kind::Request)),
+        Ok(answered) => {
+            check(&answered.answer, question)?;
+            Ok(answered)
         }
         Err(_) => Err(no_answer(question, &mut written, None, status)),
     }
@@ -192,7 +195,7 @@ pub(super) fn nonsense() -> Error {
 
 /// A child that a build file took over could say anything: the numbers in its answer must be
 /// numbers of this graph, each before what depends on it, and the folders those of the search path.
-fn check(answer: &Answer, question: &Question) -> Result<()> {
+pub(super) fn check(answer: &Answer, question: &Question) -> Result<()> {
     let Answer::Graph(graph) = answer else { return Ok(()) };
     let wrong = || Error::failed("the analysis gave a graph that is none");
     for (id, instance) in graph.instances.iter().enumerate() {

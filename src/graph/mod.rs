@@ -8,11 +8,12 @@
 //!    union of packages.
 //!
 //! All of it runs in a child process with limits (`child`), because a build file is not trusted;
-//! what leaves the child is plain data. [`analyse_here`] does the same in this process, for tests.
+//! what leaves the child is plain data. `kept` saves the child where nothing has changed. [`analyse_here`] does the same in this process, for tests.
 
 mod analysis;
 mod child;
 mod join;
+pub mod kept;
 mod load;
 mod nodes;
 mod parameters;
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::build_file::search_path::SearchPath;
+use crate::build_file::seen::Seen;
 use crate::build_file::spec::{Definition, Graph};
 use crate::build_file::workspace::Workspace;
 use crate::error::{Error, Result};
@@ -51,7 +53,7 @@ pub fn analyse(request: &Request) -> Result<Graph> {
 
 /// As [`analyse`], where the executable that knows the child's role isn't this one: for tests.
 pub fn analyse_by(executable: &Path, request: &Request) -> Result<Graph> {
-    match child::ask(executable, &Question::new(request, Wanted::Graph)?)? {
+    match child::ask(executable, &Question::new(request, Wanted::Graph)?)?.answer {
         Answer::Graph(graph) => Ok(graph),
         _ => Err(child::nonsense()),
     }
@@ -62,7 +64,7 @@ pub fn definitions(request: &Request) -> Result<Vec<Definition>> {
     if cfg!(test) {
         return definitions_here(request);
     }
-    match child::ask(Path::new(OURSELVES), &Question::new(request, Wanted::Definitions)?)? {
+    match child::ask(Path::new(OURSELVES), &Question::new(request, Wanted::Definitions)?)?.answer {
         Answer::Definitions(definitions) => Ok(definitions),
         _ => Err(child::nonsense()),
     }
@@ -126,6 +128,14 @@ enum Answer {
     Graph(Graph),
     Definitions(Vec<Definition>),
     Error(Error),
+}
+
+/// What the child says.
+#[derive(Debug, Serialize, Deserialize)]
+struct Answered {
+    answer: Answer,
+    /// What it looked at; `None`: that can't be told.
+    seen: Option<Seen>,
 }
 
 impl Question {

@@ -11,6 +11,7 @@ use super::load::{Defined, fault_errors};
 use super::parameters::{Collected, SettingsId, article};
 use crate::build_file::attributes::{self, Edge};
 use crate::build_file::data::Data;
+use crate::build_file::seen;
 use crate::build_file::spec::{Spec, Value};
 use crate::build_file::starlark::progress;
 use crate::error::{Error, Place};
@@ -289,7 +290,7 @@ impl Analysis {
     fn check_files(&mut self, defined: &Rc<Defined>, folder: Option<&Path>, needs: &[(&'static str, String)]) -> bool {
         let mut whole = true;
         for (attribute, path) in needs {
-            let found = folder.is_some_and(|folder| folder.join(path).symlink_metadata().is_ok());
+            let found = folder.is_some_and(|folder| seen::is_there(&folder.join(path)));
             if !found {
                 let place = self.attribute_place(defined, attribute, Some(path));
                 let near = folder.and_then(|folder| nearest_file(folder, path));

@@ -8,6 +8,7 @@
 //! changesets/HEX/files/   its files, as an overlay takes them for a lower layer
 //! actions/HEX             the result document of the request with this digest
 //! unsynced/BOOT/HEX       the same, but not yet known to be on the disk
+//! graphs/HEX              its SHA-256 (32 bytes), then what an analysis gave: a cache, the newest few
 //! builders/TAG.json       which changesets a builder is made of
 //! logs/HEX                what the steps of that request printed
 //! tmp/NAME/               a scratch folder; its `lock` is held by its process
@@ -19,6 +20,7 @@
 //! there from `unsynced/` (named after this boot of the machine, so that a later boot distrusts
 //! it) only after one syncfs(2) of the whole store, at the end of the command.
 
+pub mod inputs;
 mod scratch;
 
 use std::collections::BTreeMap;
@@ -44,6 +46,9 @@ const FORMAT: &str = "2\n";
 
 /// A `tree` larger than this is not read: no changeset has ten million paths.
 const LARGEST_TREE: u64 = 4 << 30;
+
+/// Graphs that are kept.
+const GRAPHS: usize = 32;
 
 /// A store on disk. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -87,7 +92,7 @@ pub struct Builder {
 impl Store {
     /// Opens the store, and makes it when it isn't there. Its folders are 0700 whatever the umask.
     pub fn open(path: &Path) -> Result<Self> {
-        for folder in ["", "blobs/sha256", "changesets", "actions", "unsynced", "builders", "logs", "tmp"] {
+        for folder in ["", "blobs/sha256", "changesets", "actions", "unsynced", "graphs", "builders", "logs", "tmp"] {
             let folder = path.join(folder);
             fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|e| {
                 Error::io("mkdir", &folder, e).next("name another folder with TAPEOUT_STORE, or --store DIR")
@@ -302,6 +307,29 @@ impl Store {
     /// Where the log of a request is, or will be.
     pub fn log_path(&self, key: &Digest) -> PathBuf {
         self.path().join("logs").join(key.hex())
+    }
+
+    // Graphs.
+
+    /// What was kept under this key, if it is whole.
+    pub fn kept_graph(&self, key: &Digest) -> Option<Vec<u8>> {
+        let mut record = fs::read(self.path().join("graphs").join(key.hex())).ok()?;
+        let graph = record.split_off(32.min(record.len()));
+        (Digest::of(&graph).as_bytes()[..] == record).then_some(graph)
+    }
+
+    /// Keeps it, and forgets the oldest where there are many.
+    pub fn keep_graph(&self, key: &Digest, graph: &[u8]) -> Result<()> {
+        let folder = self.path().join("graphs");
+        self.replace(&folder.join(key.hex()), &[Digest::of(graph).as_bytes(), graph].concat())?;
+        let entries = fs::read_dir(&folder).map_err(|e| Error::io("readdir", &folder, e))?.filter_map(|e| e.ok());
+        let mut kept: Vec<_> = entries.filter_map(|e| Some((e.metadata().ok()?.modified().ok()?, e.path()))).collect();
+        kept.sort();
+        for (_, path) in &kept[..kept.len().saturating_sub(GRAPHS)] {
+            // Another build may have removed it.
+            let _ = fs::remove_file(path);
+        }
+        Ok(())
     }
 
     // Builders.

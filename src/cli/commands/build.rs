@@ -19,8 +19,8 @@ use crate::store::Store;
 /// Builds what the labels name, or says what would be built.
 pub fn run(global: &Global, args: &Args) -> Result<()> {
     let request = context::request(global, &args.ask, &args.labels)?;
-    let graph = graph::analyse(&request)?;
     let store = context::store(global)?;
+    let graph = graph::kept::analyse(&store, &request)?;
     let directory = context::directory(global)?;
     let progress = ui::Progress::start(&directory);
     let allow_network =
@@ -178,8 +178,8 @@ pub fn as_is(workspace: &Workspace, base: &Base) -> Options {
 /// The log of a rule, whether it went well or not.
 pub fn log(global: &Global, args: &crate::cli::args::Log) -> Result<()> {
     let request = context::request(global, &args.ask, std::slice::from_ref(&args.label))?;
-    let graph = graph::analyse(&request)?;
     let store = context::store(global)?;
+    let graph = graph::kept::analyse(&store, &request)?;
     let base = base_as_is(&store, &request.workspace)?;
     let options = as_is(&request.workspace, &base);
     let build = Build::new(&store, &graph, &base, &options, &crate::report::Silent);

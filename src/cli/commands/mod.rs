@@ -10,3 +10,4 @@ pub mod image;
 pub mod init;
 pub mod list;
 pub mod push;
+pub mod pod;
