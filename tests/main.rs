@@ -24,6 +24,7 @@ mod registry;
 mod reproducible;
 mod sandbox;
 mod templates;
+mod twice;
 
 /// A file that nobody declares is a promise that nobody tests.
 #[test]

@@ -145,3 +145,58 @@ fn a_password_is_found_where_docker_and_podman_keep_it_and_never_shown() {
     let again = format!("push //app:small {}", registry.reference("again:1"));
     workspace.run(&again).success().says_not(PASSWORD);
 }
+
+#[test]
+fn a_builder_comes_from_a_registry_by_digest() {
+    if !have(&["busybox", "docker-registry"]) {
+        return;
+    }
+    let workspace = Workspace::tiny();
+    let whole = format!("{BUILD}\nimage(\"whole\", tapeouts = ALL)\n");
+    workspace.file("app/build.star", &whole);
+    workspace.run("build //app:whole/build_image //app:small/build_image").success();
+    let registry = Registry::start(workspace.everything(), false);
+    let reference = registry.reference("builders/tiny");
+    workspace.run(&format!("push //app:whole {reference}:1")).success();
+    let (expected, whole) = (digest(&workspace, "small"), digest(&workspace, "whole"));
+
+    let other = Workspace::tiny();
+    other.file("app/build.star", BUILD);
+    other.run(&format!("bootstrap mine --from {reference}:1")).failure(2).stderr_has(&format!("{reference}:1@{whole}"));
+    let pinned = format!("{reference}:1@{whole}");
+    other.run(&format!("--offline bootstrap mine --from {pinned}")).failure(1).stderr_has("--offline");
+    other
+        .file("tapeout.toml", format!("[builder]\ntag = \"mine\"\nfrom = \"{pinned}\"\n[build]\nepoch = 1767225600\n"));
+    other.run("build //app:small/build_image").success();
+    assert_eq!(digest(&other, "small"), expected, "the same builder, the same image");
+    // It is in the store now.
+    drop(registry);
+    other.file("app/build.star", BUILD.replace("echo one", "echo two"));
+    other.run("--offline build //app:small/build_image").success();
+}
+
+/// A registry that sends other bytes than it was asked for is found out.
+#[test]
+fn another_content_than_the_digest_says_is_refused() {
+    if !have(&["busybox", "docker-registry"]) {
+        return;
+    }
+    let workspace = built();
+    let registry = Registry::start(workspace.everything(), false);
+    workspace.run(&format!("push //app:small {}", registry.reference("small:1"))).success();
+    let digest = digest(&workspace, "small");
+    let lies = |what: &'static str| {
+        Proxy::start(registry.port, move |head, _| {
+            match head.contains(what) {
+            true => Fate::Answered("HTTP/1.1 200 OK\r\nContent-Type: application/vnd.oci.image.manifest.v1+json\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}".into()),
+            false => Fate::Passed,
+        }
+        })
+    };
+    for what in ["/manifests/", "/blobs/"] {
+        let proxy = lies(what);
+        let other = Workspace::tiny();
+        let reference = format!("{}@{digest}", proxy.reference("small"));
+        other.run(&format!("bootstrap mine --from {reference}")).failure(1).stderr_has("127.0.0.1");
+    }
+}

@@ -168,6 +168,38 @@ pub fn in_blobs(folder: &Root, media_type: &str, digest: Digest, size: u64, arch
     image(folder, &descriptor, None, architecture)
 }
 
+/// A blob that an image names: which, and how large.
+pub type Blob = (Digest, u64);
+
+/// The manifest for this architecture in an index; `None`: the document is no index.
+pub fn of_this_machine(media_type: &str, bytes: &[u8], architecture: &str) -> Result<Option<Digest>> {
+    if !INDEX.contains(&media_type) {
+        return Ok(None);
+    }
+    let index: Index = document(bytes, Some(media_type), "manifests", "layers")?;
+    let found = platform(index.manifests.iter(), architecture);
+    found.map(|d| Some(d.digest)).ok_or_else(|| Error::failed(format!("the image is not there for {architecture}")))
+}
+
+/// The config and the layers of a manifest.
+pub fn blobs_of(media_type: &str, bytes: &[u8]) -> Result<Vec<Blob>> {
+    if !MANIFEST.contains(&media_type) {
+        return Err(Error::failed(format!("it is a {media_type:?} and not an image")));
+    }
+    let manifest: Manifest = document(bytes, Some(media_type), "layers", "manifests")?;
+    Ok(std::iter::once(&manifest.config).chain(&manifest.layers).map(|d| (d.digest, d.size)).collect())
+}
+
+/// A document among the blobs of a folder, if it says what it is; and that.
+pub fn document_in_blobs(folder: &Root, digest: &Digest) -> Result<Option<(String, Vec<u8>)>> {
+    let bytes = read(folder, &format!("blobs/sha256/{}", digest.hex()), MAX_DOCUMENT)?;
+    if Digest::of(&bytes) != *digest {
+        return Ok(None);
+    }
+    let value: Value = json(&bytes)?;
+    Ok(value.get("mediaType").and_then(Value::as_str).map(|media_type| (media_type.to_string(), bytes)))
+}
+
 impl Descriptor {
     fn tag(&self) -> Option<&str> {
         self.annotations.get("org.opencontainers.image.ref.name").map(String::as_str)

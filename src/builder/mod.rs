@@ -12,12 +12,15 @@ use crate::build_file::spec::Step;
 use crate::changeset::digest_of;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::remote::credentials::Keychain;
+use crate::remote::reference::Reference;
 use crate::sys::root::Root;
 
 pub mod debian;
 pub mod ids;
 pub mod image;
 pub mod lock_file;
+pub mod pull;
 pub mod rootfs;
 
 use debian::Archive;
@@ -41,6 +44,8 @@ pub enum From {
     OciArchive(PathBuf, Option<String>),
     /// `docker-archive:FILE[:NAME]`
     DockerArchive(PathBuf, Option<String>),
+    /// `docker://REF@DIGEST`
+    Registry(Reference),
 }
 
 impl From {
@@ -53,6 +58,7 @@ impl From {
             Self::Layout(path, tag) => Self::Layout(folder.join(path), tag),
             Self::OciArchive(path, tag) => Self::OciArchive(folder.join(path), tag),
             Self::DockerArchive(path, tag) => Self::DockerArchive(folder.join(path), tag),
+            Self::Registry(reference) => Self::Registry(reference),
         }
     }
 }
@@ -64,7 +70,7 @@ impl std::str::FromStr for From {
         let bad = |why: &str| {
             Error::request(format!("a builder can't be made from {text:?}"))
                 .why(why)
-                .next("write debian:SUITE, tar:FILE, dir:DIR, oci:DIR[:TAG], oci-archive:FILE or docker-archive:FILE")
+                .next("write debian:SUITE, docker://REF@DIGEST, tar:FILE, dir:DIR, oci:DIR[:TAG], oci-archive:FILE or docker-archive:FILE")
         };
         let (kind, rest) = text.split_once(':').ok_or_else(|| bad("it has no kind before a colon"))?;
         if rest.is_empty() {
@@ -82,7 +88,8 @@ impl std::str::FromStr for From {
             "oci" => Ok(Self::Layout(path, tag)),
             "oci-archive" => Ok(Self::OciArchive(path, tag)),
             "docker-archive" => Ok(Self::DockerArchive(path, tag)),
-            "docker" | "host" | "rule" => Err(bad("that kind is not there yet")),
+            "docker" => text.parse().map(Self::Registry),
+            "host" | "rule" => Err(bad("that kind is not there yet")),
             _ => Err(bad("that kind is not known")),
         }
     }
@@ -127,6 +134,8 @@ pub struct Request<'a> {
     pub archive: &'a Archive<'a>,
     /// `SOURCE_DATE_EPOCH`; `None`: the date of the lock's index, else 1980-01-02.
     pub epoch: Option<i64>,
+    /// Who we are to registries.
+    pub keychain: &'a Keychain,
     /// Is told how it goes.
     pub progress: &'a dyn Progress,
 }
@@ -297,6 +306,10 @@ fn unpack_rootfs(request: &Request, root: &Root, archive: impl Fn() -> Result<Ro
             image::in_oci_archive(path, tag.as_deref(), architecture, &archive()?)?.unpack(root)
         }
         From::DockerArchive(path, tag) => image::in_docker_archive(path, tag.as_deref(), &archive()?)?.unpack(root),
+        From::Registry(reference) => {
+            let (store, network) = (request.archive.store, request.archive.http.network());
+            pull::pull(reference, request.keychain, network, store, architecture, request.progress)?.unpack(root)
+        }
         From::Debian(suite) => Err(Error::failed(format!("debian:{suite} is no root filesystem"))),
     }
 }

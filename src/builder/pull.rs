@@ -40,8 +40,10 @@ pub fn pull(
     if let Some(inner) = image::of_this_machine(&top.media_type, &top.bytes, architecture)? {
         top = manifest(&repository, store, &folder, &inner.to_string())?;
     }
-    let blobs: Vec<Blob> =
-        image::blobs_of(&top.media_type, &top.bytes)?.into_iter().filter(|(digest, _)| !store.has_blob(digest)).collect();
+    let blobs: Vec<Blob> = image::blobs_of(&top.media_type, &top.bytes)?
+        .into_iter()
+        .filter(|(digest, _)| !store.has_blob(digest))
+        .collect();
     let most = Limits::default().bytes;
     if let Some((digest, size)) = blobs.iter().find(|(_, size)| *size > most) {
         return Err(Error::failed(format!("{reference}: the blob {digest} claims {size} bytes")));

@@ -113,6 +113,10 @@ pub struct Build {
     /// Print what would run, in order, and what is cached
     #[arg(long)]
     pub dry_run: bool,
+    /// Then run it again without the cache, in the same snapshots, and fail where a file comes out differently: a rule
+    /// itself; of an image, pod or tapeout rule all rules below it but //base:build
+    #[arg(long, conflicts_with = "dry_run")]
+    pub twice: bool,
     /// Fail where the lock would have to change
     #[arg(long)]
     pub locked: bool,
@@ -132,7 +136,7 @@ pub struct Build {
 pub struct Bootstrap {
     /// The builder's name in the store
     pub tag: String,
-    /// debian:SUITE, oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE, tar:FILE or dir:DIR [default: the workspace's, else debian:bookworm]
+    /// debian:SUITE, docker://REF@DIGEST, oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE, tar:FILE or dir:DIR [default: the workspace's, else debian:bookworm]
     #[arg(long, value_name = "SOURCE")]
     pub from: Option<String>,
     /// Where Debian packages come from, instead of tapeout.toml's or the host's apt sources

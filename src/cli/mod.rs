@@ -10,8 +10,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::error::Result;
-use args::{Cli, Command};
-use args::{Cli, Command, ImageCommand, PodCommand};
+use args::{Cli, Command, PodCommand};
 
 /// Parses, runs the command, and prints the error if there is one.
 pub fn main() -> ExitCode {
@@ -44,9 +43,6 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Image(args) => commands::image::run(global, &args.command),
         Command::Export(args) => commands::export::run(global, args),
         Command::Push(args) => commands::push::run(global, args),
-        Command::Image(args) => match &args.command {
-            ImageCommand::Why { image, path, ask } => commands::image::why(global, ask, image, path.as_deref()),
-        },
         Command::Pod(args) => match &args.command {
             PodCommand::Pack { bundle, output } => commands::pod::pack(global, bundle, output),
             PodCommand::Verify { bundle } => commands::pod::verify(global, bundle),

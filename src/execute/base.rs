@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::execute::environment;
 use crate::execute::request::{FORMAT, Request};
 use crate::execute::rule;
+use crate::remote::credentials::Keychain;
 use crate::remote::http::{Http, Network};
 use crate::report::{Event, Report};
 use crate::store::Store;
@@ -39,6 +40,8 @@ pub struct Settings {
     pub offline: bool,
     /// A builder that isn't there is not made: what would be made is told.
     pub dry: bool,
+    /// Who we are to registries.
+    pub keychain: Keychain,
     /// The lock takes the newest versions.
     pub update: bool,
 }
@@ -124,6 +127,7 @@ impl Base {
             update: settings.update,
             archive: &base.archive(),
             epoch: wanted.epoch,
+            keychain: &settings.keychain,
             progress: &progress,
         };
         let lock = match &from {

@@ -261,7 +261,7 @@ impl<'a> Build<'a> {
         self.options.epoch + self.order.rank[id] + 1
     }
 
-    fn permit_network(&self, instance: &Instance, request: &Request) -> Result<()> {
+    pub(super) fn permit_network(&self, instance: &Instance, request: &Request) -> Result<()> {
         if !request.network {
             return Ok(());
         }

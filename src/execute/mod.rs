@@ -15,4 +15,5 @@ pub mod schedule;
 pub mod snapshot;
 pub mod sources;
 mod tapeout;
+pub mod twice;
 pub mod unpack;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
@@ -36,15 +36,34 @@ pub fn run(
     snapshot: &Stack,
     renumber: Option<&Renumber>,
 ) -> Result<(Layer, Vec<String>)> {
+    let (layer, weakened) = make(store, request, snapshot, renumber, &store.log_path(&request.key()))?;
+    let document = serde_json::to_vec(&Outcome { format: FORMAT, changeset: layer.digest })
+        .map_err(|e| Error::failed(e.to_string()))?;
+    store.record_action(&request.key(), &document)?;
+    Ok((layer, weakened))
+}
+
+/// Runs a request once more: the result and the log that the store has of it stay.
+pub fn again(store: &Store, request: &Request, snapshot: &Stack) -> Result<Layer> {
+    let scratch = store.scratch()?;
+    make(store, request, snapshot, None, &scratch.path().join("log")).map(|(layer, _)| layer)
+}
+
+fn make(
+    store: &Store,
+    request: &Request,
+    snapshot: &Stack,
+    renumber: Option<&Renumber>,
+    kept: &Path,
+) -> Result<(Layer, Vec<String>)> {
     let scratch = store.scratch()?;
     let upper = scratch.folder("upper")?;
     let log_path = scratch.path().join("log");
     let spec = spec(store, request, snapshot, &scratch)?;
     let outcome = log::run(&spec, &log_path)?;
-    let kept = store.log_path(&request.key());
-    fs::rename(&log_path, &kept).map_err(|e| Error::io("rename", &kept, e))?;
+    fs::rename(&log_path, kept).map_err(|e| Error::io("rename", kept, e))?;
     if let Some(error) = failure(&outcome.status, outcome.failed_step, &request.steps) {
-        return Err(log::told(error, &kept));
+        return Err(log::told(error, kept));
     }
     let root = Root::open(&upper)?;
     let map = renumber.map(|renumber| renumber.map(&root)).transpose()?.unwrap_or_default();
@@ -56,9 +75,6 @@ pub fn run(
     }
     let (changeset, digest) = captured.name()?;
     let layer = store.keep_changeset(digest, changeset, &upper)?;
-    let document =
-        serde_json::to_vec(&Outcome { format: FORMAT, changeset: digest }).map_err(|e| Error::failed(e.to_string()))?;
-    store.record_action(&request.key(), &document)?;
     Ok((layer, outcome.weakened))
 }
 

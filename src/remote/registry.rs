@@ -804,4 +804,84 @@ mod tests {
         assert_eq!(message(br#"{"errors":[{"code":"DENIED","message":"no\n"}]}"#), "DENIED no");
         assert_eq!(message(b"<html>"), "");
     }
+
+    /// Answers each request by its head, for as long as the test runs; gives its address and what was asked.
+    fn server(answer: impl Fn(&str) -> String + Send + 'static) -> (String, std::sync::Arc<Mutex<Vec<String>>>) {
+        use std::io::{BufRead, BufReader};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let asked: std::sync::Arc<Mutex<Vec<String>>> = Default::default();
+        let heads = asked.clone();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let lines = BufReader::new(&stream).lines().map_while(|line| line.ok());
+                let head = lines.take_while(|line| !line.is_empty()).collect::<Vec<_>>().join("\n");
+                lock(&heads).push(head.clone());
+                let _ = stream.write_all(answer(&head).as_bytes());
+            }
+        });
+        (address, asked)
+    }
+
+    fn answer(status: &str, headers: &str, body: &str) -> String {
+        format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+    }
+
+    /// A keychain with a password for this registry.
+    fn keychain(registry: &str) -> (tempfile::TempDir, Keychain) {
+        let temp = tempfile::tempdir().unwrap();
+        let file = temp.path().join("auth.json");
+        let text = format!(r#"{{"auths":{{"{registry}":{{"auth":"{}"}}}}}}"#, basic("me", "open-sesame"));
+        std::fs::write(&file, text).unwrap();
+        (temp, Keychain { files: vec![file] })
+    }
+
+    fn has_authorization(head: &str) -> bool {
+        head.to_ascii_lowercase().contains("\nauthorization:")
+    }
+
+    #[test]
+    fn a_token_is_fetched_with_the_password_and_a_redirect_gets_neither() {
+        let (elsewhere, asked_elsewhere) = server(|_| answer("200 OK", "", "abc"));
+        let (tokens, asked_for_token) = server(|_| answer("200 OK", "", r#"{"token":"a-token"}"#));
+        let (registry, asked) = server(move |head| {
+            if !head.contains("Bearer a-token") {
+                let challenge = format!("Www-Authenticate: Bearer realm=\"http://{tokens}/token\",service=\"s\"\r\n");
+                return answer("401 Unauthorized", &challenge, "");
+            }
+            answer("307 Temporary Redirect", &format!("Location: http://{elsewhere}/blob\r\n"), "")
+        });
+        let (_temp, keychain) = keychain(&registry);
+        let reference: Reference = format!("docker://{registry}/x").parse().unwrap();
+        let repository = Repository::new(&reference, &keychain, Network::Allowed);
+        let mut bytes = vec![];
+        repository.blob(&Digest::of("abc"), 3, &mut bytes, &|_| {}).unwrap();
+        assert_eq!(bytes, b"abc");
+        let token = lock(&asked_for_token).clone();
+        assert!(
+            token[0].contains("scope=repository:x:pull") && token[0].contains(&basic("me", "open-sesame")),
+            "{token:?}"
+        );
+        assert!(!has_authorization(&lock(&asked)[0]) && has_authorization(&lock(&asked)[1]));
+        assert!(!has_authorization(&lock(&asked_elsewhere)[0]), "{asked_elsewhere:?}");
+    }
+
+    #[test]
+    fn a_server_that_sends_the_password_back_is_not_quoted() {
+        let (registry, _) = server(|head| match has_authorization(head) {
+            true => {
+                let body = format!(
+                    r#"{{"errors":[{{"code":"DENIED","message":"open-sesame {}"}}]}}"#,
+                    basic("me", "open-sesame")
+                );
+                answer("403 Forbidden", "", &body)
+            }
+            false => answer("401 Unauthorized", "Www-Authenticate: Basic realm=x\r\n", ""),
+        });
+        let (_temp, keychain) = keychain(&registry);
+        let reference: Reference = format!("docker://{registry}/x").parse().unwrap();
+        let error = Repository::new(&reference, &keychain, Network::Allowed).manifest("1").unwrap_err().to_string();
+        assert!(error.contains("DENIED"), "{error}");
+        assert!(!error.contains("sesame") && !error.contains(&basic("me", "open-sesame")), "{error}");
+    }
 }

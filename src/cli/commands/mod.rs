@@ -9,5 +9,5 @@ pub mod graph;
 pub mod image;
 pub mod init;
 pub mod list;
-pub mod push;
 pub mod pod;
+pub mod push;
