@@ -38,6 +38,7 @@ fn what_is_pushed_is_pulled_by_others_and_sent_once() {
     let (to, other) = (registry.reference("team/small"), registry.reference("other"));
     let expected = digest(&workspace, "small");
     workspace.run(&format!("push //app:small {to}")).success().stdout_has(&expected);
+    workspace.run(&format!("image cat {to}:1.2 /opt/one")).success().stdout_has("one");
     // The tag is the image's version.
     skopeo(&workspace, &format!("{to}:1.2"), &format!("oci:{}:x", workspace.path("back").display()));
     assert_eq!(Layout::open(&workspace.path("back")).only().digest, expected);

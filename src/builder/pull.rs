@@ -29,10 +29,9 @@ pub fn pull(
 ) -> Result<Image> {
     let repository = Repository::new(reference, keychain, network);
     let Some(digest) = reference.digest else {
-        let now = repository.manifest(&reference.wanted())?.digest;
         return Err(Error::request(format!("{reference} may be another image tomorrow"))
             .why("it names no digest")
-            .next(format!("write {reference}@{now}, which is what it is today")));
+            .next(format!("write {}, which is what it is today", pinned(reference, keychain, network)?)));
     };
     let folder = Root::open(store.path())?;
     let mut top = manifest(&repository, store, &folder, &digest.to_string())?;
@@ -51,6 +50,15 @@ pub fn pull(
     progress.phase("pull", blobs.len(), blobs.iter().map(|(_, size)| size).sum());
     fetch_all(&repository, store, blobs, progress)?;
     image::in_blobs(&folder, &top.media_type, top.digest, top.bytes.len() as u64, architecture)
+}
+
+/// With the digest of the image that its tag means now.
+pub fn pinned(reference: &Reference, keychain: &Keychain, network: Network) -> Result<Reference> {
+    let digest = match reference.digest {
+        Some(digest) => digest,
+        None => Repository::new(reference, keychain, network).manifest(&reference.wanted())?.digest,
+    };
+    Ok(Reference { digest: Some(digest), ..reference.clone() })
 }
 
 /// From the store, where it was pulled before.

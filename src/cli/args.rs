@@ -59,7 +59,7 @@ pub enum Command {
     /// Show what the steps of a rule printed
     #[command(after_help = "Example:\n  tapeout log //app:build")]
     Log(Log),
-    /// Look at an image: built here, or anybody's on disk
+    /// Look at an image: built here, or anybody's
     Image(Image),
     /// Write an image into one file
     #[command(
@@ -204,8 +204,7 @@ pub struct Image {
     pub command: ImageCommand,
 }
 
-/// What to look at. IMAGE is a label (//app:web, :web), as it was last built, or an image on disk:
-/// oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME].
+/// What to look at. IMAGE is a label (//app:web, :web), as it was last built, an image on disk, or one in a registry.
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
     /// Show an image's settings and layers
@@ -213,7 +212,7 @@ pub enum ImageCommand {
         after_help = "Examples:\n  tapeout image inspect //app:web\n  tapeout image inspect oci-archive:their.tar"
     )]
     Inspect {
-        /// A label, oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME]
+        /// A label, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME] or docker://REF
         image: String,
         #[command(flatten)]
         ask: Ask,
@@ -224,7 +223,7 @@ pub enum ImageCommand {
         /// With mode, owner, size, and the rule whose layer has it
         #[arg(short, long)]
         long: bool,
-        /// A label, oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME]
+        /// A label, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME] or docker://REF
         image: String,
         /// What is at and below this path
         path: Option<String>,
@@ -234,7 +233,7 @@ pub enum ImageCommand {
     /// Print a file
     #[command(after_help = "Example:\n  tapeout image cat //app:web /etc/passwd")]
     Cat {
-        /// A label, oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME]
+        /// A label, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME] or docker://REF
         image: String,
         /// Its path; links are followed inside the image
         path: String,
@@ -246,7 +245,7 @@ pub enum ImageCommand {
         after_help = "Example:\n  tapeout image diff oci:yesterday //app:web\n\nThe exit code is 1 where they differ."
     )]
     Diff {
-        /// A label, oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME]
+        /// A label, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME] or docker://REF
         a: String,
         /// The other one
         b: String,
@@ -258,7 +257,7 @@ pub enum ImageCommand {
         after_help = "Example:\n  tapeout image unpack //app:web rootfs\n\nAll of it belongs to you; whose it is in the image is told where that differs."
     )]
     Unpack {
-        /// A label, oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME]
+        /// A label, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME] or docker://REF
         image: String,
         /// A folder that is not there yet, or empty
         #[arg(value_name = "DIR")]
@@ -281,7 +280,7 @@ pub enum ImageCommand {
 /// `tapeout export`
 #[derive(Debug, Args)]
 pub struct Export {
-    /// A label, oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME]
+    /// A label, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME] or docker://REF
     pub image: String,
     /// The file
     #[arg(short, long, value_name = "FILE")]
@@ -305,7 +304,7 @@ pub enum ExportFormat {
 /// `tapeout push`
 #[derive(Debug, Args)]
 pub struct Push {
-    /// A label, oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME]
+    /// A label, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME] or docker://REF
     pub image: String,
     /// docker://HOST/REPOSITORY[:TAG] [default tag: the image's own]
     #[arg(value_name = "docker://REF")]

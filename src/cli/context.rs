@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::graph::Request;
 use crate::label::Package;
 use crate::remote::credentials::Keychain;
+use crate::remote::http::Network;
 use crate::store::Store;
 
 /// The folder to stand in.
@@ -93,6 +94,11 @@ pub fn tools() -> BTreeMap<OsString, OsString> {
         "GIT_SSL_CAINFO",
     ];
     names.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?))).collect()
+}
+
+/// May we speak to the world?
+pub fn network(global: &Global) -> Network {
+    if global.offline { Network::Offline } else { Network::Allowed }
 }
 
 /// Where docker and podman keep credentials for registries (containers-auth.json(5), docker login).

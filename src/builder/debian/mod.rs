@@ -305,6 +305,7 @@ mod tests {
                     update: false,
                     archive,
                     epoch: None,
+                    keychain: &Default::default(),
                     progress: &download::Silent,
                 };
                 make(&request, &Nothing(archive.store.clone()))

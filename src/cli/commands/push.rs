@@ -5,7 +5,6 @@ use crate::cli::args::{Global, Push as Args};
 use crate::cli::{context, ui};
 use crate::error::{Error, Result};
 use crate::image::push::push;
-use crate::remote::http::Network;
 use crate::remote::reference::Reference;
 use crate::remote::registry::Repository;
 
@@ -18,8 +17,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
             .next("name a tag, or nothing: then it is the image's own"));
     }
     let found = find(global, &args.ask, &args.image)?;
-    let network = if global.offline { Network::Offline } else { Network::Allowed };
-    let repository = Repository::new(&reference, &context::keychain(), network);
+    let repository = Repository::new(&reference, &context::keychain(), context::network(global));
     let tag = reference.tag.clone().unwrap_or_else(|| found.tag.clone());
     let progress = ui::Progress::start(&context::directory(global)?);
     let outcome = push(&found.image, &repository, &tag, &found.store, &progress)?;

@@ -9,8 +9,10 @@ use std::path::Path;
 
 use crate::build_file::spec::Id;
 use crate::builder::From;
+use crate::builder::debian::download::Silent;
 use crate::builder::debian::host_architecture;
 use crate::builder::image::{self, Image};
+use crate::builder::pull;
 use crate::cli::args::{Ask, Global, ImageCommand};
 use crate::cli::context;
 use crate::error::{Error, Result};
@@ -48,14 +50,11 @@ pub struct Found {
     _scratch: Option<Scratch>,
 }
 
-/// Finds an image: a label, as it was last built, or one on disk.
+/// Finds an image: a label, as it was last built, one on disk, or one in a registry.
 pub fn find(global: &Global, ask: &Ask, text: &str) -> Result<Found> {
     match text.split_once(':') {
         Some(("oci" | "oci-archive" | "docker-archive", _)) => on_disk(global, text),
-        Some(("docker", _)) if text.starts_with("docker://") => {
-            Err(Error::request(format!("{text} is in a registry, and this looks at images that are here"))
-                .next("get it first: skopeo copy docker://… oci:DIR:TAG"))
-        }
+        Some(("docker", _)) if text.starts_with("docker://") => in_registry(global, text),
         _ => built(global, ask, text),
     }
 }
@@ -75,6 +74,22 @@ fn built(global: &Global, ask: &Ask, text: &str) -> Result<Found> {
             store: store.clone(),
             _scratch: None,
         })
+    })
+}
+
+/// Its blobs come into the store, where they stay.
+fn in_registry(global: &Global, text: &str) -> Result<Found> {
+    let store = context::store(global)?;
+    let (keychain, network) = (context::keychain(), context::network(global));
+    let reference = pull::pinned(&text.parse()?, &keychain, network)?;
+    let image = pull::pull(&reference, &keychain, network, &store, host_architecture()?, &Silent)?;
+    Ok(Found {
+        shown: reference.to_string(),
+        name: Some(format!("{}/{}", reference.registry, reference.repository)),
+        tag: reference.tag.unwrap_or_else(|| "latest".to_string()),
+        image,
+        store,
+        _scratch: None,
     })
 }
 
