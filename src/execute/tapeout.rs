@@ -144,7 +144,12 @@ impl Build<'_> {
         self.image_of(id).map_or("", |(_, image)| image.user.as_str())
     }
 
+    /// The image of a joint point. Other tapeout rules know none: several images may share one, and what it
+    /// picks must not depend on which of them are asked for together.
     fn image_of(&self, id: Id) -> Option<(Id, &crate::build_file::spec::Image)> {
+        if !self.is_base_tapeout(id) {
+            return None;
+        }
         self.graph.instances.iter().enumerate().find_map(|(image_id, instance)| match &instance.spec {
             Spec::Image(image) if instance.deps.contains(&id) => Some((image_id, image)),
             _ => None,

@@ -419,7 +419,7 @@ impl Repository {
             let reading = method == Method::GET || method == Method::HEAD;
             match response.status().as_u16() {
                 401 if ours && !learnt => {
-                    let token = self.learn(&response, scope)?;
+                    let token = self.learn(&response, scope, token.as_deref())?;
                     lock(&self.tokens).insert(scope.to_string(), token);
                     learnt = true;
                 }
@@ -500,8 +500,8 @@ impl Repository {
         Ok(found)
     }
 
-    /// What the server wants to see in `Authorization` for this scope.
-    fn learn(&self, response: &Response<Body>, scope: &str) -> Attempt<String> {
+    /// What the server wants to see in `Authorization` for this scope, and not `refused`, which it saw.
+    fn learn(&self, response: &Response<Body>, scope: &str, refused: Option<&str>) -> Attempt<String> {
         let challenges: Vec<_> =
             response.headers().get_all("www-authenticate").iter().filter_map(|value| value.to_str().ok()).collect();
         let credential = self.credential()?;
@@ -516,9 +516,8 @@ impl Repository {
             Some(Credential::Password { user, password })
                 if challenges.iter().any(|c| parameters(c, "basic").is_some()) =>
             {
-                // Sent once and refused: the same again is refused again.
                 let ours = format!("Basic {}", basic(&user, &password));
-                if lock(&self.tokens).get(scope) == Some(&ours) {
+                if refused == Some(ours.as_str()) {
                     return Err(log_in("does not accept the user or the password").into());
                 }
                 Ok(ours)
