@@ -12,6 +12,7 @@ mod full_disk;
 mod graph;
 mod identities;
 mod images;
+mod keeping;
 mod kept_graph;
 mod killed;
 mod newcomer;
@@ -23,6 +24,7 @@ mod readme;
 mod registry;
 mod reproducible;
 mod sandbox;
+mod secrets;
 mod templates;
 mod twice;
 

@@ -25,7 +25,7 @@ use crate::archive::pieces::{PIECE, pieces};
 use crate::archive::tar_writer;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
-use crate::sandbox::Recorded;
+use crate::sandbox::{Facts, Known, KnownFile, Recorded};
 use crate::sys::file;
 use crate::sys::root::Root;
 use crate::tree::{Change, Changeset, Entry, Node, RootPath, Stack};
@@ -70,6 +70,21 @@ pub fn capture(upper: &Root, below: &Stack, recorded: &[Recorded], options: &Opt
     captured.drop_unchanged()?;
     captured.separate_links(inodes)?;
     Ok(captured)
+}
+
+/// What is recorded of a snapshot, for a sandbox that shows it.
+pub fn known(stack: &Stack) -> Known {
+    let times: BTreeMap<&Digest, i64> = stack.0.iter().map(|l| (&l.digest, l.changeset.time)).collect();
+    let mut files = vec![];
+    for (path, (entry, digest)) in stack.below(&RootPath::root()) {
+        let facts = facts_of(&entry);
+        if (facts.uid, facts.gid, facts.device) == (0, 0, None) {
+            continue;
+        }
+        let mark = mark(&path, times.get(&digest).copied().unwrap_or_default());
+        files.push(KnownFile { path: [b"/", path.as_bytes()].concat(), mark, facts });
+    }
+    Known { files, times: times.into_values().collect() }
 }
 
 /// Where content is not known yet.
@@ -264,22 +279,12 @@ fn version_2(mut value: Vec<u8>) -> Vec<u8> {
     value
 }
 
-/// What is recorded of a file besides what the file system says.
-#[derive(Clone, Copy)]
-struct Facts {
-    uid: u32,
-    gid: u32,
-    device: Option<(bool, u32, u32)>,
-}
-
-impl Facts {
-    fn of(entry: &Entry) -> Self {
-        let device = match entry.node {
-            Node::Device { character, major, minor } => Some((character, major, minor)),
-            _ => None,
-        };
-        Self { uid: entry.uid, gid: entry.gid, device }
-    }
+fn facts_of(entry: &Entry) -> Facts {
+    let device = match entry.node {
+        Node::Device { character, major, minor } => Some((character, major, minor)),
+        _ => None,
+    };
+    Facts { uid: entry.uid, gid: entry.gid, device }
 }
 
 /// Joins files with what was recorded for them, or for the file below that they were copied from.
@@ -322,7 +327,7 @@ impl<'a> Owners<'a> {
                     && let Some((was, _)) = self.below.get(&RootPath::new(instead_of)?)
                     && may_become(&was.node, node)
                 {
-                    facts = Facts::of(was);
+                    facts = facts_of(was);
                 }
                 facts.uid = recorded.uid.unwrap_or(facts.uid);
                 facts.gid = recorded.gid.unwrap_or(facts.gid);
@@ -341,7 +346,7 @@ impl<'a> Owners<'a> {
         if let Some((entry, layer)) = here
             && access == mark(path, layer.changeset.time)
         {
-            return Some(Facts::of(entry));
+            return Some(facts_of(entry));
         }
         // Links, pipes and sockets can't hold the attribute that says that they were copied up.
         let special = is_special(node);
@@ -352,9 +357,9 @@ impl<'a> Owners<'a> {
         if access.1 != 0 && self.times.contains(&access.0) {
             let from =
                 self.foreign().get(&access).and_then(|all| all.iter().find(|entry| may_become(&entry.node, node)));
-            return from.map(|entry| Facts::of(entry)).or(roots);
+            return from.map(|entry| facts_of(entry)).or(roots);
         }
-        here.map(|(entry, _)| Facts::of(entry)).or(roots)
+        here.map(|(entry, _)| facts_of(entry)).or(roots)
     }
 
     fn foreign(&mut self) -> &BTreeMap<(i64, i64), Vec<&'a Entry>> {

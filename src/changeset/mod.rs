@@ -21,7 +21,7 @@ use crate::digest::Digest;
 use crate::error::Result;
 use crate::sys::root::Root;
 
-pub use diff::{Captured, Options, capture, digest_of, set_times};
+pub use diff::{Captured, Options, capture, digest_of, known, set_times};
 
 /// Gives the files of a changeset that the store keeps.
 pub type Files<'a> = dyn Fn(&Digest) -> Result<Root> + Sync + 'a;

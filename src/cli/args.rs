@@ -56,8 +56,11 @@ pub enum Command {
         after_help = "Examples:\n  tapeout graph //app:web/build_image\n  tapeout graph --dot //app:web/build_image | dot -Tsvg > graph.svg"
     )]
     Graph(Graph),
-    /// Show what the steps of a rule printed
-    #[command(after_help = "Example:\n  tapeout log //app:build")]
+    /// Say why a rule runs again: which part of its key changed, old and new value
+    #[command(after_help = "Example:\n  tapeout explain //app:build")]
+    Explain(Explain),
+    /// Show what the steps of a rule, or the check of an image, printed the last time
+    #[command(after_help = "Examples:\n  tapeout log //app:build\n  tapeout log -p //app:jobs=8 //app:build")]
     Log(Log),
     /// Look at an image: built here, or anybody's
     Image(Image),
@@ -69,6 +72,17 @@ pub enum Command {
     /// Bring an image into a registry, with the credentials of docker or podman
     #[command(after_help = "Example:\n  tapeout push //app:web docker://registry.example.com/team/web:1.2")]
     Push(Push),
+    /// Remove from the store what no build has used for 30 days
+    ///
+    /// Builders stay, and what they are made of. It waits for builds that use the store, and may be
+    /// stopped at any moment.
+    #[command(after_help = "Examples:\n  tapeout gc --dry-run\n  tapeout gc --all")]
+    Gc(Gc),
+    /// Check everything in the store against the digest that it was kept under
+    ///
+    /// Exits 1 when something is damaged, and names the rules and builders that have it.
+    #[command(after_help = "Examples:\n  tapeout fsck\n  tapeout fsck --repair")]
+    Fsck(Fsck),
     /// Carry a pod's bundle as one file, and check one that arrived
     Pod(Pod),
     /// Say what this machine offers, what tapeout does without it, and how to mend it
@@ -129,6 +143,9 @@ pub struct Build {
     /// Give this rule the host's network, if it asks for it
     #[arg(long = "allow-network", value_name = "LABEL")]
     pub allow_network: Vec<String>,
+    /// What the rules that name this secret may read at /run/secrets/NAME: a file's content, or a variable's value
+    #[arg(long = "secret", value_name = "NAME=file:PATH|env:VARIABLE")]
+    pub secrets: Vec<String>,
 }
 
 /// `tapeout bootstrap`
@@ -188,13 +205,43 @@ pub struct Graph {
     pub dot: bool,
 }
 
+/// `tapeout explain`
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// The rule or image; patterns too
+    #[arg(required = true, value_name = "LABEL")]
+    pub labels: Vec<String>,
+    #[command(flatten)]
+    pub ask: Ask,
+}
+
 /// `tapeout log`
 #[derive(Debug, Args)]
 pub struct Log {
-    /// The rule
+    /// The rule or image
     pub label: String,
-    #[command(flatten)]
-    pub ask: Ask,
+    /// Only of runs that saw this value of a parameter
+    #[arg(short, long = "parameter", value_name = "LABEL=VALUE")]
+    pub parameters: Vec<String>,
+}
+
+/// `tapeout gc`
+#[derive(Debug, Args)]
+pub struct Gc {
+    /// Remove whatever no builder needs, used or not: the next build makes it again
+    #[arg(long)]
+    pub all: bool,
+    /// Remove nothing, say what would go
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `tapeout fsck`
+#[derive(Debug, Args)]
+pub struct Fsck {
+    /// Remove what is damaged, so that the next build makes or fetches it again; exits 0 then
+    #[arg(long)]
+    pub repair: bool,
 }
 
 /// `tapeout image`

@@ -39,10 +39,13 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Init => commands::init::run(global),
         Command::List(args) => commands::list::run(global, args),
         Command::Graph(args) => commands::graph::run(global, args),
-        Command::Log(args) => commands::build::log(global, args),
+        Command::Explain(args) => commands::explain::run(global, args),
+        Command::Log(args) => commands::log::run(global, args),
         Command::Image(args) => commands::image::run(global, &args.command),
         Command::Export(args) => commands::export::run(global, args),
         Command::Push(args) => commands::push::run(global, args),
+        Command::Gc(args) => commands::gc::run(global, args),
+        Command::Fsck(args) => commands::fsck::run(global, args),
         Command::Pod(args) => match &args.command {
             PodCommand::Pack { bundle, output } => commands::pod::pack(global, bundle, output),
             PodCommand::Verify { bundle } => commands::pod::verify(global, bundle),
@@ -54,8 +57,15 @@ fn run(cli: &Cli) -> Result<()> {
 
 /// These read and remove what rules made, folders of mode 000 among it.
 fn touches_the_store(command: &Command) -> bool {
-    matches!(
+    !matches!(
         command,
-        Command::Build(_) | Command::Bootstrap(_) | Command::Log(_) | Command::Image(_) | Command::Export(_)
+        Command::Init
+            | Command::List(_)
+            | Command::Graph(_)
+            | Command::Doctor(_)
+            | Command::Pod(_)
+            // The programs that know passwords want to be asked by the user's own ID.
+            | Command::Push(_)
+            | Command::Completions { .. }
     )
 }

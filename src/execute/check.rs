@@ -11,6 +11,7 @@ use std::path::Path;
 use crate::build_file::spec::Image;
 use crate::error::{Error, Result};
 use crate::execute::log;
+use crate::execute::secrets::Search;
 use crate::sandbox::{Spec, Status};
 use crate::store::Store;
 use crate::sys::file;
@@ -42,7 +43,7 @@ pub fn run(store: &Store, image: &Image, user: (u32, u32), files: &Selection, ep
         no_capabilities: true,
         ..Spec::default()
     };
-    let outcome = log::run(&spec, &log_path)?;
+    let outcome = log::run(&spec, &log_path, &Search::default())?;
     fs::rename(&log_path, kept).map_err(|e| Error::io("rename", kept, e))?;
     let how = match outcome.status {
         Status::Exited(0) => return Ok(()),

@@ -3,13 +3,14 @@
 //! `log` → sandbox → upper folder → captured changeset → store → result document, in this order:
 //! the result is recorded last, so that a kill leaves either nothing or all of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use crate::build_file::spec::Step;
+use crate::build_file::spec::{Owners, Step};
 use crate::builder::debian::install::DEBS;
 use crate::changeset::{self, Options};
 use crate::digest::Digest;
@@ -17,10 +18,12 @@ use crate::error::{Error, Result};
 use crate::execute::identity::{self, Renumber};
 use crate::execute::log;
 use crate::execute::request::{FORMAT, Outcome, Request};
-use crate::sandbox::{Bind, Hit, Spec, Status};
-use crate::store::{Scratch, Store};
+use crate::execute::secrets::Search;
+use crate::sandbox::{Bind, Hit, Secret, Spec, Status};
+use crate::store::{Cache, Scratch, Store};
+use crate::sys::file;
 use crate::sys::root::Root;
-use crate::tree::{Layer, Stack};
+use crate::tree::{Layer, RootPath, Stack};
 
 /// The changeset of a request that ran before.
 pub fn cached(store: &Store, request: &Request) -> Option<Digest> {
@@ -29,14 +32,18 @@ pub fn cached(store: &Store, request: &Request) -> Option<Digest> {
 }
 
 /// Runs a request in a sandbox over `snapshot` and keeps what it changed. Where it installed
-/// packages, the users and groups that are new get the lock's numbers.
+/// packages, the users and groups that are new get the lock's numbers. Where a step fails, `left` gets
+/// the folder with what it changed, and may move it.
 pub fn run(
     store: &Store,
     request: &Request,
     snapshot: &Stack,
     renumber: Option<&Renumber>,
+    secrets: &[Secret],
+    left: &dyn Fn(&Path),
 ) -> Result<(Layer, Vec<String>)> {
-    let (layer, weakened) = make(store, request, snapshot, renumber, &store.log_path(&request.key()))?;
+    let kept = store.log_path(&request.key());
+    let (layer, weakened) = make(store, request, snapshot, renumber, secrets, left, &kept)?;
     let document = serde_json::to_vec(&Outcome { format: FORMAT, changeset: layer.digest })
         .map_err(|e| Error::failed(e.to_string()))?;
     store.record_action(&request.key(), &document)?;
@@ -44,9 +51,9 @@ pub fn run(
 }
 
 /// Runs a request once more: the result and the log that the store has of it stay.
-pub fn again(store: &Store, request: &Request, snapshot: &Stack) -> Result<Layer> {
+pub fn again(store: &Store, request: &Request, snapshot: &Stack, secrets: &[Secret]) -> Result<Layer> {
     let scratch = store.scratch()?;
-    make(store, request, snapshot, None, &scratch.path().join("log")).map(|(layer, _)| layer)
+    make(store, request, snapshot, None, secrets, &|_| {}, &scratch.path().join("log")).map(|(layer, _)| layer)
 }
 
 fn make(
@@ -54,15 +61,33 @@ fn make(
     request: &Request,
     snapshot: &Stack,
     renumber: Option<&Renumber>,
+    secrets: &[Secret],
+    left: &dyn Fn(&Path),
     kept: &Path,
 ) -> Result<(Layer, Vec<String>)> {
     let scratch = store.scratch()?;
     let upper = scratch.folder("upper")?;
     let log_path = scratch.path().join("log");
-    let spec = spec(store, request, snapshot, &scratch)?;
-    let outcome = log::run(&spec, &log_path)?;
+    let search = Search::of(secrets);
+    let caches = caches(store, request)?;
+    let mut spec = spec(store, request, snapshot, &scratch)?;
+    spec.secrets = secrets.to_vec();
+    spec.mounts.extend(caches.iter().map(|(inside, cache)| Bind {
+        host: cache.folder().to_path_buf(),
+        inside: inside.to_string(),
+        read_only: false,
+    }));
+    let outcome = log::run(&spec, &log_path, &search)?;
+    for (inside, _) in caches.iter().rev() {
+        forget_mount_point(&upper, snapshot, inside)?;
+    }
+    drop(caches);
     fs::rename(&log_path, kept).map_err(|e| Error::io("rename", kept, e))?;
     if let Some(error) = failure(&outcome.status, outcome.failed_step, &request.steps) {
+        // What it wrote may hold a secret, and those are kept nowhere.
+        if secrets.is_empty() {
+            left(&upper);
+        }
         return Err(log::told(error, kept));
     }
     let root = Root::open(&upper)?;
@@ -73,6 +98,7 @@ fn make(
         captured.renumber(&map.users, &map.groups);
         identity::rewrite(&mut captured, &map)?;
     }
+    search.refuses(&captured)?;
     let (changeset, digest) = captured.name()?;
     let layer = store.keep_changeset(digest, changeset, &upper)?;
     Ok((layer, outcome.weakened))
@@ -94,9 +120,33 @@ fn spec(store: &Store, request: &Request, snapshot: &Stack, scratch: &Scratch) -
         gid: request.user.1,
         network: request.network,
         limits: request.limits,
+        seen: (request.owners == Owners::Seen).then(|| changeset::known(snapshot)),
         hostname: "tapeout".to_string(),
         ..Spec::default()
     })
+}
+
+/// The caches of a rule by their paths. All take them in the same order, so that no two rules wait
+/// for each other.
+fn caches<'a>(store: &Store, request: &'a Request) -> Result<BTreeMap<&'a str, Cache>> {
+    let paths: BTreeSet<_> = request.caches.iter().map(|path| path.trim_end_matches('/')).collect();
+    paths.into_iter().map(|path| Ok((path, store.cache_of(path)?))).collect()
+}
+
+/// The folders that were made to mount a cache on are no part of what a rule changed.
+fn forget_mount_point(upper: &Path, snapshot: &Stack, inside: &str) -> Result<()> {
+    let root = Root::open(upper)?;
+    let mut path = RootPath::new(inside)?;
+    while !path.is_root() && snapshot.get(&path).is_none() {
+        let parent = path.parent().unwrap_or_default();
+        match root.folder(&parent).and_then(|folder| file::remove_folder_at(folder.as_fd(), path.name())) {
+            // The rule put something beside it.
+            Ok(false) => return Ok(()),
+            Ok(true) => path = parent,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 /// The folders to stack, the lowest first. Rules that changed the same in the same way share one

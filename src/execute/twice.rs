@@ -73,7 +73,7 @@ impl Build<'_> {
         self.report.event(Event::Started { what: &name, total: None });
         let made = snapshot
             .stack(self.store, self.graph, &self.order)
-            .and_then(|stack| rule::again(self.store, &request, &stack));
+            .and_then(|stack| rule::again(self.store, &request, &stack, &self.options.secrets.of(&request.secrets)));
         self.report.event(Event::Ended { what: &name });
         let second = made.map_err(|e| e.context(format!("rule {}, the second time", instance.label)))?;
         let found = self.compare(&instance.label, &self.store.changeset(&first)?, &second)?;

@@ -23,6 +23,8 @@ const TIOCLINUX: u32 = 0x541C;
 pub(super) enum Owners {
     /// Init answers them.
     Recorded,
+    /// It answers what reads an owner, too.
+    Seen,
     /// There is no listener to be had: an owner other than the mapped one is an error.
     MappedOnly,
 }
@@ -32,8 +34,11 @@ pub(super) fn program(owners: Owners, uid: u32, gid: u32) -> Vec<libc::sock_filt
     let mut rules = refused();
     rules.extend(without_effect());
     rules.extend(owner_calls(owners, uid, gid));
-    if owners == Owners::Recorded {
+    if owners != Owners::MappedOnly {
         rules.extend(renames());
+    }
+    if owners == Owners::Seen {
+        rules.extend(reads());
     }
     crate::sys::seccomp::program(&rules, LAST_CALL)
 }
@@ -132,13 +137,13 @@ fn owner_calls(owners: Owners, uid: u32, gid: u32) -> Vec<Rule> {
     let mknods = [(libc::SYS_mknodat, 2u8)];
 
     let action = match owners {
-        Owners::Recorded => Action::Notify,
+        Owners::Recorded | Owners::Seen => Action::Notify,
         Owners::MappedOnly => Action::Errno(libc::EINVAL),
     };
     let mut rules = vec![];
     for (call, user) in chowns {
         match owners {
-            Owners::Recorded => rules.push(Rule { call, when: When::Always, action }),
+            Owners::Recorded | Owners::Seen => rules.push(Rule { call, when: When::Always, action }),
             Owners::MappedOnly => {
                 rules.push(Rule { call, when: When::NotIn(user, vec![uid, u32::MAX]), action });
                 rules.push(Rule { call, when: When::NotIn(user + 1, vec![gid, u32::MAX]), action });
@@ -148,7 +153,7 @@ fn owner_calls(owners: Owners, uid: u32, gid: u32) -> Vec<Rule> {
     for (call, mode) in mknods {
         // 0/0 too, which the kernel allows to everybody: it is how an overlay says "removed", and a
         // rule must not forge that.
-        let action = if owners == Owners::Recorded { action } else { Action::Errno(libc::EPERM) };
+        let action = if owners != Owners::MappedOnly { action } else { Action::Errno(libc::EPERM) };
         for kind in [CHARACTER_DEVICE, BLOCK_DEVICE] {
             rules.push(Rule { call, when: When::Is(mode, FILE_TYPE, kind), action });
         }
@@ -165,6 +170,15 @@ fn renames() -> Vec<Rule> {
     rules.push(Rule { call: libc::SYS_rename, when: When::Always, action: Action::Notify });
     rules.push(Rule { call: libc::SYS_renameat, when: When::Always, action: Action::Notify });
     rules
+}
+
+/// The calls that show an owner.
+fn reads() -> Vec<Rule> {
+    #[cfg(target_arch = "x86_64")]
+    let calls = [libc::SYS_stat, libc::SYS_lstat, libc::SYS_fstat, libc::SYS_newfstatat, libc::SYS_statx];
+    #[cfg(not(target_arch = "x86_64"))]
+    let calls = [libc::SYS_fstat, libc::SYS_newfstatat, libc::SYS_statx];
+    calls.map(|call| Rule { call, when: When::Always, action: Action::Notify }).to_vec()
 }
 
 /// The capabilities of a step: what package scripts and builds use on files and processes of their
@@ -199,7 +213,7 @@ mod tests {
 
     #[test]
     fn a_filter_fits_the_kernels_limits() {
-        for owners in [Owners::Recorded, Owners::MappedOnly] {
+        for owners in [Owners::Recorded, Owners::Seen, Owners::MappedOnly] {
             assert!(program(owners, 0, 0).len() < 4096);
         }
     }

@@ -3,7 +3,7 @@
 //! its own: `main` begins with [`take_over_if_asked`].
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
@@ -20,7 +20,7 @@ use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
 use crate::sandbox::owner::Owners;
-use crate::sandbox::plan::{HostPath, Operation, Order, Reply};
+use crate::sandbox::plan::{HostPath, Operation, Order, Reply, SECRETS};
 use crate::sandbox::spec::{Hit, Outcome, Status};
 use crate::sandbox::start::{self, ROLE, not_a_folder};
 use crate::sandbox::step;
@@ -79,18 +79,11 @@ fn serve(newborn: &Newborn, control: &UnixStream, output: &File, standard: &[Own
         .map_err(|errno| Error::io("sigprocmask", "", errno))?;
     let mut room = Room::default();
     for operation in &order.operations {
-        room.carry_out(operation)?;
+        room.carry_out(operation, &order)?;
     }
     let weakened = std::mem::take(&mut room.weakened);
     let upper = room.upper.take().ok_or_else(|| Error::failed("the plan has no snapshot"))?;
-    Watch::new(
-        control,
-        output,
-        &order,
-        Owners::new(upper, order.uid, order.gid, !order.no_capabilities && order.uid == 0)?,
-        weakened,
-    )?
-    .run()
+    Watch::new(control, output, &order, Owners::new(upper, &order)?, weakened)?.run()
 }
 
 fn null() -> Result<File> {
@@ -125,7 +118,7 @@ impl Room {
         self.root.as_ref().ok_or_else(|| Error::failed("the plan mounts something before the snapshot"))
     }
 
-    fn carry_out(&mut self, operation: &Operation) -> Result<()> {
+    fn carry_out(&mut self, operation: &Operation, order: &Order) -> Result<()> {
         match operation {
             Operation::Private => mount::make_all_private(),
             Operation::Overlay { lower, upper, work, root } => self.overlay(lower, upper, work, root),
@@ -146,6 +139,7 @@ impl Room {
             Operation::NoControlGroups => self.no_control_groups(),
             Operation::ReadOnly(inside) => self.read_only(inside),
             Operation::Mask(inside) => self.mask(inside),
+            Operation::Secret(name) => self.secret(name, order),
             Operation::Loopback => mount::loopback_up(),
             Operation::Hostname(name) => {
                 nix::unistd::sethostname(name).map_err(|errno| Error::io("sethostname", name, errno))
@@ -261,6 +255,14 @@ impl Room {
         let copy = mount::copy_tree(node.as_fd(), c"").map_err(|errno| Error::io("open_tree", &host, errno))?;
         mount::add_attributes(copy.as_fd(), attribute::READ_ONLY | attribute::NO_SUID | attribute::NO_EXEC)?;
         mount::attach(copy.as_fd(), self.plain_file(&host)?.as_fd())
+    }
+
+    fn secret(&self, name: &str, order: &Order) -> Result<()> {
+        let secret = order.secrets.iter().find(|secret| secret.name == name);
+        let secret = secret.ok_or_else(|| Error::failed(format!("the secret {name} was not sent")))?;
+        let folder = self.folder(SECRETS, 0o700)?;
+        let mut made = file::create_file_at(folder.as_fd(), name.as_bytes(), 0o400)?;
+        made.write_all(&secret.value).map_err(|e| Error::io("write", format!("{SECRETS}/{name}"), e))
     }
 
     fn terminals(&self) -> Result<()> {

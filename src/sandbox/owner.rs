@@ -1,4 +1,5 @@
 //! Owners and devices, recorded: what a step asks of `chown` and `mknod` is answered here, in init.
+//! With `owners = "seen"` it is also shown again, by answering `stat` and its like.
 //! So is what it asks of `rename`, when it is about a folder (`rename.rs`).
 //!
 //! One ID is mapped, so the kernel would refuse every other one. Instead the file is changed to the
@@ -14,9 +15,12 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, RenameFlags, ResolveFlag};
+use nix::sys::stat::SFlag;
 
 use crate::error::{Error, Result};
+use crate::sandbox::plan::Order;
 use crate::sandbox::rename::{self, End};
+use crate::sandbox::seen::{Below, Facts, Upper};
 use crate::sandbox::spec::Recorded;
 use crate::sys::mount::{self, Place};
 use crate::sys::seccomp::{self, Notification};
@@ -27,6 +31,8 @@ const MOST: usize = 8_000_000;
 /// Files without a name that are kept open until the end, in case they get one.
 const MOST_NAMELESS: usize = 512;
 const UNCHANGED: u32 = u32::MAX;
+/// Overlay leaves it on what it copies up.
+const ORIGIN: &[u8] = b"user.overlay.origin";
 const MOUNT_NAMESPACE: &str = "/proc/self/ns/mnt";
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -67,6 +73,14 @@ pub(super) struct Owners {
     namespace: Vec<u8>,
     records: BTreeMap<Vec<u8>, Record>,
     nameless: Vec<Nameless>,
+    seen: Option<Seen>,
+}
+
+/// For steps that see what is recorded.
+struct Seen {
+    below: Below,
+    /// `/tmp` is a mount of its own; what is unpacked there is seen like the rest.
+    tmp_mount: u64,
 }
 
 /// A call, its arguments taken apart.
@@ -74,6 +88,8 @@ enum Asked {
     Own { target: Target, uid: u32, gid: u32 },
     Device { folder: i32, path: u64, mode: u32, device: u64 },
     Rename { old: (i32, u64), new: (i32, u64), flags: u32 },
+    Stat { target: Target, into: u64 },
+    Statx { target: Target, mask: u32, into: u64 },
 }
 
 /// What a caller is told.
@@ -110,20 +126,45 @@ fn understand(n: &Notification) -> Option<Asked> {
         libc::SYS_rename => Asked::Rename { old: (here, a[0]), new: (here, a[1]), flags: 0 },
         libc::SYS_renameat => Asked::Rename { old: (a[0] as i32, a[1]), new: (a[2] as i32, a[3]), flags: 0 },
         libc::SYS_renameat2 => Asked::Rename { old: (a[0] as i32, a[1]), new: (a[2] as i32, a[3]), flags: a[4] as u32 },
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_stat => Asked::Stat { target: path(here, a[0], 0), into: a[1] },
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_lstat => Asked::Stat { target: path(here, a[0], libc::AT_SYMLINK_NOFOLLOW), into: a[1] },
+        libc::SYS_fstat => Asked::Stat { target: Target::Descriptor(a[0] as i32), into: a[1] },
+        libc::SYS_newfstatat => Asked::Stat { target: path(a[0] as i32, a[1], a[3] as i32), into: a[2] },
+        libc::SYS_statx => Asked::Statx { target: path(a[0] as i32, a[1], a[2] as i32), mask: a[3] as u32, into: a[4] },
         _ => return None,
     })
 }
 
 impl Owners {
     /// For a snapshot whose upper folder this is. The sandbox is our root by now.
-    pub fn new(upper: OwnedFd, uid: u32, gid: u32, allowed: bool) -> Result<Self> {
+    pub fn new(upper: OwnedFd, order: &Order) -> Result<Self> {
         let root = file::open_path(std::path::Path::new("/"))?;
         let root_mount = mount::place(root.as_fd()).map_err(|errno| Error::io("statx", "/", errno))?.mount;
         // We are the first process of our namespace.
         let outer_proc = name_of_link("/proc/self").is_ok_and(|number| number != b"1");
         let namespace = name_of_link(MOUNT_NAMESPACE).map_err(|errno| Error::io("readlink", MOUNT_NAMESPACE, errno))?;
-        let (records, nameless) = (BTreeMap::new(), vec![]);
-        Ok(Self { upper, outer_proc, root_mount, uid, gid, allowed, namespace, records, nameless })
+        let seen = match &order.seen {
+            None => None,
+            Some(known) => {
+                let tmp = file::open_path(std::path::Path::new("/tmp"))?;
+                let place = mount::place(tmp.as_fd()).map_err(|errno| Error::io("statx", "/tmp", errno))?;
+                Some(Seen { below: Below::new(known), tmp_mount: place.mount })
+            }
+        };
+        Ok(Self {
+            upper,
+            root_mount,
+            uid: order.uid,
+            gid: order.gid,
+            outer_proc,
+            allowed: !order.no_capabilities && order.uid == 0,
+            namespace,
+            records: BTreeMap::new(),
+            nameless: vec![],
+            seen,
+        })
     }
 
     /// Answers the next call that waits.
@@ -137,6 +178,13 @@ impl Owners {
                 Answer::Done(self.make_device(listener, &asked, folder, path, mode, device))
             }
             Some(Asked::Rename { old, new, flags }) => self.rename(listener, &asked, old, new, flags),
+            // What can't be answered here is as the kernel says it: an error, or nobody else's file.
+            Some(Asked::Stat { target, into }) => {
+                self.show(listener, &asked, &target, into, file::stat_as).unwrap_or(Answer::Proceed)
+            }
+            Some(Asked::Statx { target, mask, into }) => self
+                .show(listener, &asked, &target, into, |fd, shown| file::statx_as(fd, mask, shown))
+                .unwrap_or(Answer::Proceed),
             None => Answer::Done(Err(Errno::ENOSYS)),
         };
         match answer {
@@ -159,20 +207,13 @@ impl Owners {
         gid: u32,
     ) -> nix::Result<()> {
         let caller = self.caller(asked)?;
-        let found = match target {
-            Target::Descriptor(number) => caller.descriptor(*number)?,
+        match target {
             Target::Path { flags, .. } if flags & !(libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH) != 0 => {
                 return Err(Errno::EINVAL);
             }
-            Target::Path { folder, path, flags } => {
-                let empty = flags & libc::AT_EMPTY_PATH != 0;
-                match caller.path(*path, empty)? {
-                    path if path.is_empty() && empty => caller.start(*folder)?,
-                    path if path.is_empty() => return Err(Errno::ENOENT),
-                    path => caller.open(*folder, &path, flags & libc::AT_SYMLINK_NOFOLLOW == 0)?,
-                }
-            }
-        };
+            _ => {}
+        }
+        let found = caller.target(target)?;
         if !seccomp::still_waits(listener, asked.id) {
             return Err(Errno::EINTR);
         }
@@ -188,6 +229,76 @@ impl Owners {
             other => other?,
         }
         self.record(&found, mapped, |record| record.own(uid, gid))
+    }
+
+    /// Answers a `stat` with what is recorded, where that is not what the kernel says.
+    fn show(
+        &self,
+        listener: BorrowedFd,
+        asked: &Notification,
+        target: &Target,
+        into: u64,
+        stat: impl FnOnce(BorrowedFd, &file::Shown) -> nix::Result<Vec<u8>>,
+    ) -> nix::Result<Answer> {
+        let caller = self.caller(asked)?;
+        let look = || caller.target(target);
+        let found = if self.allowed { look() } else { process::without_capabilities(look) }?;
+        let Some(facts) = self.facts(&found)? else { return Ok(Answer::Proceed) };
+        if (facts.uid, facts.gid, facts.device) == (self.uid, self.gid, None) {
+            return Ok(Answer::Proceed);
+        }
+        let shown = file::Shown { uid: facts.uid, gid: facts.gid, device: facts.device };
+        let bytes = stat(found.as_fd(), &shown)?;
+        if !seccomp::still_waits(listener, asked.id) {
+            return Ok(Answer::Done(Err(Errno::EINTR)));
+        }
+        process::write_memory(asked.thread, into, &bytes)?;
+        Ok(Answer::Done(Ok(())))
+    }
+
+    /// What is recorded of a file; `None`: nothing, or it is none of the snapshot.
+    fn facts(&self, found: &OwnedFd) -> nix::Result<Option<Facts>> {
+        let Some(seen) = &self.seen else { return Ok(None) };
+        let place = mount::place(found.as_fd())?;
+        if place.mount != self.root_mount && place.mount != seen.tmp_mount {
+            return Ok(None);
+        }
+        if place.links == 0 {
+            let same = |n: &&Nameless| (n.place.device, n.place.inode) == (place.device, place.inode);
+            return Ok(self.nameless.iter().find(same).map(|n| self.with(self.new_file(), Some(&n.record))));
+        }
+        let path = name_of(found.as_fd())?;
+        let upper = match open_plain(self.upper.as_fd(), &path) {
+            Ok(upper) => upper,
+            Err(Errno::ENOENT) => return Ok(Some(seen.below.at(&path))),
+            Err(errno) => return Err(errno),
+        };
+        let record = file::handle(upper.as_fd()).ok().and_then(|handle| self.records.get(&handle));
+        if let Some(instead_of) = record.and_then(|record| record.instead_of.as_ref()) {
+            return Ok(Some(self.with(seen.below.at(instead_of), record)));
+        }
+        let stat = nix::sys::stat::fstat(&upper)?;
+        let plain = matches!(file::kind(&stat), SFlag::S_IFREG | SFlag::S_IFDIR);
+        let relative = path.strip_prefix(b"/").unwrap_or(&path);
+        // Only new files have none; the root is there before all.
+        let copied_up = plain
+            && (relative.is_empty()
+                || file::get_xattr(self.upper.as_fd(), relative, ORIGIN).is_ok_and(|value| value.is_some()));
+        let upper = Upper { path: &path, access: (stat.st_atime, stat.st_atime_nsec), copied_up, special: !plain };
+        Ok(Some(self.with(seen.below.inherited(upper).unwrap_or_else(|| self.new_file()), record)))
+    }
+
+    fn new_file(&self) -> Facts {
+        Facts { uid: self.uid, gid: self.gid, device: None }
+    }
+
+    fn with(&self, facts: Facts, record: Option<&Record>) -> Facts {
+        let Some(record) = record else { return facts };
+        Facts {
+            uid: record.uid.unwrap_or(facts.uid),
+            gid: record.gid.unwrap_or(facts.gid),
+            device: record.device.or(facts.device),
+        }
     }
 
     fn make_device(
@@ -296,7 +407,8 @@ impl Owners {
     /// (`/dev`, `/run`) nothing is kept, since nothing there outlives the sandbox.
     fn record(&mut self, found: &OwnedFd, mapped: bool, change: impl Fn(&mut Record)) -> nix::Result<()> {
         let place = mount::place(found.as_fd())?;
-        if place.mount != self.root_mount && !self.is_ours_elsewhere(found, &place) {
+        let in_seen_tmp = self.seen.as_ref().is_some_and(|seen| seen.tmp_mount == place.mount);
+        if place.mount != self.root_mount && !in_seen_tmp && !self.is_ours_elsewhere(found, &place) {
             return if self.is_lost(found, mapped) { Err(Errno::EINVAL) } else { Ok(()) };
         }
         if place.links == 0 {
@@ -467,6 +579,21 @@ impl Caller {
 
     fn follow(&self, path: &str) -> nix::Result<OwnedFd> {
         nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
+    }
+
+    /// What a call is about.
+    fn target(&self, target: &Target) -> nix::Result<OwnedFd> {
+        match target {
+            Target::Descriptor(number) => self.descriptor(*number),
+            Target::Path { folder, path, flags } => {
+                let empty = flags & libc::AT_EMPTY_PATH != 0;
+                match self.path(*path, empty)? {
+                    path if path.is_empty() && empty => self.start(*folder),
+                    path if path.is_empty() => Err(Errno::ENOENT),
+                    path => self.open(*folder, &path, flags & libc::AT_SYMLINK_NOFOLLOW == 0),
+                }
+            }
+        }
     }
 
     /// A path in its memory. A null pointer is an empty path where that is allowed (since 6.11).

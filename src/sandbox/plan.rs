@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::build_file::spec::Step;
 use crate::error::{Error, Result};
-use crate::sandbox::spec::Spec;
+use crate::sandbox::seen::Known;
+use crate::sandbox::spec::{Secret, Spec};
 
 /// A path of the host, as bytes: it need not be UTF-8.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,6 +114,8 @@ pub enum Operation {
     ReadOnly(String),
     /// What is there can't be read any more: it looks as `/dev/null` or `/sys` do.
     Mask(String),
+    /// A file in memory that the steps may read: `/run/secrets/NAME`.
+    Secret(String),
     /// The loopback interface is brought up.
     Loopback,
     /// The host name.
@@ -143,6 +146,7 @@ impl fmt::Display for Operation {
             Self::NoControlGroups => write!(f, "no further control group namespaces"),
             Self::ReadOnly(inside) => write!(f, "{inside} read-only"),
             Self::Mask(inside) => write!(f, "{inside} masked"),
+            Self::Secret(name) => write!(f, "secret at {SECRETS}/{name}"),
             Self::Loopback => write!(f, "loopback interface up"),
             Self::Hostname(name) => write!(f, "host name {name}"),
             Self::Processes(most) => write!(f, "at most {most} processes"),
@@ -151,6 +155,9 @@ impl fmt::Display for Operation {
         }
     }
 }
+
+/// Where secrets lie: a file system in memory, that no changeset holds.
+pub(super) const SECRETS: &str = "/run/secrets";
 
 /// The devices of the host that are shown: none of them holds anything.
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
@@ -220,6 +227,10 @@ pub fn plan(spec: &Spec) -> Result<Vec<Operation>> {
         inside: bind.inside.clone(),
         read_only: bind.read_only,
     }));
+    if !spec.secrets.is_empty() {
+        plan.push(folder(SECRETS, 0o700));
+        plan.extend(spec.secrets.iter().map(|secret| Operation::Secret(secret.name.clone())));
+    }
     if !spec.network {
         plan.push(Operation::Loopback);
     }
@@ -274,6 +285,8 @@ pub(super) struct Order {
     pub cwd: String,
     pub uid: u32,
     pub gid: u32,
+    pub secrets: Vec<Secret>,
+    pub seen: Option<Known>,
     pub terminal: bool,
     pub no_capabilities: bool,
     pub processes: u64,
@@ -306,6 +319,8 @@ impl Order {
             cwd: spec.cwd.clone(),
             uid: spec.uid,
             gid: spec.gid,
+            secrets: spec.secrets.clone(),
+            seen: spec.seen.clone(),
             terminal: spec.terminal,
             no_capabilities: spec.no_capabilities,
             processes: spec.limits.processes.unwrap_or(DEFAULT_PROCESSES),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::build_file::spec::{Limits, Step};
+use crate::sandbox::seen::Known;
 
 /// What is wanted.
 #[derive(Debug, Clone, Default)]
@@ -44,6 +45,25 @@ pub struct Spec {
     pub terminal: bool,
     /// The steps have no capability at all.
     pub no_capabilities: bool,
+    /// `stat` shows the owners that are recorded: these, and what the steps ask for.
+    pub seen: Option<Known>,
+    /// Files below `/run/secrets`.
+    pub secrets: Vec<Secret>,
+}
+
+/// What the steps may read at `/run/secrets/NAME`. It never shows its value.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret {
+    /// Its name: one part of a path.
+    pub name: String,
+    /// Its value.
+    pub value: Vec<u8>,
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Secret({})", self.name)
+    }
 }
 
 /// A file or folder of the host, seen inside.

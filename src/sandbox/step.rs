@@ -35,16 +35,18 @@ enum Stage {
     Limits,
     Capabilities,
     Filter,
+    Listener,
     Execute,
 }
 
-const STAGES: [Stage; 7] = [
+const STAGES: [Stage; 8] = [
     Stage::Terminal,
     Stage::Descriptors,
     Stage::Folder,
     Stage::Limits,
     Stage::Capabilities,
     Stage::Filter,
+    Stage::Listener,
     Stage::Execute,
 ];
 
@@ -80,6 +82,9 @@ fn failed(order: &Order, number: usize, stage: u8, mut socket: &UnixStream) -> E
     let error = match STAGES.into_iter().find(|s| *s as u8 == stage) {
         Some(Stage::Folder) => io_error("chdir", &order.cwd, errno),
         Some(Stage::Execute) => not_executed(order, program, Errno::from_raw(errno)),
+        Some(Stage::Listener) => Error::failed("owners = \"seen\" can't be had here")
+            .why("something around us listens to seccomp already, and the kernel allows one listener")
+            .next("run it outside of that container"),
         Some(stage) => io_error(&format!("{stage:?}").to_lowercase(), program, errno),
         None => Error::failed("it reported nonsense"),
     };
@@ -132,9 +137,11 @@ fn become_step(
     let keep = filter::capabilities(order.no_capabilities || order.uid != 0);
     process::keep_only(&keep).map_err(|_| (Stage::Capabilities, Errno::EPERM))?;
     nix::sys::prctl::set_no_new_privs().map_err(at(Stage::Filter))?;
-    match seccomp::filter_with_listener(&filter::program(Owners::Recorded, order.uid, order.gid)) {
+    let owners = if order.seen.is_some() { Owners::Seen } else { Owners::Recorded };
+    match seccomp::filter_with_listener(&filter::program(owners, order.uid, order.gid)) {
         Ok(listener) => process::send_descriptor(report, listener.as_fd()).map_err(at(Stage::Filter))?,
         // Somebody around us has a listener (LXD), or the kernel knows none (before 5.0).
+        Err(errno @ (Errno::EBUSY | Errno::EINVAL)) if owners == Owners::Seen => return Err((Stage::Listener, errno)),
         Err(Errno::EBUSY | Errno::EINVAL) => {
             seccomp::filter(&filter::program(Owners::MappedOnly, order.uid, order.gid)).map_err(at(Stage::Filter))?;
             (&*report).write_all(&[0]).map_err(|_| (Stage::Filter, Errno::EPIPE))?;

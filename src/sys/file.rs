@@ -144,6 +144,15 @@ pub fn unlink_at(dir: BorrowedFd, name: &[u8]) -> Result<()> {
     )
 }
 
+/// Removes an empty folder; nothing there is fine. `false`: something is in it.
+pub fn remove_folder_at(dir: BorrowedFd, name: &[u8]) -> Result<bool> {
+    match nix::unistd::unlinkat(dir, OsStr::from_bytes(name), nix::unistd::UnlinkatFlags::RemoveDir) {
+        Ok(()) | Err(nix::Error::ENOENT) => Ok(true),
+        Err(nix::Error::ENOTEMPTY | nix::Error::ENOTDIR) => Ok(false),
+        Err(errno) => Err(Error::io("rmdir", shown(dir, name), errno)),
+    }
+}
+
 /// Removes a file or a whole folder, following no link; folders of mode 000 too. Nothing there is fine.
 pub fn remove_tree_at(dir: BorrowedFd, name: &[u8]) -> Result<()> {
     // Depth is kept on the heap, so that a deep tree can't overflow the stack.
@@ -216,6 +225,61 @@ pub fn stat_at(dir: BorrowedFd, name: &[u8]) -> Result<Option<FileStat>> {
         Err(nix::Error::ENOENT) => Ok(None),
         Err(errno) => Err(Error::io("stat", shown(dir, name), errno)),
     }
+}
+
+/// What a file is shown as.
+#[derive(Debug, Clone, Copy)]
+pub struct Shown {
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// A device that it stands for: is it a character device, major, minor.
+    pub device: Option<(bool, u32, u32)>,
+}
+
+/// The bytes of a struct of numbers that the kernel has filled.
+fn bytes_of<T: Copy>(value: &T) -> Vec<u8> {
+    // SAFETY: `value` is live and as long as said. It was zeroed before the kernel filled it, so its
+    // padding is set too.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast::<u8>(), size_of::<T>()) }.to_vec()
+}
+
+fn kind_of_device(character: bool) -> u32 {
+    if character { libc::S_IFCHR } else { libc::S_IFBLK }
+}
+
+/// fstat(2), as the kernel lays it out for programs of this machine, with another owner.
+pub fn stat_as(fd: BorrowedFd, shown: &Shown) -> nix::Result<Vec<u8>> {
+    // SAFETY: stat is plain numbers, for which zeros are a value.
+    let mut found: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: fstat fills the struct that it is given, a live local.
+    if unsafe { libc::fstat(fd.as_raw_fd(), &raw mut found) } < 0 {
+        return Err(nix::Error::last());
+    }
+    (found.st_uid, found.st_gid) = (shown.uid, shown.gid);
+    if let Some((character, major, minor)) = shown.device {
+        found.st_mode = found.st_mode & !libc::S_IFMT | kind_of_device(character);
+        found.st_rdev = libc::makedev(major, minor);
+    }
+    Ok(bytes_of(&found))
+}
+
+/// statx(2) of an open file, the same way.
+pub fn statx_as(fd: BorrowedFd, mask: u32, shown: &Shown) -> nix::Result<Vec<u8>> {
+    // SAFETY: statx is plain numbers, for which zeros are a value.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    let flags = libc::AT_EMPTY_PATH;
+    // SAFETY: the path is a static C string, `found` a live local of the type that the call fills.
+    if unsafe { libc::statx(fd.as_raw_fd(), c"".as_ptr(), flags, mask, &raw mut found) } < 0 {
+        return Err(nix::Error::last());
+    }
+    (found.stx_uid, found.stx_gid) = (shown.uid, shown.gid);
+    if let Some((character, major, minor)) = shown.device {
+        found.stx_mode = found.stx_mode & !(libc::S_IFMT as u16) | kind_of_device(character) as u16;
+        (found.stx_rdev_major, found.stx_rdev_minor) = (major, minor);
+    }
+    Ok(bytes_of(&found))
 }
 
 /// The kind bits of a mode.

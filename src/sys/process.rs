@@ -349,6 +349,14 @@ pub fn read_string(thread: i32, address: u64) -> nix::Result<Vec<u8>> {
     Err(if got == PAGE { Errno::ENAMETOOLONG } else { Errno::EFAULT })
 }
 
+/// process_vm_writev(2): into the memory of another process, all of it or an error.
+pub fn write_memory(thread: i32, address: u64, bytes: &[u8]) -> nix::Result<()> {
+    use nix::sys::uio::{RemoteIoVec, process_vm_writev};
+    let to = [RemoteIoVec { base: address as usize, len: bytes.len() }];
+    let written = process_vm_writev(Pid::from_raw(thread), &[io::IoSlice::new(bytes)], &to)?;
+    if written == bytes.len() { Ok(()) } else { Err(Errno::EFAULT) }
+}
+
 /// fchownat(2) of the very file that is open, O_PATH too. `u32::MAX` leaves a half as it is.
 pub fn change_owner(fd: BorrowedFd, uid: u32, gid: u32) -> nix::Result<()> {
     let id = |n: u32| (n != u32::MAX).then_some(n);
