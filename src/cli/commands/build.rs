@@ -8,7 +8,7 @@ use crate::build_file::spec::{Graph, Spec, Value};
 use crate::build_file::workspace::Workspace;
 use crate::cli::args::{Build as Args, Global};
 use crate::cli::{context, ui};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::execute::base::{Base, Settings, Wanted};
 use crate::execute::build::{self, Build, Forecast, Options, Output};
 use crate::execute::secrets::{self, Secrets};
