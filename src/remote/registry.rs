@@ -333,10 +333,11 @@ impl Repository {
     /// After a failure: the upload's address and how much of it arrived; `None`: it must begin anew.
     fn ask_how_far(&self, session: Option<String>, have: &mut u64) -> Option<String> {
         let url = session?;
-        let response = self.send(Method::GET, &url, PUSH, &[], Sent::Nothing).ok()?;
-        if response.status() != 204 {
-            return None;
-        }
+        let asked = self.tried(&url, || {
+            let response = self.send(Method::GET, &url, PUSH, &[], Sent::Nothing)?;
+            if response.status() == 204 { Ok(response) } else { Err(self.refused(&url, response)) }
+        });
+        let response = asked.ok()?;
         // "0-0" is said of nothing and of one byte; pieces are larger.
         let range = header(&response, "range")?;
         let last: u64 = range.trim_start_matches("bytes=").split_once('-')?.1.trim().parse().ok()?;
