@@ -4,21 +4,26 @@
 
 mod common;
 
+mod airgap;
 mod bootstrap;
 mod carried;
 mod changesets;
 mod cli;
+mod escapes;
 mod full_disk;
 mod graph;
+mod host;
 mod identities;
 mod images;
 mod keeping;
 mod kept_graph;
 mod killed;
+mod layers;
 mod newcomer;
 mod nothing_of_the_host;
 mod outside_tools;
 mod owners;
+mod places;
 mod programs;
 mod readme;
 mod registry;

@@ -28,7 +28,12 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<()> {
-    if touches_the_store(&cli.command) {
+    let wish = context::wish(&cli.global);
+    crate::execute::room::wish(wish);
+    if wish.isolation == Some(crate::sandbox::Isolation::Chroot) {
+        // It is root, or refused; it needs no namespace, and there may be none.
+        let _ = nix::unistd::setgroups(&[]);
+    } else if touches_the_store(&cli.command) {
         // Refused, it is tried again by the first sandbox, which says why; nothing is lost without it.
         let _ = crate::sys::process::enter_user_namespace();
     }
@@ -36,6 +41,8 @@ fn run(cli: &Cli) -> Result<()> {
     match &cli.command {
         Command::Build(args) => commands::build::run(global, args),
         Command::Bootstrap(args) => commands::bootstrap::run(global, args),
+        Command::Lock(args) => commands::lock::run(global, args),
+        Command::Fetch(args) => commands::fetch::run(global, args),
         Command::Init => commands::init::run(global),
         Command::List(args) => commands::list::run(global, args),
         Command::Graph(args) => commands::graph::run(global, args),

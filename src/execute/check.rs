@@ -10,15 +10,14 @@ use std::path::Path;
 
 use crate::build_file::spec::Image;
 use crate::error::{Error, Result};
-use crate::execute::log;
 use crate::execute::secrets::Search;
-use crate::sandbox::{Spec, Status};
+use crate::execute::{log, room};
+use crate::sandbox::{Snapshots, Spec, Status};
 use crate::store::Store;
 use crate::sys::file;
 use crate::sys::root::Root;
+use crate::tapeout::program::PATH;
 use crate::tree::{Content, Entry, Node, RootPath, Selection};
-
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Runs the check of an image whose files, all layers together, are `files`. What it prints goes to `kept`.
 pub fn run(store: &Store, image: &Image, user: (u32, u32), files: &Selection, epoch: i64, kept: &Path) -> Result<()> {
@@ -28,7 +27,11 @@ pub fn run(store: &Store, image: &Image, user: (u32, u32), files: &Selection, ep
     let log_path = scratch.path().join("log");
     let mut env = BTreeMap::from([("PATH".to_string(), PATH.to_string())]);
     env.extend(image.env.clone());
+    let place = room::place(store)?;
+    let copied = place.snapshots == Snapshots::Copy;
     let spec = Spec {
+        tree: copied.then(|| root.clone()),
+        isolation: place.isolation,
         lower: vec![root],
         upper: scratch.folder("upper")?,
         work: scratch.folder("work")?,

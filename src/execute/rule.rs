@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::execute::identity::{self, Renumber};
 use crate::execute::log;
 use crate::execute::request::{FORMAT, Outcome, Request};
+use crate::execute::room::Room;
 use crate::execute::secrets::Search;
 use crate::sandbox::{Bind, Hit, Secret, Spec, Status};
 use crate::store::{Cache, Scratch, Store};
@@ -65,12 +66,11 @@ fn make(
     left: &dyn Fn(&Path),
     kept: &Path,
 ) -> Result<(Layer, Vec<String>)> {
-    let scratch = store.scratch()?;
-    let upper = scratch.folder("upper")?;
-    let log_path = scratch.path().join("log");
     let search = Search::of(secrets);
     let caches = caches(store, request)?;
-    let mut spec = spec(store, request, snapshot, &scratch)?;
+    let room = Room::of(store, snapshot)?;
+    let log_path = room.scratch().path().join("log");
+    let mut spec = spec(store, request, snapshot, &room)?;
     spec.secrets = secrets.to_vec();
     spec.mounts.extend(caches.iter().map(|(inside, cache)| Bind {
         host: cache.folder().to_path_buf(),
@@ -79,39 +79,35 @@ fn make(
     }));
     let outcome = log::run(&spec, &log_path, &search)?;
     for (inside, _) in caches.iter().rev() {
-        forget_mount_point(&upper, snapshot, inside)?;
+        forget_mount_point(&room.changed()?, snapshot, inside)?;
     }
     drop(caches);
     fs::rename(&log_path, kept).map_err(|e| Error::io("rename", kept, e))?;
     if let Some(error) = failure(&outcome.status, outcome.failed_step, &request.steps) {
         // What it wrote may hold a secret, and those are kept nowhere.
-        if secrets.is_empty() {
-            left(&upper);
-        }
-        return Err(log::told(error, kept));
+        let keep: &dyn Fn(&Path) = if secrets.is_empty() { left } else { &|_| {} };
+        let on_host = room.is_on_host();
+        room.give_up(snapshot, &outcome.recorded, keep)?;
+        return Err(of_the_host(log::told(error, kept), !on_host));
     }
-    let root = Root::open(&upper)?;
-    let map = renumber.map(|renumber| renumber.map(&root)).transpose()?.unwrap_or_default();
+    let map = renumber.map(|renumber| renumber.map(&room.changed()?)).transpose()?.unwrap_or_default();
     let options = Options { time: request.time, owner: request.user };
-    let mut captured = changeset::capture(&root, snapshot, &outcome.recorded, &options)?;
-    if !map.is_empty() {
-        captured.renumber(&map.users, &map.groups);
-        identity::rewrite(&mut captured, &map)?;
-    }
-    search.refuses(&captured)?;
-    let (changeset, digest) = captured.name()?;
-    let layer = store.keep_changeset(digest, changeset, &upper)?;
+    let layer = room.capture(snapshot, &outcome.recorded, &options, |mut captured, files| {
+        if !map.is_empty() {
+            captured.renumber(&map.users, &map.groups);
+            identity::rewrite(&mut captured, &map)?;
+        }
+        search.refuses(&captured)?;
+        let (changeset, digest) = captured.name()?;
+        store.keep_changeset(digest, changeset, files)
+    })?;
     Ok((layer, outcome.weakened))
 }
 
-fn spec(store: &Store, request: &Request, snapshot: &Stack, scratch: &Scratch) -> Result<Spec> {
-    let packages = (!request.packages.is_empty()).then(|| lay_out(store, &request.packages, scratch)).transpose()?;
+fn spec(store: &Store, request: &Request, snapshot: &Stack, room: &Room) -> Result<Spec> {
+    let packages =
+        (!request.packages.is_empty()).then(|| lay_out(store, &request.packages, room.scratch())).transpose()?;
     Ok(Spec {
-        lower: folders(store, snapshot),
-        upper: scratch.path().join("upper"),
-        work: scratch.folder("work")?,
-        root: scratch.folder("root")?,
-        tmp: scratch.folder("tmp")?,
         mounts: packages.into_iter().map(|host| Bind { host, inside: DEBS.to_string(), read_only: true }).collect(),
         steps: request.steps.clone(),
         env: request.env.clone(),
@@ -121,9 +117,22 @@ fn spec(store: &Store, request: &Request, snapshot: &Stack, scratch: &Scratch) -
         network: request.network,
         limits: request.limits,
         seen: (request.owners == Owners::Seen).then(|| changeset::known(snapshot)),
-        hostname: "tapeout".to_string(),
-        ..Spec::default()
+        ..room.spec()?
     })
+}
+
+/// What belongs to somebody else on this machine can't be written in place, and programs tell it in words that mislead.
+fn of_the_host(error: Error, is_ours: bool) -> Error {
+    let said = [Errno::EOVERFLOW.desc(), Errno::EACCES.desc()];
+    if is_ours || !error.reasons().iter().any(|reason| said.iter().any(|said| reason.contains(said))) {
+        return error;
+    }
+    error
+        .why(
+            "on the builder host a file of this machine can't be changed or renamed in place: its owner isn't mapped \
+             (EACCES, EOVERFLOW)",
+        )
+        .next("let the rule remove it and write a new one, or use a builder of its own: debian:SUITE")
 }
 
 /// The caches of a rule by their paths. All take them in the same order, so that no two rules wait
@@ -134,8 +143,7 @@ fn caches<'a>(store: &Store, request: &'a Request) -> Result<BTreeMap<&'a str, C
 }
 
 /// The folders that were made to mount a cache on are no part of what a rule changed.
-fn forget_mount_point(upper: &Path, snapshot: &Stack, inside: &str) -> Result<()> {
-    let root = Root::open(upper)?;
+fn forget_mount_point(root: &Root, snapshot: &Stack, inside: &str) -> Result<()> {
     let mut path = RootPath::new(inside)?;
     while !path.is_root() && snapshot.get(&path).is_none() {
         let parent = path.parent().unwrap_or_default();
@@ -149,20 +157,17 @@ fn forget_mount_point(upper: &Path, snapshot: &Stack, inside: &str) -> Result<()
     Ok(())
 }
 
-/// The folders to stack, the lowest first. Rules that changed the same in the same way share one
-/// changeset, and the kernel stacks a folder once: the highest place counts.
-fn folders(store: &Store, snapshot: &Stack) -> Vec<PathBuf> {
-    let digests: Vec<_> = snapshot.0.iter().map(|layer| layer.digest).collect();
-    let highest = digests.iter().enumerate().filter(|(at, digest)| !digests[at + 1..].contains(digest));
-    highest.map(|(_, digest)| store.changeset_files_path(digest)).collect()
-}
-
 /// A folder with the packages under their names. Hard links are safe here: it is mounted read-only.
 fn lay_out(store: &Store, packages: &BTreeMap<String, Digest>, scratch: &Scratch) -> Result<PathBuf> {
     let folder = scratch.folder("packages")?;
     for (name, digest) in packages {
         let to = folder.join(name);
-        fs::hard_link(store.blob_path(digest), &to).map_err(|e| Error::io("link", &to, e))?;
+        if store.has_blob(digest) {
+            fs::hard_link(store.blob_path(digest), &to).map_err(|e| Error::io("link", &to, e))?;
+        } else {
+            let mut made = fs::File::create_new(&to).map_err(|e| Error::io("create", &to, e))?;
+            std::io::copy(&mut store.blob(digest)?, &mut made).map_err(|e| Error::io("copy", &to, e))?;
+        }
     }
     Ok(folder)
 }

@@ -29,11 +29,29 @@ pub(super) enum Owners {
     MappedOnly,
 }
 
-/// The filter as a program.
-pub(super) fn program(owners: Owners, uid: u32, gid: u32) -> Vec<libc::sock_filter> {
-    let mut rules = refused();
+/// What has to be closed or answered where there are no namespaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Open {
+    /// The network is somebody else's: only sockets of this machine's file systems are left.
+    pub network: bool,
+    /// Init opens the devices that there is no node for.
+    pub devices: bool,
+}
+
+/// The filter as a program; `mapped` is the only owner that there is.
+pub(super) fn program(owners: Owners, mapped: (u32, u32), open: Open) -> Vec<libc::sock_filter> {
+    let mut rules = vec![];
+    if open.network {
+        // Before the longer list of what is left where the network is a rule's own.
+        let when = When::NotIn(0, vec![libc::AF_UNIX as u32]);
+        rules.push(Rule { call: libc::SYS_socket, when, action: Action::Errno(libc::EAFNOSUPPORT) });
+    }
+    rules.extend(refused());
     rules.extend(without_effect());
-    rules.extend(owner_calls(owners, uid, gid));
+    rules.extend(owner_calls(owners, mapped.0, mapped.1));
+    if owners != Owners::MappedOnly && open.devices {
+        rules.extend(opens());
+    }
     if owners != Owners::MappedOnly {
         rules.extend(renames());
     }
@@ -172,6 +190,16 @@ fn renames() -> Vec<Rule> {
     rules
 }
 
+/// Every open, since a filter can't read a path: init answers those of a device, and lets all
+/// others pass.
+fn opens() -> Vec<Rule> {
+    #[cfg(target_arch = "x86_64")]
+    let calls = [libc::SYS_open, libc::SYS_openat, libc::SYS_openat2];
+    #[cfg(not(target_arch = "x86_64"))]
+    let calls = [libc::SYS_openat, libc::SYS_openat2];
+    calls.map(|call| Rule { call, when: When::Always, action: Action::Notify }).to_vec()
+}
+
 /// The calls that show an owner.
 fn reads() -> Vec<Rule> {
     #[cfg(target_arch = "x86_64")]
@@ -214,7 +242,9 @@ mod tests {
     #[test]
     fn a_filter_fits_the_kernels_limits() {
         for owners in [Owners::Recorded, Owners::Seen, Owners::MappedOnly] {
-            assert!(program(owners, 0, 0).len() < 4096);
+            for open in [Open::default(), Open { network: true, devices: true }] {
+                assert!(program(owners, (0, 0), open).len() < 4096);
+            }
         }
     }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::build_file::spec::{Limits, Step};
+use crate::sandbox::place::Isolation;
 use crate::sandbox::seen::Known;
 
 /// What is wanted.
@@ -13,13 +14,19 @@ use crate::sandbox::seen::Known;
 pub struct Spec {
     /// Folders of the host that are stacked, the lowest first.
     pub lower: Vec<PathBuf>,
+    /// Folders that are seen in place, over the stack: the host's own.
+    pub places: Vec<Above>,
     /// An empty folder that takes what changes.
     pub upper: PathBuf,
     /// An empty folder for the kernel, on the same file system as `upper`.
     pub work: PathBuf,
+    /// Instead of these three: a folder that is the root as it is, and takes what changes.
+    pub tree: Option<PathBuf>,
+    /// What keeps the steps apart from the rest of the machine.
+    pub isolation: Isolation,
     /// An empty folder to mount the root at.
     pub root: PathBuf,
-    /// A folder on the same file system as `upper`; it is `/tmp` while the sandbox lives. `home` is made in it.
+    /// A folder on the same file system as `upper`, or `tree`; it is `/tmp` while the sandbox lives. `home` is made in it.
     pub tmp: PathBuf,
     /// More that is mounted, in this order.
     pub mounts: Vec<Bind>,
@@ -64,6 +71,20 @@ impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Secret({})", self.name)
     }
+}
+
+/// A folder inside that is a stack of its own, with a folder of the host lowest. (An overlay of `/` is
+/// refused when its upper folder lies below it.)
+#[derive(Debug, Clone, Default)]
+pub struct Above {
+    /// Inside: a folder at the top.
+    pub inside: String,
+    /// Folders of the host, the lowest first.
+    pub lower: Vec<PathBuf>,
+    /// Takes what changes: the folder of that name in the spec's `upper`, which must be there.
+    pub upper: PathBuf,
+    /// An empty folder for the kernel.
+    pub work: PathBuf,
 }
 
 /// A file or folder of the host, seen inside.

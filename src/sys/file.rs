@@ -490,7 +490,53 @@ pub fn handle(fd: BorrowedFd) -> Result<Vec<u8>> {
     let mut identity = b"inode".to_vec();
     identity.extend_from_slice(&stat.st_dev.to_le_bytes());
     identity.extend_from_slice(&stat.st_ino.to_le_bytes());
+    for number in born(fd).ok().flatten().map_or([0, 0], |(seconds, nanoseconds)| [seconds, nanoseconds]) {
+        identity.extend_from_slice(&number.to_le_bytes());
+    }
     Ok(identity)
+}
+
+/// When a file was made, which no call can set: seconds and nanoseconds; `None`: its file system
+/// doesn't say.
+pub fn born(fd: BorrowedFd) -> nix::Result<Option<(i64, i64)>> {
+    // SAFETY: statx is plain numbers, for which zeros are a value.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is a static C string, `found` a live local of the type that the call fills.
+    let n =
+        unsafe { libc::statx(fd.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_BTIME, &raw mut found) };
+    nix::errno::Errno::result(n)?;
+    let known = found.stx_mask & libc::STATX_BTIME != 0;
+    Ok(known.then_some((found.stx_btime.tv_sec, i64::from(found.stx_btime.tv_nsec))))
+}
+
+/// The time that a file gets which is made now.
+pub fn now() -> (i64, i64) {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a live local of the type that the call fills.
+    unsafe { libc::clock_gettime(libc::CLOCK_REALTIME_COARSE, &raw mut now) };
+    (now.tv_sec, now.tv_nsec)
+}
+
+/// Does a write through a shared mapping change the times of a file, as POSIX wants it (tmpfs does
+/// not)? Tried with an empty file, open for reading and writing.
+pub fn tells_mapped_writes(file: &File) -> io::Result<bool> {
+    const SIZE: usize = 4096;
+    file.set_len(SIZE as u64)?;
+    let long_ago = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1);
+    file.set_times(std::fs::FileTimes::new().set_modified(long_ago))?;
+    let (access, how) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+    // SAFETY: a new mapping, placed by the kernel, of an open file that is as long as it.
+    let place = unsafe { libc::mmap(std::ptr::null_mut(), SIZE, access, how, file.as_raw_fd(), 0) };
+    if place == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the mapping is SIZE bytes long, writable, ours alone, and gone after the second call.
+    unsafe {
+        place.cast::<u8>().write_volatile(1);
+        libc::msync(place, SIZE, libc::MS_SYNC);
+        libc::munmap(place, SIZE);
+    }
+    Ok(file.metadata()?.modified()? != long_ago)
 }
 
 /// Makes `to` (empty) hold what `from` holds: shared blocks where the file system can
@@ -542,6 +588,48 @@ pub fn sync_file_system(fd: BorrowedFd) -> io::Result<()> {
     match unsafe { libc::syncfs(fd.as_raw_fd()) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A file that begins to reach the disk while it is written, so that a sync at its end finds little left to do.
+#[derive(Debug)]
+pub struct Flowing {
+    file: File,
+    written: u64,
+    begun: u64,
+}
+
+/// So much is written before the disk begins: large enough to lie in one piece.
+const FLOW: u64 = 8 << 20;
+
+impl Flowing {
+    /// An empty file that is open for writing.
+    pub fn new(file: File) -> Self {
+        Self { file, written: 0, begun: 0 }
+    }
+
+    /// The file, which is whole, but not known to be on the disk.
+    pub fn into_inner(self) -> File {
+        self.file
+    }
+}
+
+impl io::Write for Flowing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.file.write(bytes)?;
+        self.written += n as u64;
+        if self.written - self.begun >= FLOW {
+            let (from, length) = (self.begun as i64, (self.written - self.begun) as i64);
+            // Only a hint: a file system that can't has everything to do at the end.
+            // SAFETY: sync_file_range takes an open descriptor and numbers.
+            unsafe { libc::sync_file_range(self.file.as_raw_fd(), from, length, libc::SYNC_FILE_RANGE_WRITE) };
+            self.begun = self.written;
+        }
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
     }
 }
 
