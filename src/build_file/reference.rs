@@ -284,7 +284,12 @@ pub const FUNCTIONS: &[Function] = &[
             a("containers", "list of `container(…)`", REQUIRED, "Its containers."),
             a("volumes", "list of `volume(…)`", "[]", "Its volumes."),
             a("files", FILES, "[]", "Configuration files of the bundle: relative paths, mounted by `mount(PATH, …)`."),
-            a("ports", "list of ints and `port(…)`", "[]", "Ports that the pod publishes."),
+            a(
+                "ports",
+                "list of ints and `port(…)`",
+                "[]",
+                "Ports that the pod publishes: `8080` under the same number on the host, `port(8080, host = 80)` under another one.",
+            ),
             a("systemd_units", "dict of strings", "{}", "Units to write: name to text."),
             a("version", "string", "None", "Its version."),
             ANNOTATIONS,
@@ -411,7 +416,7 @@ pub const FUNCTIONS: &[Function] = &[
         doc: "A port. A bare number is `port(NUMBER)`.",
         attributes: &[
             a("port", "int", REQUIRED, "Inside."),
-            a("host", "int", "None", "On the host; None: not published."),
+            a("host", "int", "None", "On the host; None: not published, and in a pod's own `ports` the same number."),
             a("protocol", "string", "\"tcp\"", "`tcp` or `udp`."),
         ],
     },

@@ -136,7 +136,8 @@ impl Progress {
                 let _ = bars.println(text);
             }
             None => {
-                let _ = writeln!(std::io::stderr().lock(), "{text}");
+                // One write: a build of many rules says many lines.
+                let _ = std::io::stderr().lock().write_all(format!("{text}\n").as_bytes());
             }
         }
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use crate::build_file::reference;
 use crate::build_file::spec::{Ids, Limits, Owners, Step};
 use crate::build_file::workspace::BuilderConfig;
 use crate::builder::debian::download::{self, Progress};
@@ -232,9 +233,14 @@ impl Base {
         if self.lock.is_some() || missing.is_empty() || self.changesets.is_empty() {
             return Ok(());
         }
+        let names = || self.packages.keys().map(String::as_str);
+        let near = missing.iter().find_map(|name| Some((name, reference::nearest(name, names())?)));
         Err(Error::request(format!("the builder {} has no package {}", self.tag, missing.join(", ")))
             .why("it has no lock, so packages can't be added to it")
-            .next("use a builder that has them, or one from debian:SUITE"))
+            .next(match near {
+                Some((name, near)) => format!("did you mean {near} instead of {name}?"),
+                None => "use a builder that has them, or one from debian:SUITE".to_string(),
+            }))
     }
 
     /// New numbers for the names that an installation added; the lock learns those that it didn't know.

@@ -127,6 +127,7 @@ impl<'a> Build<'a> {
         let result = schedule::run(&deps, self.options.jobs, |id| {
             let instance = &self.graph.instances[id];
             let output = self.instance(id).map_err(|e| {
+                let e = if e.places().is_empty() { e.at(instance.place.clone(), "") } else { e };
                 rule::on_full_disk(e, self.store).context(format!("{} {}", kind(&instance.spec), instance.label))
             })?;
             let _ = self.outputs[id].set(output);
@@ -311,11 +312,9 @@ impl<'a> Build<'a> {
         let mut forecasts = vec![];
         for (id, instance) in self.graph.instances.iter().enumerate() {
             let known = |id: &Id| matches!(forecasts[*id], Forecast::Cached | Forecast::Group);
-            let forecast = if !self.order.below[id].iter().all(known) {
-                Forecast::Unknown
-            } else {
-                self.forecast_one(id, instance)?
-            };
+            // What stands on something unknown is unknown itself: what is nearest tells it all.
+            let forecast =
+                if !instance.deps.iter().all(known) { Forecast::Unknown } else { self.forecast_one(id, instance)? };
             forecasts.push(forecast);
         }
         Ok(forecasts)

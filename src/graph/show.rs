@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write;
 
 use super::analysis::shown;
+use crate::build_file::reference;
 use crate::build_file::spec::{Definition, Graph, Id, Instance, Spec};
 use crate::error::{Error, Result};
 use crate::label::Label;
@@ -191,7 +192,12 @@ impl Edges {
         if self.below.contains_key(label) {
             return Ok(());
         }
-        Err(Error::request(format!("there is no {label} among them")).next("tapeout list shows all labels"))
+        let names: Vec<String> = self.below.keys().map(Label::to_string).collect();
+        let near = reference::nearest(&label.to_string(), names.iter().map(String::as_str));
+        Err(Error::request(format!("there is no {label} among them")).next(match near {
+            Some(near) => format!("did you mean {near}?"),
+            None => "tapeout list shows all labels".to_string(),
+        }))
     }
 
     /// All that a label depends on, one a line, nearest first.

@@ -7,6 +7,7 @@
 //! changesets/HEX/tree     its SHA-256 (32 bytes), then a `tree::Changeset`
 //! changesets/HEX/files/   its files, as an overlay takes them for a lower layer
 //! actions/HEX             the result document of the request with this digest
+//! packed/actions          what actions/ holds, in one file (packed.rs): a cache
 //! unsynced/BOOT/HEX       the same, but not yet known to be on the disk
 //! graphs/HEX              its SHA-256 (32 bytes), then what an analysis gave: a cache, the newest few
 //! builders/TAG.json       which changesets a builder is made of
@@ -20,6 +21,7 @@
 //! there from `unsynced/` (named after this boot of the machine, so that a later boot distrusts
 //! it) only after one syncfs(2) of the whole store, at the end of the command.
 
+mod packed;
 mod scratch;
 
 use std::collections::BTreeMap;
@@ -58,6 +60,10 @@ struct Inner {
     path: PathBuf,
     boot: String,
     changesets: Mutex<BTreeMap<Digest, Arc<Changeset>>>,
+    /// Result documents that were read at once, when the first was asked for.
+    packed: Mutex<Option<packed::Documents>>,
+    /// Those that had to be read one by one.
+    single: Mutex<packed::Documents>,
     /// Held shared for as long as the store is open.
     _lock: File,
 }
@@ -91,7 +97,9 @@ pub struct Builder {
 impl Store {
     /// Opens the store, and makes it when it isn't there. Its folders are 0700 whatever the umask.
     pub fn open(path: &Path) -> Result<Self> {
-        for folder in ["", "blobs/sha256", "changesets", "actions", "unsynced", "graphs", "builders", "logs", "tmp"] {
+        for folder in
+            ["", "blobs/sha256", "changesets", "actions", "unsynced", "packed", "graphs", "builders", "logs", "tmp"]
+        {
             let folder = path.join(folder);
             fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|e| {
                 Error::io("mkdir", &folder, e).next("name another folder with TAPEOUT_STORE, or --store DIR")
@@ -109,7 +117,14 @@ impl Store {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let boot: String = boot.chars().filter(|c| c.is_ascii_hexdigit() || *c == '-').collect();
         let boot = if boot.is_empty() { "unknown".to_string() } else { boot.trim().to_string() };
-        let store = Self(Arc::new(Inner { path: path.to_path_buf(), boot, changesets: Mutex::default(), _lock: lock }));
+        let store = Self(Arc::new(Inner {
+            path: path.to_path_buf(),
+            boot,
+            changesets: Mutex::default(),
+            packed: Mutex::default(),
+            single: Mutex::default(),
+            _lock: lock,
+        }));
         store.forget_earlier_boots()?;
         scratch::remove_stale(&store.path().join("tmp"));
         Ok(store)
@@ -241,9 +256,24 @@ impl Store {
 
     /// The result document of a request.
     pub fn action(&self, key: &Digest) -> Option<Vec<u8>> {
-        fs::read(self.path().join("actions").join(key.hex()))
-            .or_else(|_| fs::read(self.unsynced().join(key.hex())))
-            .ok()
+        if let Some(known) = self.packed(|packed| packed.get(key).cloned()) {
+            return Some(known);
+        }
+        // A newer one is in unsynced/.
+        fs::read(self.unsynced().join(key.hex())).ok().or_else(|| {
+            let document = fs::read(self.path().join("actions").join(key.hex())).ok()?;
+            self.single().insert(*key, document.clone());
+            Some(document)
+        })
+    }
+
+    fn packed<T>(&self, with: impl FnOnce(&mut packed::Documents) -> T) -> T {
+        let mut packed = self.0.packed.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        with(packed.get_or_insert_with(|| packed::read(self.path(), &self.unsynced())))
+    }
+
+    fn single(&self) -> std::sync::MutexGuard<'_, packed::Documents> {
+        self.0.single.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn unsynced(&self) -> PathBuf {
@@ -259,7 +289,9 @@ impl Store {
             .mode(0o700)
             .create(&folder)
             .map_err(|e| Error::io("mkdir", &folder, e))?;
-        self.replace(&folder.join(key.hex()), result)
+        self.replace(&folder.join(key.hex()), result)?;
+        self.packed(|packed| packed.remove(key));
+        Ok(())
     }
 
     /// Writes a small file whole or not at all.
@@ -273,15 +305,18 @@ impl Store {
     /// Brings all results of this command to the disk.
     pub fn sync(&self) -> Result<()> {
         let unsynced = self.unsynced();
-        let Ok(entries) = fs::read_dir(&unsynced) else { return Ok(()) };
+        let mut synced = std::mem::take(&mut *self.single());
+        let entries = fs::read_dir(&unsynced).into_iter().flatten();
         let keys: Vec<_> = entries.filter_map(|e| e.ok()).map(|e| e.file_name()).collect();
         if keys.is_empty() {
-            return Ok(());
+            return packed::add(self, synced);
         }
         let folder = File::open(self.path()).map_err(|e| Error::io("open", self.path(), e))?;
         file::sync_file_system(folder.as_fd()).map_err(|e| Error::io("syncfs", self.path(), e))?;
         let actions = self.path().join("actions");
         for key in keys {
+            let digest = key.to_str().and_then(|hex| Digest::from_hex(hex).ok());
+            synced.extend(digest.and_then(|digest| Some((digest, fs::read(unsynced.join(&key)).ok()?))));
             match fs::rename(unsynced.join(&key), actions.join(&key)) {
                 // Another build of the same store may have moved it meanwhile.
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -290,7 +325,8 @@ impl Store {
                 _ => {}
             }
         }
-        File::open(&actions).and_then(|f| f.sync_all()).map_err(|e| Error::io("fsync", &actions, e))
+        File::open(&actions).and_then(|f| f.sync_all()).map_err(|e| Error::io("fsync", &actions, e))?;
+        packed::add(self, synced)
     }
 
     fn forget_earlier_boots(&self) -> Result<()> {
