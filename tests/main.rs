@@ -18,6 +18,7 @@ mod outside_tools;
 mod owners;
 mod readme;
 mod reproducible;
+mod rule_graph;
 mod sandbox;
 mod templates;
 
