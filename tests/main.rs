@@ -5,6 +5,7 @@
 mod common;
 
 mod bootstrap;
+mod carried;
 mod changesets;
 mod cli;
 mod full_disk;
@@ -16,6 +17,7 @@ mod newcomer;
 mod nothing_of_the_host;
 mod outside_tools;
 mod owners;
+mod programs;
 mod readme;
 mod reproducible;
 mod rule_graph;

@@ -5,6 +5,7 @@ pub mod decompress;
 pub mod kept;
 pub mod patch;
 pub mod pieces;
+pub mod section;
 pub mod tar_reader;
 pub mod tar_writer;
 pub mod unpack;

@@ -5,7 +5,9 @@
 //! archives (CVE-2025-62518). The list of entries equals GNU tar's or reading fails.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 
 use tar::{EntryType, GnuExtSparseHeader, Header};
 
@@ -88,6 +90,76 @@ pub fn read_tar(reader: impl Read, limits: &Limits, on_item: OnItem) -> Result<(
     // What follows the end belongs to nobody, but whoever hashes the stream wants all of it.
     io::copy(&mut tar.reader, &mut io::sink()).map_err(broken)?;
     Ok(())
+}
+
+/// An entry of a tar file, and where its content lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// What.
+    pub kind: Kind,
+    /// Permission bits.
+    pub mode: u32,
+    /// The first byte of its content.
+    pub offset: u64,
+}
+
+/// Where everything in a tar file (not compressed) lies. The content of its files is passed over, so
+/// this takes as long as the file has entries. What stands in it twice, what is sparse, and anything
+/// but zeros after its end are errors: a file that is read in place has one meaning.
+pub fn index_tar(file: &File, limits: &Limits) -> Result<BTreeMap<RootPath, Place>> {
+    let length = file.metadata().map_err(broken)?.len();
+    let mut tar = Tar { reader: Walk { file, at: 0 }, limits: *limits, bytes: 0, entries: 0 };
+    let mut found = BTreeMap::new();
+    while let Some((header, extended)) = tar.next()? {
+        let pax = extended.pax.unwrap_or_default();
+        let size = match pax.get(&b"size"[..]) {
+            Some(text) => decimal(text, "size")?,
+            None => header.entry_size().map_err(malformed)?,
+        };
+        if header.entry_type().is_gnu_sparse() || pax.keys().any(|key| key.starts_with(b"GNU.sparse.")) {
+            return Err(malformed("it has a sparse file").next("pack it without tar's --sparse"));
+        }
+        let name = one_of(extended.long_name, pax.get(&b"path"[..]), "names")?
+            .unwrap_or_else(|| header.path_bytes().into_owned());
+        let link = one_of(extended.long_link, pax.get(&b"linkpath"[..]), "link targets")?
+            .or_else(|| header.link_name_bytes().map(|l| l.into_owned()));
+        let shown = String::from_utf8_lossy(&name).into_owned();
+        let kind = kind(&header, &name, link.unwrap_or_default(), &Pieces { data: vec![], size });
+        let kind = kind.map_err(|e| e.context(&shown))?;
+        if size > 0 && !matches!(kind, Kind::File(_)) {
+            return Err(malformed(format!("{shown} is no regular file and has content")));
+        }
+        let offset = tar.reader.at;
+        tar.reader.at = offset
+            .checked_add(size)
+            .and_then(|end| end.checked_add(padding(size)))
+            .filter(|end| *end <= length)
+            .ok_or_else(|| malformed(format!("it ends in the middle of {shown}")))?;
+        let mode = header.mode().map_err(malformed)? & 0o7777;
+        if found.insert(path(&name, limits.depth)?, Place { kind, mode, offset }).is_some() {
+            return Err(malformed(format!("{shown} stands in it twice")));
+        }
+    }
+    let mut rest = vec![];
+    (&mut tar.reader).take(MAX_EXTENDED).read_to_end(&mut rest).map_err(broken)?;
+    if rest.iter().any(|byte| *byte != 0) || tar.reader.at < length {
+        return Err(malformed("something follows its end"));
+    }
+    Ok(found)
+}
+
+/// Reads a file from a place that can be set.
+struct Walk<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for Walk<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read_at(buffer, self.at)?;
+        self.at += n as u64;
+        Ok(n)
+    }
 }
 
 fn broken(error: io::Error) -> Error {
@@ -669,5 +741,39 @@ pub(crate) mod tests {
         let items = list(&tar).unwrap();
         assert_eq!((items[0].0.path.to_string().as_str(), items[0].1.as_slice()), ("/s", &b"\0\0abc\0"[..]));
         assert_eq!(items[1].0.path.to_string(), "/next");
+    }
+
+    #[test]
+    fn an_index_says_where_content_lies_and_refuses_what_has_two_meanings() {
+        let indexed = |bytes: &[u8]| {
+            let mut file = tempfile::tempfile().unwrap();
+            io::Write::write_all(&mut file, bytes).unwrap();
+            index_tar(&file, &Limits::default())
+        };
+        let file = |name: &str, content: &str| entry(&header(b'0', name, content.len() as u64), content.as_bytes());
+        let good = archive(&[file("a", "one"), file("b/c", "two")]);
+        let found = indexed(&good).unwrap();
+        for (name, content) in [("a", "one"), ("b/c", "two")] {
+            let place = &found[&RootPath::new(name).unwrap()];
+            assert_eq!(place.kind, Kind::File(3));
+            assert_eq!(&good[place.offset as usize..][..3], content.as_bytes());
+        }
+        let big = header(b'0', "a", 1 << 40);
+        let mut flipped = good.clone();
+        flipped[0] ^= 1;
+        for (bad, says) in [
+            (archive(&[file("a", "one"), file("./a", "two")]), "twice"),
+            ([good.clone(), file("x", "y")].concat(), "follows"),
+            (archive(&[entry(&big, b"x")]), "middle of a"),
+            (good[..1024].to_vec(), ""),
+            (archive(&[file("../a", "x")]), ""),
+            (flipped, "checksum"),
+        ] {
+            match indexed(&bad) {
+                Err(error) => assert!(error.what().contains(says), "{says}: {error}"),
+                // An archive that ends between two entries has lost them: whoever wants one says so.
+                Ok(found) => assert!(says.is_empty() && found.len() < 2),
+            }
+        }
     }
 }

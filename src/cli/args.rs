@@ -61,6 +61,8 @@ pub enum Command {
     Log(Log),
     /// Look at a built image
     Image(Image),
+    /// Carry a pod's bundle as one file, and check one that arrived
+    Pod(Pod),
     /// Say what this machine offers, what tapeout does without it, and how to mend it
     #[command(after_help = "Example:\n  tapeout doctor")]
     Doctor(Doctor),
@@ -202,6 +204,35 @@ pub enum ImageCommand {
         path: Option<String>,
         #[command(flatten)]
         ask: Ask,
+    },
+}
+
+/// `tapeout pod`
+#[derive(Debug, Args)]
+pub struct Pod {
+    #[command(subcommand)]
+    pub command: PodCommand,
+}
+
+/// What to do with a bundle.
+#[derive(Debug, Subcommand)]
+pub enum PodCommand {
+    /// Make one file of a bundle: the same bytes for the same bundle
+    #[command(after_help = "Example:\n  tapeout pod pack //shop:shop -o shop.tar")]
+    Pack {
+        /// The bundle's folder, or the label of a pod that was built
+        #[arg(value_name = "DIR|LABEL")]
+        bundle: String,
+        /// The file
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+    },
+    /// Check every file, blob and document of a bundle, and name what is damaged, missing or added
+    #[command(after_help = "Example:\n  tapeout pod verify shop.tar")]
+    Verify {
+        /// A file that tapeout pod pack made, or a bundle's folder
+        #[arg(value_name = "FILE|DIR")]
+        bundle: PathBuf,
     },
 }
 

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::error::Result;
-use args::{Cli, Command, ImageCommand};
+use args::{Cli, Command, ImageCommand, PodCommand};
 
 /// Parses, runs the command, and prints the error if there is one.
 pub fn main() -> ExitCode {
@@ -42,6 +42,10 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Log(args) => commands::build::log(global, args),
         Command::Image(args) => match &args.command {
             ImageCommand::Why { image, path, ask } => commands::image::why(global, ask, image, path.as_deref()),
+        },
+        Command::Pod(args) => match &args.command {
+            PodCommand::Pack { bundle, output } => commands::pod::pack(global, bundle, output),
+            PodCommand::Verify { bundle } => commands::pod::verify(global, bundle),
         },
         Command::Doctor(_) => commands::doctor::run(global),
         Command::Completions { shell } => commands::completions::run(*shell),

@@ -13,13 +13,16 @@
 //! ```
 //!
 //! `plan` checks what the build file says, and resolves names to numbers; the rest writes it down.
+//! `carried` makes one file of a bundle, and checks one that arrived (`schema`).
 //! All bytes, modes and times are the same for the same pod.
 
 pub mod bundle;
+pub mod carried;
 pub mod described;
 pub mod kube;
 pub mod plan;
 pub mod readme;
+pub mod schema;
 pub mod yaml;
 
 pub use bundle::{Written, write};

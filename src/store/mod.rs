@@ -21,6 +21,7 @@
 //! there from `unsynced/` (named after this boot of the machine, so that a later boot distrusts
 //! it) only after one syncfs(2) of the whole store, at the end of the command.
 
+pub mod inputs;
 mod packed;
 mod scratch;
 

@@ -15,6 +15,8 @@ use crate::tree::RootPath;
 /// Imports that some case looks at.
 pub const WATCHED: &[&str] = &[
     "iconv_open",
+    "setlocale",
+    "newlocale",
     "pthread_exit",
     "pthread_cancel",
     "backtrace",
@@ -59,6 +61,8 @@ const CHARACTER_SETS: &[&str] =
 
 const MOST: u64 = 1 << 20;
 
+const LOCALE_ARCHIVE: &str = "/usr/lib/locale/locale-archive";
+
 /// A known case.
 pub struct Case {
     /// What is loaded, for people.
@@ -80,10 +84,17 @@ pub struct Asking<'a> {
     pub loader: &'a Loader,
     /// The versions that the C library has, when it's loaded.
     pub libc: Option<&'a BTreeSet<String>>,
+    /// The image's environment.
+    pub env: &'a BTreeMap<String, String>,
 }
 
 const CASES: &[Case] = &[
     Case { name: "character sets of iconv", applies: |o| imports(o, &["iconv_open"]), brings: gconv },
+    Case {
+        name: "locales of the image's environment",
+        applies: |o| imports(o, &["setlocale", "newlocale"]),
+        brings: |a| Ok(locales(a)),
+    },
     Case {
         name: "libgcc_s for thread cancellation and backtraces",
         applies: |o| imports(o, &["pthread_exit", "pthread_cancel", "backtrace"]),
@@ -199,6 +210,36 @@ fn gconv(asking: &Asking<'_>) -> Result<Vec<String>> {
     let modules: Vec<String> = CHARACTER_SETS.iter().map(|set| format!("gconv/{set}.so")).collect();
     all.extend(asking.in_folders(&modules.iter().map(String::as_str).collect::<Vec<_>>()));
     Ok(all)
+}
+
+/// What `LANG` and its like name, as a folder if the builder has one, else in the archive of all: locale(7).
+fn locales(asking: &Asking<'_>) -> Vec<String> {
+    if asking.loader.flavour == Flavour::Musl {
+        return vec![];
+    }
+    let named = asking.env.iter().filter(|(name, _)| *name == "LANG" || name.starts_with("LC_"));
+    let names: BTreeSet<&str> = named.map(|(_, value)| value.as_str()).collect();
+    let mut all = BTreeSet::new();
+    for name in names.into_iter().filter(|name| !matches!(*name, "" | "C" | "POSIX") && !name.contains('/')) {
+        let folders = locale_folders(name).map(|folder| asking.below(&format!("/usr/lib/locale/{folder}"), &[]));
+        match folders.into_iter().find(|files| !files.is_empty()) {
+            Some(files) => all.extend(files),
+            None => all.extend([LOCALE_ARCHIVE.to_string()].into_iter().filter(|path| asking.is_there(path))),
+        }
+    }
+    all.into_iter().collect()
+}
+
+/// `de_DE.UTF-8@euro` is looked for as it stands, and with its character set in glibc's own spelling,
+/// `utf8`: _nl_normalize_codeset.
+fn locale_folders(name: &str) -> [String; 2] {
+    let (name, modifier) = name.split_once('@').map_or((name, String::new()), |(n, m)| (n, format!("@{m}")));
+    let Some((language, set)) = name.split_once('.') else {
+        return [format!("{name}{modifier}"), format!("{name}{modifier}")];
+    };
+    let plain: String = set.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect();
+    let iso = if plain.bytes().all(|b| b.is_ascii_digit()) { "iso" } else { "" };
+    [format!("{name}{modifier}"), format!("{language}.{iso}{plain}{modifier}")]
 }
 
 /// glibc has `files` and `dns` built in since 2.34; before, and for what else `nsswitch.conf` of the image
@@ -371,6 +412,7 @@ mod tests {
             object: &object,
             loader: &loader,
             libc: Some(&old),
+            env: &BTreeMap::from([("LANG".into(), "de_DE.UTF-8".into()), ("LC_TIME".into(), "C".into())]),
         };
         cases(&object, &BTreeSet::new()).iter().flat_map(|case| (case.brings)(&asking).unwrap()).collect()
     }
@@ -400,6 +442,22 @@ mod tests {
             ["/usr/lib/x/gio/modules/libtls.so"]
         );
         assert!(brought("bin/x", "", &[("lib/x/libgcc_s.so.1", "")], &[]).is_empty());
+        let (german, archive) = ("usr/lib/locale/de_DE.utf8/LC_CTYPE", "usr/lib/locale/locale-archive");
+        let other = "usr/lib/locale/C.utf8/LC_CTYPE";
+        let builder = [(german, ""), (archive, ""), (other, "")];
+        assert_eq!(brought("bin/x", "setlocale", &builder, &[]), [format!("/{german}")]);
+        assert_eq!(brought("bin/x", "newlocale", &builder[1..], &[]), [format!("/{archive}")]);
+        assert!(brought("bin/x", "setlocale", &builder[2..], &[]).is_empty());
+    }
+
+    #[test]
+    fn a_locale_is_looked_for_as_glibc_does() {
+        for (name, folder) in
+            [("C.UTF-8", "C.utf8"), ("de_DE.ISO-8859-1@euro", "de_DE.iso88591@euro"), ("x.8859-1", "x.iso88591")]
+        {
+            assert_eq!(locale_folders(name), [name, folder]);
+        }
+        assert_eq!(locale_folders("de_DE@euro")[0], "de_DE@euro");
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub struct Request<'a> {
     pub files: &'a dyn Files,
     /// The image's user, as its build file has it; empty: root.
     pub user: &'a str,
-    /// The image's environment: `PATH` and `LD_LIBRARY_PATH` count.
+    /// The image's environment: `PATH`, `LD_LIBRARY_PATH` and the locale count.
     pub env: &'a BTreeMap<String, String>,
 }
 
@@ -671,6 +671,7 @@ impl<'c, 'a> Loading<'c, 'a> {
                 object,
                 loader: &self.loader,
                 libc,
+                env: self.closing.request.env,
             };
             for path in (case.brings)(&asking)? {
                 let before = self.closing.world.walk_text(&path).path;

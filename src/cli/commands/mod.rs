@@ -8,3 +8,4 @@ pub mod graph;
 pub mod image;
 pub mod init;
 pub mod list;
+pub mod pod;
