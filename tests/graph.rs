@@ -48,7 +48,7 @@ fn hostile_build_files_end_in_an_error_with_the_line() {
         format!("def f():\n    x = {start}\n    for i in range(60):\n        x = x + x\n    return x\ny = f()\n")
     };
     let calls: String = (0..1000).map(|n| format!("def f{n}():\n    return f{}()\n", n + 1)).collect();
-    let calls = format!("{calls}f0()\n");
+    let calls = format!("{calls}def f1000():\n    return 0\nf0()\n");
     let cases: Vec<(&str, String, usize)> = vec![
         ("endless loops", loops.to_string(), 5),
         ("recursion", "def f(n):\n    return f(n + 1)\nf(0)\n".to_string(), 2),
@@ -70,7 +70,7 @@ fn hostile_build_files_end_in_an_error_with_the_line() {
         ("a load cycle", "load(':other.star', 'x')\n".to_string(), 1),
         ("a load cycle of two", "load(':one.star', 'x')\n".to_string(), 1),
         ("a long way of loads", "load(':n0.star', 'x')\n".to_string(), 1),
-        ("calls inside one another", calls, 2001),
+        ("calls inside one another", calls, 398),
         ("a power", "x = 1\ny = range(10**9)\n".to_string(), 2),
         ("a dict of a range", "y = {i: str(i) for i in range(1000000000)}\n".to_string(), 1),
         ("a dict that grows", "def f():\n    x = {}\n    for i in range(1000000000):\n        x[i] = [x]\n    return x\ny = f()\n".to_string(), 6),
@@ -142,11 +142,11 @@ fn a_glob_looks_at_a_bounded_number_of_files_and_follows_no_link() {
     std::os::unix::fs::symlink("..", deep.join("loop")).expect("symlink");
     std::os::unix::fs::symlink("loop", deep.join("again")).expect("symlink");
     assert_eq!(ask(folder.path()).expect("a graph"), 1);
-    // More names than a glob looks at, of one file each thousand: as fast as a folder can be filled.
+    // More than a glob looks at.
     for part in 0..201 {
         let part = deep.join(part.to_string());
         std::fs::create_dir(&part).expect("mkdir");
-        (0..1000).for_each(|n| std::fs::hard_link(deep.join("file"), part.join(n.to_string())).expect("link"));
+        (0..1000).for_each(|n| std::fs::write(part.join(n.to_string()), "").expect("write"));
     }
     let error = refused("200,000 files", folder.path());
     assert!(error.what().contains("200000 files"), "{error}");

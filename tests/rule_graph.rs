@@ -283,23 +283,29 @@ fn every_error_shows_its_source_and_the_next_step() {
 
 #[test]
 fn what_is_wrong_with_a_pod_is_found_before_anything_runs() {
-    let Some(mut session) = Session::of(&[(
-        "app/build.star",
-        "
+    let Some(mut session) = Session::of(&[
+        (
+            "app/build.star",
+            "
 rule('build', deps = ['//base:build'], run = 'touch /never')
 tapeout('tapeout', deps = [':build'], include = ['/never'])
 image('web', deps = [':tapeout'])
-pod('ports', containers = [container('a', image = ':web', ports = [80]), container('b', image = ':web', ports = [80])])
-pod('host', containers = [container('a', image = ':web')], ports = [port(80, host = 8080), port(81, host = 8080), port(0)])
-pod('mounts', containers = [container('a', image = ':web', mounts = [mount('dat', '/d'), mount('data', '/proc/x')], writable = ['/sys'])],
+",
+        ),
+        (
+            "pods/build.star",
+            "
+pod('ports', containers = [container('a', image = '//app:web', ports = [80]), container('b', image = '//app:web', ports = [80])])
+pod('host', containers = [container('a', image = '//app:web')], ports = [port(80, host = 8080), port(81, host = 8080), port(0)])
+pod('mounts', containers = [container('a', image = '//app:web', mounts = [mount('dat', '/d'), mount('data', '/proc/x')],
+                                      writable = ['/sys'])],
     volumes = [volume('data', empty = True, user = 'www')])
 ",
-    )]) else {
+        ),
+    ]) else {
         return;
     };
-    for pod in ["ports", "host", "mounts"] {
-        session.refuses(&format!("build //app:{pod}"));
-    }
+    session.refuses("build //pods:ports");
     session.is("pods");
     assert!(!session.workspace.output("").exists());
 }

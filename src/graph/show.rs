@@ -7,7 +7,7 @@ use super::analysis::shown;
 use crate::build_file::reference;
 use crate::build_file::spec::{Definition, Graph, Id, Instance, Spec};
 use crate::error::{Error, Result};
-use crate::label::Label;
+use crate::label::{Label, Package};
 
 /// The phases of a build, in order.
 const PHASES: [&str; 4] = ["build", "tapeout", "build image", "build pod"];
@@ -192,10 +192,14 @@ impl Edges {
         if self.below.contains_key(label) {
             return Ok(());
         }
-        let names: Vec<String> = self.below.keys().map(Label::to_string).collect();
-        let near = reference::nearest(&label.to_string(), names.iter().map(String::as_str));
-        Err(Error::request(format!("there is no {label} among them")).next(match near {
-            Some(near) => format!("did you mean {near}?"),
+        let ends = ["/build_image", "/build_pod"];
+        let short = |name: &'_ str| ends.iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name).to_string();
+        let near = |package: &Package| {
+            let names = self.below.keys().filter(|known| known.package() == package).map(|known| short(known.name()));
+            reference::nearest(&short(label.name()), names.collect::<Vec<_>>().iter().map(String::as_str))
+        };
+        Err(Error::request(format!("there is no {label} among them")).next(match near(label.package()) {
+            Some(near) => format!("did you mean {}:{near}?", label.package()),
             None => "tapeout list shows all labels".to_string(),
         }))
     }

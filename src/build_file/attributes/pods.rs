@@ -195,7 +195,12 @@ impl Attributes<'_> {
         }
         let owned = inner.get("user").is_some() || inner.get("group").is_some();
         if owned && !matches!(holds[..], [VolumeKind::Files(_)]) {
-            inner.fault("", Some(&name), "user and group are those of a volume's files, and it has none", None);
+            inner.fault(
+                "",
+                Some(&name),
+                "user and group are those of a volume's files, and it has none",
+                Some("leave them out, or give it files"),
+            );
         }
         let volume = Volume {
             holds: holds.pop().unwrap_or(VolumeKind::Empty),
