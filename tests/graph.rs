@@ -76,7 +76,6 @@ fn hostile_build_files_end_in_an_error_with_the_line() {
         ("a dict that grows", "def f():\n    x = {}\n    for i in range(1000000000):\n        x[i] = [x]\n    return x\ny = f()\n".to_string(), 6),
         ("a string times a number", "y = 'x' * 100000000000\n".to_string(), 1),
         ("a format that doubles", doubled("'%s%s'").replace("x = x + x", "x = x.replace('%s', x)"), 6),
-        ("a long list of rules", "def f():\n    for i in range(1000000):\n        rule('r%d' % i)\nf()\n".to_string(), 1),
     ];
     for (what, text, line) in cases {
         let folder = site(&text);
@@ -135,7 +134,11 @@ fn the_command_line_says_where_a_hostile_file_stands() {
 
 #[test]
 fn a_glob_looks_at_a_bounded_number_of_files_and_follows_no_link() {
-    let folder = site("rule('a', sources = glob(['**']))\n");
+    // In memory, where there is such a place: 200,000 files are soon made there.
+    let memory = Path::new("/dev/shm");
+    let folder = tempfile::tempdir_in(if memory.is_dir() { memory } else { Path::new("/var/tmp") }).expect("a folder");
+    std::fs::write(folder.path().join("tapeout.toml"), "").expect("tapeout.toml");
+    std::fs::write(folder.path().join("build.star"), "rule('a', sources = glob(['**']))\n").expect("build.star");
     let deep = folder.path().join("deep");
     std::fs::create_dir(&deep).expect("mkdir");
     std::fs::write(deep.join("file"), "").expect("write");

@@ -126,7 +126,10 @@ pub fn run(deps: &[Vec<Id>], jobs: NonZeroUsize, run: impl Fn(Id) -> Result<()> 
                     }
                 }
             }
-            changed.notify_all();
+            // One that is ready is this thread's own: who waits is woken for more, and at the end.
+            if now.ready.len() > 1 || now.left == 0 || !now.errors.is_empty() {
+                changed.notify_all();
+            }
         }
     };
     std::thread::scope(|scope| {
