@@ -50,6 +50,11 @@ impl Digest {
         &self.0
     }
 
+    /// From its 32 bytes.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     /// The first 12 hex digits, for people.
     pub fn short(&self) -> String {
         self.hex()[..12].to_string()

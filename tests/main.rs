@@ -11,17 +11,20 @@ mod cli;
 mod full_disk;
 mod graph;
 mod identities;
+mod keeping;
 mod kept_graph;
 mod killed;
 mod newcomer;
 mod nothing_of_the_host;
 mod outside_tools;
 mod owners;
+mod places;
 mod programs;
 mod readme;
 mod reproducible;
 mod rule_graph;
 mod sandbox;
+mod secrets;
 mod templates;
 
 /// A file that nobody declares is a promise that nobody tests.

@@ -370,7 +370,7 @@ impl<'a> Attributes<'a> {
             owners: self.choice("owners", &[("recorded", Owners::Recorded), ("seen", Owners::Seen)]),
             network: self.flag("network", false),
             secrets: self.plain_names("secrets"),
-            caches: self.absolute_paths("caches"),
+            caches: self.cache_paths("caches"),
             limits: self.limits(),
         }
     }

@@ -537,6 +537,12 @@ pub struct Definition {
     pub reverse_deps: Vec<DefinedDependency>,
     /// Annotations.
     pub annotations: BTreeMap<String, String>,
+    /// It wants the host's network.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub network: bool,
+    /// Names of the secrets that it needs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<String>,
     /// For a parameter: `bool`, `int`, `string`, `path`, `list`.
     pub type_name: Option<String>,
     /// For a parameter: its default.

@@ -4,7 +4,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Build in a full builder, ship only what you tape out: container images and pods, with no
 /// daemon, no root, no setuid helper and no network.
@@ -32,6 +32,29 @@ pub struct Global {
     /// Open no connection to anywhere.
     #[arg(long, global = true)]
     pub offline: bool,
+    /// What keeps rules apart from the machine; chroot is no boundary, and for containers that are
+    /// themselves thrown away
+    #[arg(long, value_enum, default_value = "auto", global = true)]
+    pub isolation: Isolation,
+    /// How snapshots are made [default: an overlay where this place gives one, else copies]
+    #[arg(long, value_enum, global = true)]
+    pub snapshots: Option<Snapshots>,
+}
+
+/// What keeps rules apart from the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Isolation {
+    /// Namespaces, or an error that says why there are none.
+    Auto,
+    Namespaces,
+    Chroot,
+}
+
+/// How snapshots are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Snapshots {
+    Overlay,
+    Copy,
 }
 
 /// The commands.
@@ -56,11 +79,25 @@ pub enum Command {
         after_help = "Examples:\n  tapeout graph //app:web/build_image\n  tapeout graph --dot //app:web/build_image | dot -Tsvg > graph.svg"
     )]
     Graph(Graph),
-    /// Show what the steps of a rule printed
-    #[command(after_help = "Example:\n  tapeout log //app:build")]
+    /// Say why a rule runs again: which part of its key changed, old and new value
+    #[command(after_help = "Example:\n  tapeout explain //app:build")]
+    Explain(Explain),
+    /// Show what the steps of a rule, or the check of an image, printed the last time
+    #[command(after_help = "Examples:\n  tapeout log //app:build\n  tapeout log -p //app:jobs=8 //app:build")]
     Log(Log),
     /// Look at a built image
     Image(Image),
+    /// Remove from the store what no build has used for 30 days
+    ///
+    /// Builders stay, and what they are made of. It waits for builds that use the store, and may be
+    /// stopped at any moment.
+    #[command(after_help = "Examples:\n  tapeout gc --dry-run\n  tapeout gc --all")]
+    Gc(Gc),
+    /// Check everything in the store against the digest that it was kept under
+    ///
+    /// Exits 1 when something is damaged, and names the rules and builders that have it.
+    #[command(after_help = "Examples:\n  tapeout fsck\n  tapeout fsck --repair")]
+    Fsck(Fsck),
     /// Carry a pod's bundle as one file, and check one that arrived
     Pod(Pod),
     /// Say what this machine offers, what tapeout does without it, and how to mend it
@@ -117,6 +154,9 @@ pub struct Build {
     /// Give this rule the host's network, if it asks for it
     #[arg(long = "allow-network", value_name = "LABEL")]
     pub allow_network: Vec<String>,
+    /// What the rules that name this secret may read at /run/secrets/NAME: a file's content, or a variable's value
+    #[arg(long = "secret", value_name = "NAME=file:PATH|env:VARIABLE")]
+    pub secrets: Vec<String>,
 }
 
 /// `tapeout bootstrap`
@@ -176,13 +216,43 @@ pub struct Graph {
     pub dot: bool,
 }
 
+/// `tapeout explain`
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// The rule or image; patterns too
+    #[arg(required = true, value_name = "LABEL")]
+    pub labels: Vec<String>,
+    #[command(flatten)]
+    pub ask: Ask,
+}
+
 /// `tapeout log`
 #[derive(Debug, Args)]
 pub struct Log {
-    /// The rule
+    /// The rule or image
     pub label: String,
-    #[command(flatten)]
-    pub ask: Ask,
+    /// Only of runs that saw this value of a parameter
+    #[arg(short, long = "parameter", value_name = "LABEL=VALUE")]
+    pub parameters: Vec<String>,
+}
+
+/// `tapeout gc`
+#[derive(Debug, Args)]
+pub struct Gc {
+    /// Remove whatever no builder needs, used or not: the next build makes it again
+    #[arg(long)]
+    pub all: bool,
+    /// Remove nothing, say what would go
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `tapeout fsck`
+#[derive(Debug, Args)]
+pub struct Fsck {
+    /// Remove what is damaged, so that the next build makes or fetches it again; exits 0 then
+    #[arg(long)]
+    pub repair: bool,
 }
 
 /// `tapeout image`

@@ -2,14 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io::Read;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use crate::build_file::workspace::Workspace;
-use crate::cli::args::{Ask, Global};
-use crate::error::{Error, Result};
+use crate::cli::args::{self, Ask, Global};
+use crate::error::{Error, Kind, Result};
+use crate::execute::secrets::{self, Secrets};
 use crate::graph::Request;
 use crate::label::Package;
+use crate::sandbox::{Isolation, Snapshots, Wish};
 use crate::store::Store;
+use crate::sys::file;
 
 /// The folder to stand in.
 pub fn directory(global: &Global) -> Result<PathBuf> {
@@ -43,6 +48,21 @@ pub fn store_path(global: &Global) -> Result<PathBuf> {
         },
     };
     std::path::absolute(&path).map_err(|e| Error::io("open", &path, e))
+}
+
+/// How sandboxes are to be made.
+pub fn wish(global: &Global) -> Wish {
+    Wish {
+        isolation: match global.isolation {
+            args::Isolation::Auto => None,
+            args::Isolation::Namespaces => Some(Isolation::Namespaces),
+            args::Isolation::Chroot => Some(Isolation::Chroot),
+        },
+        snapshots: global.snapshots.map(|snapshots| match snapshots {
+            args::Snapshots::Overlay => Snapshots::Overlay,
+            args::Snapshots::Copy => Snapshots::Copy,
+        }),
+    }
 }
 
 /// The workspace that one stands in, with what the command line adds, and the package there.
@@ -94,6 +114,43 @@ pub fn tools() -> BTreeMap<OsString, OsString> {
     names.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?))).collect()
 }
 
+/// The secrets of a command line: `NAME=file:PATH` or `NAME=env:VARIABLE`.
+pub fn secrets(given: &[String], directory: &Path) -> Result<Secrets> {
+    let mut secrets = Secrets::default();
+    for text in given {
+        // Somebody may have written the secret itself: it is not repeated.
+        let (name, from) = text.split_once('=').ok_or_else(|| {
+            Error::request("--secret takes NAME=file:PATH or NAME=env:VARIABLE").next("write --secret NAME=file:PATH")
+        })?;
+        let value = match from.split_once(':') {
+            Some(("file", path)) => {
+                let mut value = vec![];
+                let path = directory.join(path);
+                file::open_regular(&path)
+                    .and_then(|file| {
+                        let bounded = file.take(secrets::LONGEST as u64 + 1).read_to_end(&mut value);
+                        bounded.map_err(|e| Error::io("read", &path, e))
+                    })
+                    .map_err(|e| e.context(format!("--secret {name}")).with_kind(Kind::Request))?;
+                value
+            }
+            Some(("env", variable)) => std::env::var_os(variable)
+                .ok_or_else(|| {
+                    Error::request(format!("--secret {name}: the variable {variable} is not set"))
+                        .next(format!("set {variable}, or take a file: --secret {name}=file:PATH"))
+                })?
+                .into_vec(),
+            _ => {
+                return Err(Error::request(format!("--secret {name}: it says neither file: nor env:"))
+                    .why("what stands on a command line can be read by every process of this machine")
+                    .next(format!("write --secret {name}=file:PATH, or --secret {name}=env:VARIABLE")));
+            }
+        };
+        secrets.add(name, value)?;
+    }
+    Ok(secrets)
+}
+
 /// A request for labels and patterns as typed.
 pub fn request(global: &Global, ask: &Ask, patterns: &[String]) -> Result<Request> {
     let (workspace, here) = workspace(global, ask)?;
@@ -103,4 +160,9 @@ pub fn request(global: &Global, ask: &Ask, patterns: &[String]) -> Result<Reques
         None => text.clone(),
     });
     Ok(Request { workspace, patterns: patterns.to_vec(), here, parameters: parameters.collect() })
+}
+
+/// What a command that takes no parameters asks for.
+pub fn nothing_asked() -> Ask {
+    Ask { parameters: vec![], paths: vec![], inputs: vec![] }
 }

@@ -28,7 +28,12 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<()> {
-    if touches_the_store(&cli.command) {
+    let wish = context::wish(&cli.global);
+    crate::execute::room::wish(wish);
+    if wish.isolation == Some(crate::sandbox::Isolation::Chroot) {
+        // It is root, or refused; it needs no namespace, and there may be none.
+        let _ = nix::unistd::setgroups(&[]);
+    } else if touches_the_store(&cli.command) {
         // Refused, it is tried again by the first sandbox, which says why; nothing is lost without it.
         let _ = crate::sys::process::enter_user_namespace();
     }
@@ -39,10 +44,13 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Init => commands::init::run(global),
         Command::List(args) => commands::list::run(global, args),
         Command::Graph(args) => commands::graph::run(global, args),
-        Command::Log(args) => commands::build::log(global, args),
+        Command::Explain(args) => commands::explain::run(global, args),
+        Command::Log(args) => commands::log::run(global, args),
         Command::Image(args) => match &args.command {
             ImageCommand::Why { image, path, ask } => commands::image::why(global, ask, image, path.as_deref()),
         },
+        Command::Gc(args) => commands::gc::run(global, args),
+        Command::Fsck(args) => commands::fsck::run(global, args),
         Command::Pod(args) => match &args.command {
             PodCommand::Pack { bundle, output } => commands::pod::pack(global, bundle, output),
             PodCommand::Verify { bundle } => commands::pod::verify(global, bundle),
@@ -54,5 +62,13 @@ fn run(cli: &Cli) -> Result<()> {
 
 /// These read and remove what rules made, folders of mode 000 among it.
 fn touches_the_store(command: &Command) -> bool {
-    matches!(command, Command::Build(_) | Command::Bootstrap(_) | Command::Log(_) | Command::Image(_))
+    !matches!(
+        command,
+        Command::Init
+            | Command::List(_)
+            | Command::Graph(_)
+            | Command::Doctor(_)
+            | Command::Pod(_)
+            | Command::Completions { .. }
+    )
 }

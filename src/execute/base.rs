@@ -323,12 +323,14 @@ impl Configure for InSandbox<'_> {
             network: false,
             limits: Limits::default(),
             packages: BTreeMap::new(),
+            secrets: vec![],
+            caches: vec![],
         };
         if let Some(digest) = rule::cached(store, &request) {
             return Ok(digest);
         }
         let snapshot = Stack(run.lower.iter().map(|digest| store.changeset(digest)).collect::<Result<_>>()?);
-        let (layer, _) = rule::run(store, &request, &snapshot, None)
+        let (layer, _) = rule::run(store, &request, &snapshot, None, &[], &|_| ())
             .map_err(|e| e.context(format!("configure the builder {}", self.base.tag)))?;
         Ok(layer.digest)
     }

@@ -3,26 +3,29 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 use std::time::Instant;
 
-use crate::build_file::spec::{Graph, Id, Ids, Instance, Owners, Rule, Source, Spec};
+use crate::build_file::spec::{Graph, Id, Ids, Instance, Rule, Source, Spec};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::base::Base;
 use crate::execute::request::{FORMAT, Request};
 use crate::execute::schedule::{self, Order};
+use crate::execute::secrets::{self, Secrets};
 use crate::execute::snapshot::{self, Snapshot};
-use crate::execute::{environment, fetch, identity, rule, sources, unpack};
+use crate::execute::{environment, fetch, identity, room, rule, sources, unpack};
 use crate::label::Package;
-use crate::report::{Event, Report};
+use crate::report::{Event, Report, Silent};
 use crate::store::Store;
 use crate::tree::Layer;
 
 /// How to build.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// The workspace's folder: what ran last is remembered for it.
+    pub workspace: PathBuf,
     /// Rules at once.
     pub jobs: NonZeroUsize,
     /// `SOURCE_DATE_EPOCH`.
@@ -39,6 +42,8 @@ pub struct Options {
     pub environment: BTreeMap<OsString, OsString>,
     /// No network at all.
     pub offline: bool,
+    /// What rules may read that no build file holds.
+    pub secrets: Secrets,
 }
 
 impl Options {
@@ -126,6 +131,12 @@ impl<'a> Build<'a> {
 
     /// Runs all of it. Results are on the disk when it returns, after an error too.
     pub fn run(&self) -> Result<()> {
+        if room::is_open() {
+            // Also when everything is cached: what is in the store was made so.
+            room::tell(self.store, self.report)?;
+        }
+        self.options.secrets.are_in_no_build_file(self.graph)?;
+        self.has_secrets()?;
         let deps: Vec<_> = self.graph.instances.iter().map(|i| i.deps.clone()).collect();
         let result = schedule::run(&deps, self.options.jobs, |id| {
             let instance = &self.graph.instances[id];
@@ -137,6 +148,24 @@ impl<'a> Build<'a> {
             Ok(())
         });
         result.and(self.store.sync())
+    }
+
+    /// A rule whose secret is missing is told before anything runs, unless it needs not run itself.
+    fn has_secrets(&self) -> Result<()> {
+        let missing = |spec| self.options.secrets.missing(secrets::wanted(spec));
+        if self.graph.instances.iter().all(|instance| missing(&instance.spec).is_none()) {
+            return Ok(());
+        }
+        let forecast = Build::new(self.store, self.graph, self.base, self.options, &Silent).forecast()?;
+        let errors = self.graph.instances.iter().zip(forecast).filter_map(|(instance, forecast)| {
+            let name = missing(&instance.spec).filter(|_| matches!(forecast, Forecast::Run | Forecast::Unknown))?;
+            Some(
+                Error::request(format!("rule {} needs the secret {name}", instance.label))
+                    .at(instance.place.clone(), "")
+                    .next(format!("give it: --secret {name}=file:PATH, or --secret {name}=env:VARIABLE")),
+            )
+        });
+        Error::all(errors.collect()).map_or(Ok(()), Err)
     }
 
     /// What an instance came to; it must have run.
@@ -159,28 +188,46 @@ impl<'a> Build<'a> {
     fn changeset(&self, id: Id) -> Result<Option<Digest>> {
         let instance = &self.graph.instances[id];
         if let Spec::Archive(_) | Spec::Git(_) = &instance.spec {
-            return unpack::unpacked(self, instance, self.time(id)).map(Some);
+            let digest = unpack::unpacked(self, instance, self.time(id))?;
+            let key = unpack::key_of(self, instance, self.time(id))?;
+            self.remember(id, (&key, &key), Some(digest), None);
+            return Ok(Some(digest));
         }
         let Some((request, snapshot)) = self.request(id)? else { return Ok(None) };
+        let key = request.key();
         if let Some(digest) = rule::cached(self.store, &request) {
             self.done("cached", id, "");
+            self.remember(id, (&key, &key), Some(digest), Some(&request));
             return Ok(Some(digest));
         }
         self.permit_network(instance, &request)?;
-        self.run_request(id, &request, &snapshot).map(Some)
+        let digest = self.run_request(id, &request, &snapshot)?;
+        self.remember(id, (&key, &key), Some(digest), Some(&request));
+        Ok(Some(digest))
     }
 
     pub(super) fn run_request(&self, id: Id, request: &Request, snapshot: &Snapshot) -> Result<Digest> {
         let instance = &self.graph.instances[id];
         let name = self.name(id);
         let began = Instant::now();
+        room::tell(self.store, self.report)?;
         self.report.event(Event::Started { what: &name, total: None });
         let made = snapshot.stack(self.store, self.graph, &self.order).and_then(|stack| {
             let renumber = identity::Renumber { base: self.base, below: &stack, store: self.store };
-            rule::run(self.store, request, &stack, (!request.packages.is_empty()).then_some(&renumber))
+            // It is for who looks into it: without it the build is no worse.
+            let left = |upper: &Path| drop(self.keep_left(id, request, &stack, upper));
+            rule::run(
+                self.store,
+                request,
+                &stack,
+                (!request.packages.is_empty()).then_some(&renumber),
+                &self.options.secrets.of(&request.secrets),
+                &left,
+            )
         });
         self.report.event(Event::Ended { what: &name });
         let (layer, weakened) = made.map_err(|e| {
+            self.remember(id, (&request.key(), &request.key()), None, Some(request));
             e.next(format!("see all that it printed: tapeout log {}", instance.label)).at(instance.place.clone(), "")
         })?;
         for text in weakened {
@@ -192,6 +239,18 @@ impl<'a> Build<'a> {
 
     /// The request of a rule, and its snapshot; `None`: there is nothing to run.
     pub(super) fn request(&self, id: Id) -> Result<Option<(Request, Snapshot)>> {
+        let Some((mut request, sources, user)) = self.draft(id)? else { return Ok(None) };
+        let snapshot = self.snapshot(id, Some(&sources))?;
+        if let Some(name) = user {
+            request.user = identity::user(self.store, &snapshot.stack(self.store, self.graph, &self.order)?, &name)?;
+        }
+        request.snapshot = snapshot.digests();
+        Ok(Some((request, snapshot)))
+    }
+
+    /// A request without what its dependencies give, which need not have run: no snapshot, root for
+    /// the user. With it the sources, and the user's name.
+    pub(super) fn draft(&self, id: Id) -> Result<Option<(Request, Layer, Option<String>)>> {
         let instance = &self.graph.instances[id];
         let (rule, packages) = match &instance.spec {
             Spec::Rule(rule) if snapshot::is_base_build(self.graph, id) => {
@@ -217,11 +276,6 @@ impl<'a> Build<'a> {
             return Ok(None);
         }
         let sources = self.sources(instance, &rule.sources)?;
-        let snapshot = self.snapshot(id, Some(&sources))?;
-        let user = match &rule.user {
-            None => (0, 0),
-            Some(name) => identity::user(self.store, &snapshot.stack(self.store, self.graph, &self.order)?, name)?,
-        };
         let below = self.order.as_written(id);
         let below = below.iter().filter_map(|&below| match &self.graph.instances[below].spec {
             Spec::Rule(rule) => Some(&rule.exports),
@@ -232,16 +286,18 @@ impl<'a> Build<'a> {
             env: environment::of(self.options.epoch, below, &rule.env),
             steps: rule.run,
             working_dir: sources::folder(instance.label.package()),
-            snapshot: snapshot.digests(),
+            snapshot: vec![],
             time: self.time(id),
-            user,
+            user: (0, 0),
             ids: rule.ids,
             owners: rule.owners,
             network: rule.network,
             limits: rule.limits,
             packages,
+            secrets: rule.secrets,
+            caches: rule.caches,
         };
-        Ok(Some((request, snapshot)))
+        Ok(Some((request, sources, rule.user)))
     }
 
     pub(super) fn sources(&self, instance: &Instance, sources: &[Source]) -> Result<Layer> {
@@ -311,11 +367,6 @@ impl<'a> Build<'a> {
         }
     }
 
-    /// The key of what an instance runs; `None`: it runs nothing.
-    pub fn key(&self, id: Id) -> Result<Option<Digest>> {
-        Ok(self.request(id)?.map(|(request, _)| request.key()))
-    }
-
     /// What the tapeout rules of an image picked, in the order of its layers.
     pub fn picked(&self, id: Id) -> Result<Vec<(crate::label::Label, crate::tree::Selection)>> {
         self.selections_of(id)?.into_iter().map(|(label, digest)| Ok((label, self.read_selection(&digest)?))).collect()
@@ -362,15 +413,9 @@ impl<'a> Build<'a> {
 
 /// What the language has and the sandbox has not: better refused than without effect.
 fn not_there_yet(rule: &Rule) -> Result<()> {
-    let asked = [
-        ("secrets", !rule.secrets.is_empty()),
-        ("caches", !rule.caches.is_empty()),
-        ("ids = \"range\"", rule.ids == Ids::Range),
-        ("owners = \"seen\"", rule.owners == Owners::Seen),
-    ];
-    match asked.iter().find(|(_, asked)| *asked) {
-        Some((what, _)) => Err(Error::request(format!("{what} is not there yet in this version")).next("leave it out")),
-        None => Ok(()),
+    match rule.ids {
+        Ids::Range => Err(Error::request("ids = \"range\" is not there yet in this version").next("leave it out")),
+        Ids::One => Ok(()),
     }
 }
 

@@ -10,8 +10,9 @@ use std::path::Path;
 
 use crate::build_file::spec::Image;
 use crate::error::{Error, Result};
-use crate::execute::log;
-use crate::sandbox::{Spec, Status};
+use crate::execute::secrets::Search;
+use crate::execute::{log, room};
+use crate::sandbox::{Snapshots, Spec, Status};
 use crate::store::Store;
 use crate::sys::file;
 use crate::sys::root::Root;
@@ -27,7 +28,11 @@ pub fn run(store: &Store, image: &Image, user: (u32, u32), files: &Selection, ep
     let log_path = scratch.path().join("log");
     let mut env = BTreeMap::from([("PATH".to_string(), PATH.to_string())]);
     env.extend(image.env.clone());
+    let place = room::place(store)?;
+    let copied = place.snapshots == Snapshots::Copy;
     let spec = Spec {
+        tree: copied.then(|| root.clone()),
+        isolation: place.isolation,
         lower: vec![root],
         upper: scratch.folder("upper")?,
         work: scratch.folder("work")?,
@@ -42,7 +47,7 @@ pub fn run(store: &Store, image: &Image, user: (u32, u32), files: &Selection, ep
         no_capabilities: true,
         ..Spec::default()
     };
-    let outcome = log::run(&spec, &log_path)?;
+    let outcome = log::run(&spec, &log_path, &Search::default())?;
     fs::rename(&log_path, kept).map_err(|e| Error::io("rename", kept, e))?;
     let how = match outcome.status {
         Status::Exited(0) => return Ok(()),

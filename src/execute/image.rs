@@ -75,8 +75,12 @@ impl Build<'_> {
                 self.done("cached", id, "");
                 built
             }
-            None => self.make_image(id, image)?,
+            None => self.make_image(id, image).inspect_err(|_| {
+                let _ = self.image_key(id, image).map(|key| self.remember(id, (&key, &key), None, None));
+            })?,
         };
+        let key = self.image_key(id, image)?;
+        self.remember(id, (&key, &key), Some(built.manifest.digest), None);
         if self.graph.requested.contains(&id) {
             let label = &self.graph.instances[id].label;
             let path = self.options.output.join(label.package().path()).join(label.name());
@@ -111,7 +115,7 @@ impl Build<'_> {
         Ok(selections)
     }
 
-    fn image_key(&self, id: Id, image: &Image) -> Result<Digest> {
+    pub(super) fn image_key(&self, id: Id, image: &Image) -> Result<Digest> {
         let document = Document {
             label: &self.graph.instances[id].label,
             spec: image,

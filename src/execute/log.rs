@@ -1,5 +1,6 @@
 //! What the steps of a rule print: through a pipe into a file. Given the file itself, a rule could
-//! read its path in `/proc/self/fd`.
+//! read its path in `/proc/self/fd`. A secret in it is an error: what follows is thrown away, and so is
+//! the file.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -7,34 +8,60 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::execute::secrets::Search;
 use crate::sandbox::{self, Outcome, Spec};
 
 /// A log is cut here: a rule that prints without end must not fill the disk.
 const LONGEST: u64 = 256 << 20;
 
-/// Runs the sandbox with its output going to `path`.
-pub fn run(spec: &Spec, path: &Path) -> Result<Outcome> {
+/// Runs the sandbox with its output going to `path`; an error when one of these secrets is printed.
+pub fn run(spec: &Spec, path: &Path, secrets: &Search) -> Result<Outcome> {
     let mut file = File::create_new(path).map_err(|e| Error::io("create", path, e))?;
     let (mut reader, writer) = io::pipe().map_err(|e| Error::io("pipe", path, e))?;
     std::thread::scope(|scope| {
-        let kept = scope.spawn(move || keep(&mut reader, &mut file));
+        let kept = scope.spawn(move || keep(&mut reader, &mut file, secrets));
         // It owns our end of the pipe: when it returns, the last writer is gone.
         let outcome = sandbox::run(spec, File::from(OwnedFd::from(writer)));
         let kept = kept.join().unwrap_or_else(|_| Err(io::Error::other("the thread that keeps it ended")));
         let outcome = outcome?;
-        kept.map_err(|e| Error::io("write", path, e))?;
-        Ok(outcome)
+        match kept.map_err(|e| Error::io("write", path, e))? {
+            None => Ok(outcome),
+            Some(name) => {
+                // Its beginning may be there.
+                std::fs::remove_file(path).map_err(|e| Error::io("unlink", path, e))?;
+                Err(Error::failed(format!("it printed the secret {name}"))
+                    .why("its log was thrown away")
+                    .next("keep its commands from printing it: no set -x, no --verbose"))
+            }
+        }
     })
 }
 
-fn keep(reader: &mut impl Read, file: &mut impl Write) -> io::Result<()> {
-    let kept = io::copy(&mut reader.by_ref().take(LONGEST), file);
-    if kept.as_ref().is_ok_and(|n| *n == LONGEST) {
-        let _ = file.write_all(b"\n(the log is cut here)\n");
+/// Which secret was printed, if any. It reads to the end, whatever happens: the steps must not wait
+/// for a reader, nor be killed for want of one.
+fn keep<'a>(reader: &mut impl Read, file: &mut impl Write, secrets: &'a Search) -> io::Result<Option<&'a str>> {
+    let mut stream = secrets.stream();
+    let mut left = LONGEST;
+    let (mut found, mut written) = (None, Ok(()));
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let piece = match reader.read(&mut buffer) {
+            Ok(0) => return written.map(|()| found),
+            Ok(n) => &buffer[..n],
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(e),
+        };
+        found = found.or_else(|| stream.feed(piece));
+        if found.is_some() || written.is_err() || left == 0 {
+            continue;
+        }
+        let kept = &piece[..piece.len().min(usize::try_from(left).unwrap_or(usize::MAX))];
+        left -= kept.len() as u64;
+        written = file.write_all(kept);
+        if left == 0 && written.is_ok() {
+            let _ = file.write_all(b"\n(the log is cut here)\n");
+        }
     }
-    // The steps must not wait for a reader, nor be killed for want of one.
-    io::copy(reader, &mut io::sink())?;
-    kept.map(drop)
 }
 
 /// The lines of a failed step's log that its error shows.
@@ -75,7 +102,7 @@ mod tests {
             }
         }
         let mut printed: &[u8] = &[b'x'; 100_000];
-        assert_eq!(keep(&mut printed, &mut Full).unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+        assert_eq!(keep(&mut printed, &mut Full, &Search::default()).unwrap_err().raw_os_error(), Some(libc::ENOSPC));
         assert!(printed.is_empty());
     }
 }

@@ -41,6 +41,12 @@ pub struct Request {
     pub limits: Limits,
     /// Blobs that lie read-only below `/run/tapeout/debs` while it runs: name to digest.
     pub packages: BTreeMap<String, Digest>,
+    /// Names of the secrets that it may read; what they are is not part of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<String>,
+    /// Folders that keep their content between runs; what is in them is not part of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub caches: Vec<String>,
 }
 
 /// A result document.
@@ -97,6 +103,8 @@ mod tests {
             network: false,
             limits: Limits::default(),
             packages: BTreeMap::new(),
+            secrets: vec![],
+            caches: vec![],
         };
         let others = [
             Request { steps: vec![Step::Argv(vec!["true".into()])], ..one.clone() },
@@ -106,6 +114,8 @@ mod tests {
             Request { user: (1, 1), ..one.clone() },
             Request { network: true, ..one.clone() },
             Request { owners: Owners::Seen, ..one.clone() },
+            Request { secrets: vec!["token".into()], ..one.clone() },
+            Request { caches: vec!["token".into()], ..one.clone() },
             Request { packages: BTreeMap::from([("x.deb".into(), Digest::of("x"))]), ..one.clone() },
         ];
         assert_eq!(one.key(), one.clone().key());

@@ -3,13 +3,14 @@
 //! `log` → sandbox → upper folder → captured changeset → store → result document, in this order:
 //! the result is recorded last, so that a kill leaves either nothing or all of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::PathBuf;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use crate::build_file::spec::Step;
+use crate::build_file::spec::{Owners, Step};
 use crate::builder::debian::install::DEBS;
 use crate::changeset::{self, Options};
 use crate::digest::Digest;
@@ -17,10 +18,13 @@ use crate::error::{Error, Result};
 use crate::execute::identity::{self, Renumber};
 use crate::execute::log;
 use crate::execute::request::{FORMAT, Outcome, Request};
-use crate::sandbox::{Bind, Hit, Spec, Status};
-use crate::store::{Scratch, Store};
+use crate::execute::room::Room;
+use crate::execute::secrets::Search;
+use crate::sandbox::{Bind, Hit, Secret, Spec, Status};
+use crate::store::{Cache, Scratch, Store};
+use crate::sys::file;
 use crate::sys::root::Root;
-use crate::tree::{Layer, Stack};
+use crate::tree::{Layer, RootPath, Stack};
 
 /// The changeset of a request that ran before.
 pub fn cached(store: &Store, request: &Request) -> Option<Digest> {
@@ -29,47 +33,62 @@ pub fn cached(store: &Store, request: &Request) -> Option<Digest> {
 }
 
 /// Runs a request in a sandbox over `snapshot` and keeps what it changed. Where it installed
-/// packages, the users and groups that are new get the lock's numbers.
+/// packages, the users and groups that are new get the lock's numbers. Where a step fails, `left` gets
+/// the folder with what it changed, and may move it.
 pub fn run(
     store: &Store,
     request: &Request,
     snapshot: &Stack,
     renumber: Option<&Renumber>,
+    secrets: &[Secret],
+    left: &dyn Fn(&Path),
 ) -> Result<(Layer, Vec<String>)> {
-    let scratch = store.scratch()?;
-    let upper = scratch.folder("upper")?;
-    let log_path = scratch.path().join("log");
-    let spec = spec(store, request, snapshot, &scratch)?;
-    let outcome = log::run(&spec, &log_path)?;
+    let search = Search::of(secrets);
+    let caches = caches(store, request)?;
+    let room = Room::of(store, snapshot)?;
+    let log_path = room.scratch().path().join("log");
+    let mut spec = spec(store, request, snapshot, &room)?;
+    spec.secrets = secrets.to_vec();
+    spec.mounts.extend(caches.iter().map(|(inside, cache)| Bind {
+        host: cache.folder().to_path_buf(),
+        inside: inside.to_string(),
+        read_only: false,
+    }));
+    let outcome = log::run(&spec, &log_path, &search)?;
+    for (inside, _) in caches.iter().rev() {
+        forget_mount_point(&room.changed()?, snapshot, inside)?;
+    }
+    drop(caches);
     let kept = store.log_path(&request.key());
     fs::rename(&log_path, &kept).map_err(|e| Error::io("rename", &kept, e))?;
     if let Some(error) = failure(&outcome.status, outcome.failed_step, &request.steps) {
+        // What it wrote may hold a secret, and those are kept nowhere.
+        let keep: &dyn Fn(&Path) = if secrets.is_empty() { left } else { &|_| {} };
+        room.give_up(snapshot, &outcome.recorded, keep)?;
         return Err(log::told(error, &kept));
     }
-    let root = Root::open(&upper)?;
-    let map = renumber.map(|renumber| renumber.map(&root)).transpose()?.unwrap_or_default();
+    let map = renumber.map(|renumber| renumber.map(&room.changed()?)).transpose()?.unwrap_or_default();
     let options = Options { time: request.time, owner: request.user };
-    let mut captured = changeset::capture(&root, snapshot, &outcome.recorded, &options)?;
-    if !map.is_empty() {
-        captured.renumber(&map.users, &map.groups);
-        identity::rewrite(&mut captured, &map)?;
-    }
-    let (changeset, digest) = captured.name()?;
-    let layer = store.keep_changeset(digest, changeset, &upper)?;
+    let layer = room.capture(snapshot, &outcome.recorded, &options, |mut captured, files| {
+        if !map.is_empty() {
+            captured.renumber(&map.users, &map.groups);
+            identity::rewrite(&mut captured, &map)?;
+        }
+        search.refuses(&captured)?;
+        let (changeset, digest) = captured.name()?;
+        store.keep_changeset(digest, changeset, files)
+    })?;
+    let changeset = layer.digest;
     let document =
-        serde_json::to_vec(&Outcome { format: FORMAT, changeset: digest }).map_err(|e| Error::failed(e.to_string()))?;
+        serde_json::to_vec(&Outcome { format: FORMAT, changeset }).map_err(|e| Error::failed(e.to_string()))?;
     store.record_action(&request.key(), &document)?;
     Ok((layer, outcome.weakened))
 }
 
-fn spec(store: &Store, request: &Request, snapshot: &Stack, scratch: &Scratch) -> Result<Spec> {
-    let packages = (!request.packages.is_empty()).then(|| lay_out(store, &request.packages, scratch)).transpose()?;
+fn spec(store: &Store, request: &Request, snapshot: &Stack, room: &Room) -> Result<Spec> {
+    let packages =
+        (!request.packages.is_empty()).then(|| lay_out(store, &request.packages, room.scratch())).transpose()?;
     Ok(Spec {
-        lower: folders(store, snapshot),
-        upper: scratch.path().join("upper"),
-        work: scratch.folder("work")?,
-        root: scratch.folder("root")?,
-        tmp: scratch.folder("tmp")?,
         mounts: packages.into_iter().map(|host| Bind { host, inside: DEBS.to_string(), read_only: true }).collect(),
         steps: request.steps.clone(),
         env: request.env.clone(),
@@ -78,17 +97,31 @@ fn spec(store: &Store, request: &Request, snapshot: &Stack, scratch: &Scratch) -
         gid: request.user.1,
         network: request.network,
         limits: request.limits,
-        hostname: "tapeout".to_string(),
-        ..Spec::default()
+        seen: (request.owners == Owners::Seen).then(|| changeset::known(snapshot)),
+        ..room.spec()?
     })
 }
 
-/// The folders to stack, the lowest first. Rules that changed the same in the same way share one
-/// changeset, and the kernel stacks a folder once: the highest place counts.
-fn folders(store: &Store, snapshot: &Stack) -> Vec<PathBuf> {
-    let digests: Vec<_> = snapshot.0.iter().map(|layer| layer.digest).collect();
-    let highest = digests.iter().enumerate().filter(|(at, digest)| !digests[at + 1..].contains(digest));
-    highest.map(|(_, digest)| store.changeset_files_path(digest)).collect()
+/// The caches of a rule by their paths. All take them in the same order, so that no two rules wait
+/// for each other.
+fn caches<'a>(store: &Store, request: &'a Request) -> Result<BTreeMap<&'a str, Cache>> {
+    let paths: BTreeSet<_> = request.caches.iter().map(|path| path.trim_end_matches('/')).collect();
+    paths.into_iter().map(|path| Ok((path, store.cache_of(path)?))).collect()
+}
+
+/// The folders that were made to mount a cache on are no part of what a rule changed.
+fn forget_mount_point(root: &Root, snapshot: &Stack, inside: &str) -> Result<()> {
+    let mut path = RootPath::new(inside)?;
+    while !path.is_root() && snapshot.get(&path).is_none() {
+        let parent = path.parent().unwrap_or_default();
+        match root.folder(&parent).and_then(|folder| file::remove_folder_at(folder.as_fd(), path.name())) {
+            // The rule put something beside it.
+            Ok(false) => return Ok(()),
+            Ok(true) => path = parent,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 /// A folder with the packages under their names. Hard links are safe here: it is mounted read-only.

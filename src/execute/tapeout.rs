@@ -42,13 +42,16 @@ impl Build<'_> {
         let own = match self.request(id)? {
             None => None,
             Some((request, _)) => match rule::cached(self.store, &request) {
-                Some(digest) => Some(digest),
-                None => self.changeset_of_run(id)?,
+                Some(digest) => Some((request.key(), digest)),
+                None => self.changeset_of_run(id)?.map(|digest| (request.key(), digest)),
             },
         };
+        let (ran, own) = own.unzip();
         let key = self.selection_key(id, own)?;
+        let log = ran.unwrap_or(key);
         if let Some(selection) = self.cached_selection(&key) {
             self.done("cached", id, "");
+            self.remember(id, (&key, &log), Some(selection), None);
             return Ok(Output::Selection { selection, own });
         }
         let picked = self.pick(id, own)?;
@@ -57,6 +60,7 @@ impl Build<'_> {
         self.store.record_action(&key, selection.to_string().as_bytes())?;
         let files = picked.values().filter(|p| p.entry.as_ref().is_some_and(|e| !e.is_folder())).count();
         self.done("picked", id, &counted(files, "file"));
+        self.remember(id, (&key, &log), Some(selection), None);
         Ok(Output::Selection { selection, own })
     }
 
@@ -78,7 +82,7 @@ impl Build<'_> {
         self.store.has_blob(&digest).then_some(digest)
     }
 
-    fn selection_key(&self, id: Id, own: Option<Digest>) -> Result<Digest> {
+    pub(super) fn selection_key(&self, id: Id, own: Option<Digest>) -> Result<Digest> {
         let Spec::Tapeout(spec) = &self.graph.instances[id].spec else {
             return Err(Error::failed("not a tapeout rule"));
         };

@@ -115,6 +115,11 @@ pub fn cached(build: &Build, instance: &Instance, time: i64) -> Result<Option<Di
     Ok(known(build.store, &unpacking.action()?))
 }
 
+/// The key of a tree from outside.
+pub fn key_of(build: &Build, instance: &Instance, time: i64) -> Result<Digest> {
+    Unpacking::of(build, instance, time).ok_or_else(|| Error::failed("nothing to unpack"))?.action()
+}
+
 /// Fetches and lays out.
 pub fn unpacked(build: &Build, instance: &Instance, time: i64) -> Result<Digest> {
     let unpacking = Unpacking::of(build, instance, time).ok_or_else(|| Error::failed("nothing to unpack"))?;
@@ -122,6 +127,12 @@ pub fn unpacked(build: &Build, instance: &Instance, time: i64) -> Result<Digest>
     let here = |e: Error| e.at(instance.place.clone(), "");
     let action = unpacking.action().map_err(here)?;
     if let Some(digest) = known(build.store, &action) {
+        // What it was made of is kept as long as it is.
+        if let Spec::Archive(Archive { sha256, .. }) = &instance.spec
+            && let Ok(packed) = Digest::from_hex(sha256)
+        {
+            build.store.has_blob(&packed);
+        }
         done("cached");
         return Ok(digest);
     }

@@ -10,7 +10,7 @@ use super::{Answer, Question, Wanted};
 use crate::build_file::attributes;
 use crate::build_file::data::Data;
 use crate::build_file::reference;
-use crate::build_file::spec::{DefinedDependency, Definition, Value};
+use crate::build_file::spec::{DefinedDependency, Definition, Spec, Value};
 use crate::error::{Error, Place, Result};
 use crate::label::{Label, Package, Pattern};
 
@@ -229,13 +229,16 @@ impl Analysis {
     /// As written; edges that a function gives, as it gives them under these settings.
     fn definition(&mut self, defined: &Rc<Defined>, settings: SettingsId) -> Definition {
         let mut made = definition(defined);
-        let edges = ["deps", "reverse_deps", "base", "containers"];
-        if edges.iter().any(|name| matches!(defined.arguments.get(*name), Some(Data::Function(_)))) {
+        let named = ["deps", "reverse_deps", "base", "containers", "network", "secrets"];
+        if named.iter().any(|name| matches!(defined.arguments.get(*name), Some(Data::Function(_)))) {
             let (arguments, whole) = self.arguments(defined, settings, &mut Collected::default());
             if whole {
                 let (read, _) = attributes::read(&defined.kind, &defined.label, &arguments);
                 made.deps = read.deps.iter().chain(&read.images).map(|edge| dependency(edge, &defined.place)).collect();
                 made.reverse_deps = read.reverse_deps.iter().map(|edge| dependency(edge, &defined.place)).collect();
+                if let Spec::Rule(rule) = read.spec {
+                    (made.network, made.secrets) = (rule.network, rule.secrets);
+                }
             }
         }
         made
@@ -252,6 +255,14 @@ fn definition(defined: &Defined) -> Definition {
         deps: defined.deps.iter().map(|edge| dependency(edge, &defined.place)).collect(),
         reverse_deps: defined.reverse_deps.iter().map(|edge| dependency(edge, &defined.place)).collect(),
         annotations: defined.annotations.clone(),
+        network: matches!(defined.arguments.get("network"), Some(Data::Bool(true))),
+        secrets: match defined.arguments.get("secrets") {
+            Some(Data::List(names)) => {
+                let text = |name: &Data| if let Data::Text(name) = name { Some(name.clone()) } else { None };
+                names.iter().filter_map(text).collect()
+            }
+            _ => vec![],
+        },
         type_name: parameter.map(|parameter| parameter.type_name.name().to_string()),
         default: parameter.and_then(|parameter| parameter.default.clone()),
         derived: parameter.is_some_and(|parameter| parameter.derive.is_some()),

@@ -6,12 +6,19 @@
 //! blobs/sha256/HEX        packages, archives, layers: whole files
 //! changesets/HEX/tree     its SHA-256 (32 bytes), then a `tree::Changeset`
 //! changesets/HEX/files/   its files, as an overlay takes them for a lower layer
-//! actions/HEX             the result document of the request with this digest
+//! actions/HEX             the result document of the request with this digest, after its own SHA-256
 //! packed/actions          what actions/ holds, in one file (packed.rs): a cache
 //! unsynced/BOOT/HEX       the same, but not yet known to be on the disk
 //! graphs/HEX              its SHA-256 (32 bytes), then what an analysis gave: a cache, the newest few
 //! builders/TAG.json       which changesets a builder is made of
+//! caches/HEX/files/       the content of a cache: HEX is the digest of its path inside, which `path` holds
+//! caches/HEX/lock         flock: held by the rule that has it mounted
 //! logs/HEX                what the steps of that request printed
+//! trees/N/                snapshots where no overlay can be had (changeset/kept_tree.rs); may be removed
+//! squashed/HEX/           many changesets as one folder, hard-linked (execute/squash.rs); may be removed
+//! runs/LABEL-VALUES       what a rule came to last, for `log` and `explain` (runs.rs)
+//! failed/LABEL-VALUES/    what it left when it failed, for `shell --failed`
+//! uses/HEX                digests of what a command used, one after the other (gc.rs)
 //! tmp/NAME/               a scratch folder; its `lock` is held by its process
 //! ```
 //!
@@ -20,12 +27,22 @@
 //! **What holds after a crash of the machine**: a result counts when it is in `actions/`. It gets
 //! there from `unsynced/` (named after this boot of the machine, so that a later boot distrusts
 //! it) only after one syncfs(2) of the whole store, at the end of the command.
+//!
+//! **What the collector may remove** (gc.rs): whatever has not been used for some time. Every digest
+//! that a command asks this file for counts as used. A folder that is not in this list is taken for
+//! somebody else's cache, whose entries go one by one when they are old or when `gc --all` asks: who
+//! keeps one says [`Store::touch`] of what it uses, holds the store open while it does, and can do
+//! without any of it in the next command.
 
+mod cache;
+pub mod fsck;
+pub mod gc;
 pub mod inputs;
 mod packed;
+pub mod runs;
 mod scratch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -41,7 +58,28 @@ use crate::sys::file::{self, Lock};
 use crate::sys::root::Root;
 use crate::tree::{Changeset, Layer, RootPath};
 
+pub use cache::Cache;
 pub use scratch::{Scratch, wait_until_clean};
+
+/// What a store has from the start; the first is itself.
+const FOLDERS: [&str; 16] = [
+    "",
+    "blobs/sha256",
+    "changesets",
+    "actions",
+    "unsynced",
+    "packed",
+    "graphs",
+    "builders",
+    "caches",
+    "logs",
+    "runs",
+    "failed",
+    "uses",
+    "trees",
+    "squashed",
+    "tmp",
+];
 
 /// The layout that this program reads and writes.
 const FORMAT: &str = "2\n";
@@ -65,8 +103,18 @@ struct Inner {
     packed: Mutex<Option<packed::Documents>>,
     /// Those that had to be read one by one.
     single: Mutex<packed::Documents>,
-    /// Held shared for as long as the store is open.
+    /// What this command used.
+    used: Mutex<BTreeSet<Digest>>,
+    /// Held for as long as the store is open.
     _lock: File,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // What isn't written down only looks older than it is.
+        let used = self.used.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let _ = gc::write_use(&self.path, used);
+    }
 }
 
 /// A whole blob.
@@ -98,9 +146,23 @@ pub struct Builder {
 impl Store {
     /// Opens the store, and makes it when it isn't there. Its folders are 0700 whatever the umask.
     pub fn open(path: &Path) -> Result<Self> {
-        for folder in
-            ["", "blobs/sha256", "changesets", "actions", "unsynced", "packed", "graphs", "builders", "logs", "tmp"]
-        {
+        Self::open_with(path, |lock| file::lock(lock, Lock::Shared).map(drop))
+    }
+
+    /// Opens it for nobody else to use meanwhile; `waiting` is called when somebody does. This
+    /// process must not have it open.
+    pub fn open_alone(path: &Path, waiting: impl FnOnce()) -> Result<Self> {
+        Self::open_with(path, |lock| {
+            if file::lock(lock, Lock::TryExclusive)? {
+                return Ok(());
+            }
+            waiting();
+            file::lock(lock, Lock::Exclusive).map(drop)
+        })
+    }
+
+    fn open_with(path: &Path, take: impl FnOnce(&File) -> io::Result<()>) -> Result<Self> {
+        for folder in FOLDERS {
             let folder = path.join(folder);
             fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|e| {
                 Error::io("mkdir", &folder, e).next("name another folder with TAPEOUT_STORE, or --store DIR")
@@ -114,18 +176,20 @@ impl Store {
             .write(true)
             .open(&lock_path)
             .map_err(|e| Error::io("open", &lock_path, e))?;
-        file::lock(&lock, Lock::Shared).map_err(|e| Error::io("flock", &lock_path, e))?;
+        take(&lock).map_err(|e| Error::io("flock", &lock_path, e))?;
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let boot: String = boot.chars().filter(|c| c.is_ascii_hexdigit() || *c == '-').collect();
         let boot = if boot.is_empty() { "unknown".to_string() } else { boot.trim().to_string() };
-        let store = Self(Arc::new(Inner {
+        let inner = Inner {
             path: path.to_path_buf(),
             boot,
             changesets: Mutex::default(),
             packed: Mutex::default(),
             single: Mutex::default(),
+            used: Mutex::default(),
             _lock: lock,
-        }));
+        };
+        let store = Self(Arc::new(inner));
         store.forget_earlier_boots()?;
         scratch::remove_stale(&store.path().join("tmp"));
         Ok(store)
@@ -136,9 +200,32 @@ impl Store {
         &self.0.path
     }
 
+    /// Names this boot of the machine.
+    pub fn boot(&self) -> &str {
+        &self.0.boot
+    }
+
+    /// The folder with kept trees: snapshots where no overlay can be had.
+    pub fn trees_path(&self) -> PathBuf {
+        self.path().join("trees")
+    }
+
+    /// Where many changesets lie as one folder, or would.
+    pub fn squashed_path(&self, digest: &Digest) -> PathBuf {
+        self.path().join("squashed").join(digest.hex())
+    }
+
     /// A private folder below `tmp`, removed when it is dropped.
     pub fn scratch(&self) -> Result<Scratch> {
         Scratch::new(&self.path().join("tmp"))
+    }
+
+    /// The cache for a path inside; waits while another rule has it. Nothing else in the store depends
+    /// on what is in it: the collector, which holds the store alone, may remove `caches/HEX` whole.
+    pub fn cache_of(&self, inside: &str) -> Result<Cache> {
+        let cache = Cache::open(&self.path().join("caches"), inside)?;
+        self.touch(cache.folder().parent().unwrap_or(cache.folder()))?;
+        Ok(cache)
     }
 
     // Blobs.
@@ -150,12 +237,17 @@ impl Store {
 
     /// Is it there?
     pub fn has_blob(&self, digest: &Digest) -> bool {
-        self.blob_path(digest).is_file()
+        let there = self.blob_path(digest).is_file();
+        if there {
+            self.used(digest);
+        }
+        there
     }
 
     /// A blob for reading.
     pub fn blob(&self, digest: &Digest) -> Result<File> {
         let path = self.blob_path(digest);
+        self.used(digest);
         File::open(&path).map_err(|e| Error::io("open", path, e))
     }
 
@@ -180,7 +272,11 @@ impl Store {
 
     /// Is it there?
     pub fn has_changeset(&self, digest: &Digest) -> bool {
-        self.changeset_path(digest).join("tree").is_file()
+        let there = self.changeset_path(digest).join("tree").is_file();
+        if there {
+            self.used(digest);
+        }
+        there
     }
 
     /// A changeset as data; read once a command.
@@ -188,6 +284,10 @@ impl Store {
         if let Some(changeset) = self.cache().get(digest) {
             return Ok(Layer { digest: *digest, changeset: changeset.clone() });
         }
+        Ok(self.remember(*digest, self.read_tree(digest)?))
+    }
+
+    fn read_tree(&self, digest: &Digest) -> Result<Changeset> {
         let path = self.changeset_path(digest).join("tree");
         let size = fs::metadata(&path).map_err(|e| Error::io("open", &path, e))?.len();
         if size > LARGEST_TREE {
@@ -195,17 +295,12 @@ impl Store {
         }
         let bytes = fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
         let damaged = |why: String| {
-            let folder = self.changeset_path(digest);
             Error::failed(format!("{} is damaged", path.display()))
                 .why(why)
-                .next(format!("remove {}; its rule runs again", folder.display()))
+                .next("see which rule has it, and mend it: tapeout fsck --repair")
         };
-        let (sum, tree) = bytes.split_at_checked(32).ok_or_else(|| damaged("it is too short".into()))?;
-        if Digest::of(tree).as_bytes() != sum {
-            return Err(damaged("its content is not what was written".into()));
-        }
-        let changeset: Changeset = postcard::from_bytes(tree).map_err(|e| damaged(e.to_string()))?;
-        Ok(self.remember(*digest, changeset))
+        let tree = split_sum(&bytes).ok_or_else(|| damaged("its content is not what was written".into()))?;
+        postcard::from_bytes(tree).map_err(|e| damaged(e.to_string()))
     }
 
     fn cache(&self) -> std::sync::MutexGuard<'_, BTreeMap<Digest, Arc<Changeset>>> {
@@ -213,6 +308,7 @@ impl Store {
     }
 
     fn remember(&self, digest: Digest, changeset: Changeset) -> Layer {
+        self.used(&digest);
         let changeset = Arc::new(changeset);
         self.cache().insert(digest, changeset.clone());
         Layer { digest, changeset }
@@ -240,8 +336,7 @@ impl Store {
         let tree = folder.join("tree");
         let bytes = postcard::to_stdvec(&changeset)
             .map_err(|e| Error::failed(format!("can't write {}: {e}", tree.display())))?;
-        let bytes = [Digest::of(&bytes).as_bytes().as_slice(), &bytes].concat();
-        fs::write(&tree, bytes).map_err(|e| Error::io("write", &tree, e))?;
+        fs::write(&tree, with_sum(&bytes)).map_err(|e| Error::io("write", &tree, e))?;
         let to = folder.join("files");
         fs::rename(files, &to).map_err(|e| Error::io("rename", files, e))?;
         file::rename_new(&folder, &self.changeset_path(&digest))?;
@@ -258,14 +353,18 @@ impl Store {
     /// The result document of a request.
     pub fn action(&self, key: &Digest) -> Option<Vec<u8>> {
         if let Some(known) = self.packed(|packed| packed.get(key).cloned()) {
+            self.used(key);
             return Some(known);
         }
-        // A newer one is in unsynced/.
-        fs::read(self.unsynced().join(key.hex())).ok().or_else(|| {
-            let document = fs::read(self.path().join("actions").join(key.hex())).ok()?;
+        // A newer one is in unsynced/; a damaged one is none: what it was the result of is made again.
+        let document = |folder: &Path| split_sum(&fs::read(folder.join(key.hex())).ok()?).map(<[u8]>::to_vec);
+        let found = document(&self.unsynced()).or_else(|| {
+            let document = document(&self.path().join("actions"))?;
             self.single().insert(*key, document.clone());
             Some(document)
-        })
+        })?;
+        self.used(key);
+        Some(found)
     }
 
     fn packed<T>(&self, with: impl FnOnce(&mut packed::Documents) -> T) -> T {
@@ -290,7 +389,8 @@ impl Store {
             .mode(0o700)
             .create(&folder)
             .map_err(|e| Error::io("mkdir", &folder, e))?;
-        self.replace(&folder.join(key.hex()), result)?;
+        self.used(key);
+        self.replace(&folder.join(key.hex()), &with_sum(result))?;
         self.packed(|packed| packed.remove(key));
         Ok(())
     }
@@ -317,7 +417,8 @@ impl Store {
         let actions = self.path().join("actions");
         for key in keys {
             let digest = key.to_str().and_then(|hex| Digest::from_hex(hex).ok());
-            synced.extend(digest.and_then(|digest| Some((digest, fs::read(unsynced.join(&key)).ok()?))));
+            let document = fs::read(unsynced.join(&key)).ok().and_then(|bytes| split_sum(&bytes).map(<[u8]>::to_vec));
+            synced.extend(digest.zip(document));
             match fs::rename(unsynced.join(&key), actions.join(&key)) {
                 // Another build of the same store may have moved it meanwhile.
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -351,7 +452,11 @@ impl Store {
     pub fn kept_graph(&self, key: &Digest) -> Option<Vec<u8>> {
         let mut record = fs::read(self.path().join("graphs").join(key.hex())).ok()?;
         let graph = record.split_off(32.min(record.len()));
-        (Digest::of(&graph).as_bytes()[..] == record).then_some(graph)
+        if Digest::of(&graph).as_bytes()[..] != record {
+            return None;
+        }
+        self.used(key);
+        Some(graph)
     }
 
     /// Keeps it, and forgets the oldest where there are many.
@@ -384,17 +489,27 @@ impl Store {
     /// The builder of a tag.
     pub fn builder(&self, tag: &str) -> Result<Option<Builder>> {
         let path = self.builder_path(tag)?;
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Error::io("read", &path, e)),
-        };
-        let builder: Builder = serde_json::from_slice(&text).map_err(|e| {
-            Error::failed(format!("{} is damaged: {e}", path.display()))
-                .next("make the builder again with tapeout bootstrap")
-        })?;
+        if path.symlink_metadata().is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+            return Ok(None);
+        }
+        let builder = self.read_builder(&path)?;
         // Its record may have reached the disk before a crash took its files.
         Ok(builder.changesets.iter().all(|c| self.has_changeset(c)).then_some(builder))
+    }
+
+    fn read_builder(&self, path: &Path) -> Result<Builder> {
+        let text = fs::read(path).map_err(|e| Error::io("read", path, e))?;
+        serde_json::from_slice(&text).map_err(|e| {
+            Error::failed(format!("{} is damaged: {e}", path.display()))
+                .next("make the builder again with tapeout bootstrap")
+        })
+    }
+
+    /// All builders whose records can be read.
+    pub fn builders(&self) -> Result<Vec<Builder>> {
+        let folder = self.path().join("builders");
+        let records = runs::names(&folder)?.into_iter().filter(|name| name.ends_with(".json"));
+        Ok(records.filter_map(|name| self.read_builder(&folder.join(name)).ok()).collect())
     }
 
     /// Keeps a builder under its tag.
@@ -406,6 +521,17 @@ impl Store {
             .map_err(|e| Error::failed(format!("can't write {}: {e}", path.display())))?;
         self.replace(&path, &text)
     }
+}
+
+/// Bytes after their own SHA-256: so that a damaged file is told from a whole one.
+fn with_sum(bytes: &[u8]) -> Vec<u8> {
+    [Digest::of(bytes).as_bytes().as_slice(), bytes].concat()
+}
+
+/// What [`with_sum`] was given; `None`: it is damaged.
+fn split_sum(bytes: &[u8]) -> Option<&[u8]> {
+    let (sum, content) = bytes.split_at_checked(32)?;
+    (Digest::of(content).as_bytes() == sum).then_some(content)
 }
 
 fn check_format(path: &Path) -> Result<()> {
@@ -437,6 +563,7 @@ impl Partial {
         let path = self.store.blob_path(&digest);
         file.set_permissions(fs::Permissions::from_mode(0o444)).map_err(|e| Error::io("fchmod", &path, e))?;
         file::name_file(&file, &path)?;
+        self.store.used(&digest);
         Ok(Blob { digest, size })
     }
 
@@ -451,6 +578,7 @@ impl Partial {
         let path = store.blob_path(&digest);
         inner.set_permissions(fs::Permissions::from_mode(0o444)).map_err(|e| Error::io("fchmod", &path, e))?;
         file::name_file(&inner, &path)?;
+        store.used(&digest);
         Ok(Blob { digest, size })
     }
 }

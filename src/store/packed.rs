@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use super::Store;
+use super::{Store, split_sum, with_sum};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::sys::file::{self, Lock};
@@ -40,8 +40,7 @@ fn whole(path: &Path) -> Option<Documents> {
         return None;
     }
     let bytes = fs::read(path).ok()?;
-    let (sum, documents) = bytes.split_at_checked(32)?;
-    (Digest::of(documents).as_bytes() == sum).then(|| postcard::from_bytes(documents).ok()).flatten()
+    postcard::from_bytes(split_sum(&bytes)?).ok()
 }
 
 fn keys(folder: &Path) -> BTreeSet<Digest> {
@@ -67,7 +66,7 @@ pub(super) fn add(store: &Store, mut new: Documents) -> Result<()> {
     documents.retain(|key, _| listed.contains(key));
     let bytes =
         postcard::to_stdvec(&documents).map_err(|e| Error::failed(format!("can't write {}: {e}", path.display())))?;
-    store.replace(&path, &[Digest::of(&bytes).as_bytes().as_slice(), &bytes].concat())
+    store.replace(&path, &with_sum(&bytes))
 }
 
 #[cfg(test)]

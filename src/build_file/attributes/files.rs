@@ -52,6 +52,36 @@ impl Attributes<'_> {
         paths
     }
 
+    /// Folders to mount a cache on: not over what the sandbox mounts itself, nor over the sources.
+    pub(super) fn cache_paths(&mut self, attribute: &str) -> Vec<String> {
+        let here = format!("/workspace/{}/", self.package.path());
+        let paths = self.texts(attribute);
+        for path in &paths {
+            if !self.is_absolute(attribute, path) {
+                continue;
+            }
+            let top = path.split('/').nth(1).unwrap_or_default();
+            let bad = if ["proc", "sys", "dev", "run"].contains(&top) {
+                format!("the sandbox has its own /{top}")
+            } else if path == "/" || path == "/tmp" {
+                "it would hide all that is there".to_string()
+            } else if path.split('/').skip(1).any(|part| part.is_empty() || part == ".") {
+                "write it without . and doubled slashes".to_string()
+            } else if here.starts_with(&format!("{path}/")) {
+                "it would hide the rule's sources".to_string()
+            } else {
+                continue;
+            };
+            self.fault(
+                attribute,
+                Some(path),
+                format!("{attribute}: not a folder that can be kept: {path:?}: {bad}"),
+                Some("name the folder that a tool caches in, as /root/.cargo/registry"),
+            );
+        }
+        paths
+    }
+
     pub(super) fn is_pattern(&mut self, attribute: &str, pattern: &str) {
         if let Some(why) = odd(pattern) {
             self.fault(attribute, Some(pattern), format!("{attribute}: not a pattern: {pattern:?}: {why}"), None);

@@ -8,9 +8,10 @@ use crate::build_file::spec::{Graph, Spec, Value};
 use crate::build_file::workspace::Workspace;
 use crate::cli::args::{Build as Args, Global};
 use crate::cli::{context, ui};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::execute::base::{Base, Settings, Wanted};
 use crate::execute::build::{self, Build, Forecast, Options, Output};
+use crate::execute::secrets::{self, Secrets};
 use crate::graph;
 use crate::label::Label;
 use crate::report::Report;
@@ -35,6 +36,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     };
     let base = Base::ready(&store, wanted(&request.workspace), &settings, &progress)?;
     let options = Options {
+        workspace: request.workspace.root.clone(),
         jobs: args.jobs.unwrap_or_else(processors),
         epoch: base.epoch,
         output: match &args.output {
@@ -46,6 +48,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         mirrors: request.workspace.mirrors.clone(),
         environment: context::tools(),
         offline: global.offline,
+        secrets: context::secrets(&args.secrets, &directory)?,
     };
     if args.dry_run {
         return dry_run(global, &store, &graph, &base, &options);
@@ -99,6 +102,8 @@ struct Planned<'a> {
     packages: &'a [String],
     parameters: &'a std::collections::BTreeMap<Label, Value>,
     hermetic: bool,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    secrets: &'a [String],
 }
 
 fn dry_run(global: &Global, store: &Store, graph: &Graph, base: &Base, options: &Options) -> Result<()> {
@@ -115,6 +120,7 @@ fn dry_run(global: &Global, store: &Store, graph: &Graph, base: &Base, options: 
             packages: &instance.packages,
             parameters: &instance.parameters,
             hermetic: !matches!(&instance.spec, Spec::Rule(rule) if rule.network),
+            secrets: secrets::wanted(&instance.spec),
         })
         .collect();
     if global.json {
@@ -140,6 +146,9 @@ fn dry_run(global: &Global, store: &Store, graph: &Graph, base: &Base, options: 
         }
         if !step.hermetic {
             text.push_str("  (not hermetic: it has the host's network)");
+        }
+        if !step.secrets.is_empty() {
+            text.push_str(&format!("  (needs --secret {})", step.secrets.join(", ")));
         }
         text.push('\n');
     }
@@ -167,6 +176,7 @@ pub fn base_as_is(store: &Store, workspace: &Workspace) -> Result<Base> {
 /// How to look at what a build would do, or did: nothing runs, nothing is fetched or written.
 pub fn as_is(workspace: &Workspace, base: &Base) -> Options {
     Options {
+        workspace: workspace.root.clone(),
         jobs: NonZeroUsize::MIN,
         epoch: base.epoch,
         output: std::path::PathBuf::new(),
@@ -175,31 +185,6 @@ pub fn as_is(workspace: &Workspace, base: &Base) -> Options {
         mirrors: workspace.mirrors.clone(),
         environment: context::tools(),
         offline: true,
+        secrets: Secrets::default(),
     }
-}
-
-/// The log of a rule, whether it went well or not.
-pub fn log(global: &Global, args: &crate::cli::args::Log) -> Result<()> {
-    let request = context::request(global, &args.ask, std::slice::from_ref(&args.label))?;
-    let store = context::store(global)?;
-    let graph = graph::kept::analyse(&store, &request)?;
-    let base = base_as_is(&store, &request.workspace)?;
-    let options = as_is(&request.workspace, &base);
-    let build = Build::new(&store, &graph, &base, &options, &crate::report::Silent);
-    build.forecast()?;
-    for &id in &graph.requested {
-        let label = &graph.instances[id].label;
-        let not_yet = |e: Error| e.next(format!("tapeout build {label}"));
-        let key = build.key(id).map_err(not_yet)?.ok_or_else(|| {
-            Error::request(format!("{label} runs nothing"))
-                .why("it only groups, or picks from what others made")
-                .next("name a rule that has a run")
-        })?;
-        let path = store.log_path(&key);
-        let mut log = std::fs::File::open(&path).map_err(|_| {
-            Error::request(format!("{label} has not run as it is now")).next(format!("tapeout build {label}"))
-        })?;
-        std::io::copy(&mut log, &mut std::io::stdout().lock()).map_err(|e| Error::io("read", &path, e))?;
-    }
-    Ok(())
 }

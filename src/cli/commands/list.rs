@@ -84,7 +84,14 @@ fn summary(definition: &Definition) -> String {
             .join("  ");
     }
     let deps = definition.deps.iter().map(edge).collect::<Vec<_>>().join(", ");
-    [doc, if deps.is_empty() { String::new() } else { format!("<- {deps}") }]
+    let mut marks = vec![];
+    if definition.network {
+        marks.push("(not hermetic: it has the host's network)".to_string());
+    }
+    if !definition.secrets.is_empty() {
+        marks.push(format!("(needs --secret {})", definition.secrets.join(", ")));
+    }
+    [doc, marks.join(" "), if deps.is_empty() { String::new() } else { format!("<- {deps}") }]
         .iter()
         .filter(|s| !s.is_empty())
         .cloned()

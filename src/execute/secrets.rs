@@ -1,0 +1,254 @@
+//! Secrets: what a rule may read below `/run/secrets` while it runs, and what must be nowhere else.
+//!
+//! Their values come from the command line (`--secret`) and stay in memory: they go to init with its
+//! order, which writes them to a file system in memory. A rule's key holds their names alone. Nothing
+//! keeps a rule from writing down what it read, so its log, its changeset and the build files are
+//! searched for the very bytes; encoded or compressed they are not found.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+
+use memchr::memmem::Finder;
+
+use crate::build_file::spec::{Graph, Rule, Spec};
+use crate::changeset::Captured;
+use crate::error::{Error, Place, Result};
+use crate::sandbox::Secret;
+use crate::tree::{Node, RootPath};
+
+/// Shorter ones would be found everywhere.
+const SHORTEST: usize = 8;
+/// A file with a key or a token is never longer.
+pub const LONGEST: usize = 64 << 10;
+/// A file is searched in pieces of this length.
+const PIECE: usize = 256 << 10;
+
+/// The secrets of a command, by name.
+#[derive(Debug, Clone, Default)]
+pub struct Secrets(BTreeMap<String, Secret>);
+
+impl Secrets {
+    /// Adds one. Whatever is wrong with it, its value is not told.
+    pub fn add(&mut self, name: &str, value: Vec<u8>) -> Result<()> {
+        let good = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+-".contains(&b));
+        if !good || name.is_empty() || name.starts_with(['-', '.']) {
+            return Err(Error::request(format!("not the name of a secret: {name:?}"))
+                .next("use letters, digits and . _ + - for it"));
+        }
+        let length = searched(&value).len();
+        if length < SHORTEST {
+            return Err(Error::request(format!("the secret {name} has {length} bytes"))
+                .why(format!("one of less than {SHORTEST} bytes can't be told from what else is in logs and files"))
+                .next("use a longer one"));
+        }
+        if value.len() > LONGEST {
+            return Err(Error::request(format!("the secret {name} has more than {LONGEST} bytes")));
+        }
+        self.0.insert(name.to_string(), Secret { name: name.to_string(), value });
+        Ok(())
+    }
+
+    /// Those that a rule names, as many as there are.
+    pub fn of(&self, names: &[String]) -> Vec<Secret> {
+        names.iter().collect::<BTreeSet<_>>().into_iter().filter_map(|name| self.0.get(name)).cloned().collect()
+    }
+
+    /// The first of the names that is not there.
+    pub fn missing<'n>(&self, names: &'n [String]) -> Option<&'n str> {
+        names.iter().find(|name| !self.0.contains_key(*name)).map(String::as_str)
+    }
+
+    /// No build file may hold one: it would be in keys, configurations and the bundle.
+    pub fn are_in_no_build_file(&self, graph: &Graph) -> Result<()> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        let all: Vec<_> = self.0.values().cloned().collect();
+        let search = Search::of(&all);
+        for instance in &graph.instances {
+            let spec = serde_json::to_value(&instance.spec);
+            let rest = serde_json::to_value((&instance.parameters, &instance.annotations, &instance.doc));
+            let values = [spec, rest].into_iter().map(|value| value.map_err(|e| Error::failed(e.to_string())));
+            for value in values {
+                if let Some((name, attribute)) = search.in_json(&value?, "") {
+                    // The line may be the one that holds it.
+                    let place = Place { source: None, ..instance.place.clone() };
+                    return Err(Error::request(format!("{}: the secret {name} is in its attributes", instance.label))
+                        .at(place, "")
+                        .why(format!("it would be in the key, and in what is made of {}", attribute.trim_matches('.')))
+                        .next(format!("read it in a rule with secrets = [{name:?}], from /run/secrets/{name}")));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The names of secrets that an instance needs.
+pub fn wanted(spec: &Spec) -> &[String] {
+    match spec {
+        Spec::Rule(Rule { secrets, .. }) => secrets,
+        _ => &[],
+    }
+}
+
+/// A line end that an editor added is no part of what is looked for.
+fn searched(value: &[u8]) -> &[u8] {
+    let end = value.iter().rposition(|b| !matches!(b, b'\n' | b'\r')).map_or(0, |at| at + 1);
+    &value[..end]
+}
+
+/// Looks for secrets.
+#[derive(Debug, Default)]
+pub struct Search {
+    wanted: Vec<(String, Finder<'static>)>,
+    longest: usize,
+}
+
+impl Search {
+    /// For these.
+    pub fn of(secrets: &[Secret]) -> Self {
+        let finder = |secret: &Secret| (secret.name.clone(), Finder::new(searched(&secret.value)).into_owned());
+        let longest = secrets.iter().map(|secret| searched(&secret.value).len()).max().unwrap_or(0);
+        Self { wanted: secrets.iter().map(finder).collect(), longest }
+    }
+
+    /// Which secret is in these bytes.
+    pub fn find(&self, bytes: &[u8]) -> Option<&str> {
+        self.wanted.iter().find(|(_, finder)| finder.find(bytes).is_some()).map(|(name, _)| name.as_str())
+    }
+
+    /// The same for bytes that come in pieces.
+    pub fn stream(&self) -> Stream<'_> {
+        Stream { search: self, tail: vec![] }
+    }
+
+    /// A captured changeset must hold none: neither in names, nor in what they stand for.
+    pub fn refuses(&self, captured: &Captured) -> Result<()> {
+        if self.wanted.is_empty() {
+            return Ok(());
+        }
+        let mut buffer = vec![];
+        for (path, change) in captured.changes() {
+            let Some(entry) = &change.now else { continue };
+            let plain = || {
+                let name = self.find(path.as_bytes()).map(|name| (name, "the name of"));
+                let target = || match &entry.node {
+                    Node::Link { target } => self.find(target).map(|name| (name, "the target of")),
+                    _ => None,
+                };
+                let attribute = || {
+                    let all = entry.xattrs.iter().flat_map(|(key, value)| [key, value]);
+                    all.into_iter().find_map(|bytes| self.find(bytes)).map(|name| (name, "an attribute of"))
+                };
+                name.or_else(target).or_else(attribute)
+            };
+            let found = match plain() {
+                Some(found) => Some(found),
+                None => self.in_content(captured, path, &mut buffer)?.map(|name| (name, "")),
+            };
+            if let Some((name, what)) = found {
+                // A name that is the secret is not told.
+                let shown = if what == "the name of" { "a file".to_string() } else { path.to_string() };
+                let what = if what.is_empty() { shown } else { format!("{what} {shown}") };
+                return Err(Error::failed(format!("{what} holds the secret {name}"))
+                    .why("what a rule writes is kept, and gets into images")
+                    .next("let the rule remove it before it ends, or write it below /tmp"));
+            }
+        }
+        Ok(())
+    }
+
+    fn in_content(&self, captured: &Captured, path: &RootPath, buffer: &mut Vec<u8>) -> Result<Option<&str>> {
+        let Some(mut file) = captured.open(path)? else { return Ok(None) };
+        buffer.resize(PIECE, 0);
+        let mut stream = self.stream();
+        loop {
+            match file.read(buffer) {
+                Ok(0) => return Ok(None),
+                Ok(n) => {
+                    if let Some(name) = stream.feed(&buffer[..n]) {
+                        return Ok(Some(name));
+                    }
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io("read", path.as_path(), e)),
+            }
+        }
+    }
+
+    fn in_json(&self, value: &serde_json::Value, at: &str) -> Option<(&str, String)> {
+        use serde_json::Value::{Array, Object, String};
+        match value {
+            String(text) => self.find(text.as_bytes()).map(|name| (name, at.to_string())),
+            Array(items) => items.iter().find_map(|item| self.in_json(item, at)),
+            Object(fields) => fields.iter().find_map(|(key, item)| match self.find(key.as_bytes()) {
+                Some(name) => Some((name, at.to_string())),
+                None => self.in_json(item, &format!("{at}.{key}")),
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// Bytes that come in pieces: what lies across two of them is found too.
+pub struct Stream<'a> {
+    search: &'a Search,
+    /// The end of what came, one byte shorter than the longest secret.
+    tail: Vec<u8>,
+}
+
+impl<'a> Stream<'a> {
+    /// Which secret ends in this piece.
+    pub fn feed(&mut self, piece: &[u8]) -> Option<&'a str> {
+        let across = self.search.longest.saturating_sub(1);
+        let before = self.tail.len();
+        self.tail.extend_from_slice(&piece[..piece.len().min(across)]);
+        let found = if before > 0 { self.search.find(&self.tail) } else { None };
+        if piece.len() >= across {
+            self.tail.clear();
+            self.tail.extend_from_slice(&piece[piece.len() - across..]);
+        } else {
+            self.tail.drain(..self.tail.len().saturating_sub(across));
+        }
+        found.or_else(|| self.search.find(piece))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn search(values: &[&str]) -> Search {
+        let secret = |value: &&str| Secret { name: format!("s{}", value.len()), value: value.as_bytes().to_vec() };
+        Search::of(&values.iter().map(secret).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_secret_is_found_however_its_bytes_are_cut() {
+        let search = search(&["0123456789abcdef\n", "shorter-one"]);
+        let text = b"before 0123456789abcdef after; before shorter-one after";
+        for secret in ["0123456789abcdef", "shorter-one"] {
+            let at = text.windows(secret.len()).position(|window| window == secret.as_bytes()).unwrap();
+            for size in 1..text.len() {
+                let mut stream = search.stream();
+                let part = &text[at.saturating_sub(5)..(at + secret.len())];
+                assert!(part.chunks(size).filter_map(|piece| stream.feed(piece)).next().is_some(), "{secret} {size}");
+            }
+        }
+        let mut stream = search.stream();
+        assert!(text[..20].chunks(3).chain(text[24..45].chunks(3)).all(|piece| stream.feed(piece).is_none()));
+    }
+
+    #[test]
+    fn what_is_too_short_is_refused_and_not_told() {
+        let mut secrets = Secrets::default();
+        let error = secrets.add("pin", b"1234567\r\n".to_vec()).unwrap_err();
+        assert!(!error.to_string().contains("1234567") && error.exit_code() == 2, "{error}");
+        secrets.add("pin", b"12345678\n".to_vec()).unwrap();
+        assert!(!format!("{secrets:?}").contains("1234"));
+        assert!(secrets.add("../x", b"12345678".to_vec()).is_err());
+        assert!(secrets.add("long", vec![b'x'; LONGEST + 1]).is_err());
+        assert_eq!(secrets.missing(&["pin".into(), "other".into()]), Some("other"));
+    }
+}
