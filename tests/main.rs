@@ -27,6 +27,7 @@ mod programs;
 mod range;
 mod readme;
 mod reproducible;
+mod rule_graph;
 mod sandbox;
 mod secrets;
 mod templates;
