@@ -42,7 +42,7 @@ impl Build<'_> {
         let mut ids: BTreeSet<Id> = BTreeSet::new();
         for &id in &self.graph.requested {
             if !matches!(self.graph.instances[id].spec, Spec::Rule(_)) {
-                ids.extend(self.order.below[id].iter());
+                ids.extend(self.order.as_written(id));
             }
             ids.insert(id);
         }
