@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use crate::build_file::reference;
 use crate::build_file::spec::{Ids, Limits, Owners, Step};
 use crate::build_file::workspace::BuilderConfig;
 use crate::builder::debian::download::{self, Progress};
@@ -18,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::execute::environment;
 use crate::execute::request::{FORMAT, Request};
 use crate::execute::rule;
+use crate::remote::credentials::Keychain;
 use crate::remote::http::{Http, Network};
 use crate::report::{Event, Report};
 use crate::store::Store;
@@ -40,6 +42,8 @@ pub struct Settings {
     pub offline: bool,
     /// A builder that isn't there is not made: what would be made is told.
     pub dry: bool,
+    /// Who we are to registries.
+    pub keychain: Keychain,
     /// The lock takes the newest versions.
     pub update: bool,
     /// Of these packages alone; empty: of all.
@@ -210,6 +214,7 @@ impl Base {
             update_only: &self.settings.update_only,
             archive: &self.archive(),
             epoch: self.asked_epoch,
+            keychain: &self.settings.keychain,
             progress,
         })
     }
@@ -390,15 +395,18 @@ impl Base {
         if self.lock.is_some() || missing.is_empty() || self.changesets.is_empty() {
             return Ok(());
         }
+        let names = || self.packages.keys().map(String::as_str);
+        let near = missing.iter().find_map(|name| Some((name, reference::nearest(name, names())?)));
         Err(Error::request(format!("the builder {} has no package {}", self.config.tag, missing.join(", ")))
             .why(match (self.is_host(), self.packages.is_empty()) {
                 (true, true) => "it is this machine, whose packages can't be told: it has no /var/lib/dpkg/status",
                 (true, false) => "it is this machine, to which tapeout adds nothing",
                 (false, _) => "it has no lock, so packages can't be added to it",
             })
-            .next(match self.is_host() {
-                true => "install them on this machine, or use a builder from debian:SUITE",
-                false => "use a builder that has them, or one from debian:SUITE",
+            .next(match (near, self.is_host()) {
+                (Some((name, near)), _) => format!("did you mean {near} instead of {name}?"),
+                (None, true) => "install them on this machine, or use a builder from debian:SUITE".to_string(),
+                (None, false) => "use a builder that has them, or one from debian:SUITE".to_string(),
             }))
     }
 
