@@ -23,6 +23,7 @@ mod owners;
 mod places;
 mod programs;
 mod readme;
+mod real_programs;
 mod reproducible;
 mod sandbox;
 mod secrets;
