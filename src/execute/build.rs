@@ -134,7 +134,15 @@ impl<'a> Build<'a> {
         }
         self.options.secrets.are_in_no_build_file(self.graph)?;
         self.has_secrets()?;
-        let deps: Vec<_> = self.graph.instances.iter().map(|i| i.deps.clone()).collect();
+        let mut deps: Vec<_> = self.graph.instances.iter().map(|i| i.deps.clone()).collect();
+        // The joint point of an image on a base looks at what the base has.
+        for instance in &self.graph.instances {
+            if let Spec::Image(crate::build_file::spec::Image { base: Some(base), .. }) = &instance.spec {
+                for joint in instance.deps.iter().filter(|id| self.is_base_tapeout(**id)) {
+                    deps[*joint].push(*base);
+                }
+            }
+        }
         let result = schedule::run(&deps, self.options.jobs, |id| {
             let instance = &self.graph.instances[id];
             let output = self.instance(id).map_err(|e| {

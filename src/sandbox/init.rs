@@ -45,6 +45,8 @@ pub fn take_over_if_asked() {
 
 /// A child of the nursery: the exit code says whether it could tell how it ended.
 fn inside(mut newborn: Newborn) -> i32 {
+    // What is made here (mount points, folders that are carried) must not depend on whoever started us.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     let standard = newborn.passed.split_off(newborn.passed.len().min(2));
     let [control, output] = match <[OwnedFd; 2]>::try_from(std::mem::take(&mut newborn.passed)) {
         Ok(both) => both,

@@ -395,6 +395,8 @@ impl Owners {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let permissions = nix::sys::stat::Mode::from_bits_truncate(mode & 0o7777 & !umask);
         let made = nix::fcntl::openat(&parent, std::ffi::OsStr::from_bytes(name), flags, permissions)?;
+        // Our own umask took bits away as well.
+        nix::sys::stat::fchmod(&made, permissions)?;
         let character = mode & libc::S_IFMT == libc::S_IFCHR;
         // The kernel takes 32 bits of it (sys_mknodat's `unsigned int dev`).
         let device = u64::from(device as u32);

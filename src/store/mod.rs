@@ -52,7 +52,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
-use crate::sys::file::{self, Lock};
+use crate::sys::file::{self, Flowing, Lock};
 use crate::sys::root::Root;
 use crate::tree::{Changeset, Layer, RootPath};
 
@@ -240,7 +240,13 @@ impl Store {
     /// Begins a blob: nothing is there until it is finished.
     pub fn begin(&self) -> Result<Partial> {
         let file = file::nameless_file(&self.path().join("blobs/sha256"))?;
-        Ok(Partial { store: self.clone(), file: Hashing::new(file) })
+        Ok(Partial { store: self.clone(), file: Hashing::new(Flowing::new(file)) })
+    }
+
+    /// Begins a blob whose writer hashes what it writes, so that it isn't hashed twice.
+    pub fn begin_unhashed(&self) -> Result<Unhashed> {
+        let file = file::nameless_file(&self.path().join("blobs/sha256"))?;
+        Ok(Unhashed { store: self.clone(), file: Flowing::new(file) })
     }
 
     /// A small blob.
@@ -517,33 +523,55 @@ fn check_format(path: &Path) -> Result<()> {
 /// A blob that is not one yet. Dropped, it leaves nothing.
 pub struct Partial {
     store: Store,
-    file: Hashing<File>,
+    file: Hashing<Flowing>,
 }
 
 impl Partial {
     /// Names it by its digest.
     pub fn finish(self) -> Result<Blob> {
         let (file, digest, size) = self.file.finish();
-        let path = self.store.blob_path(&digest);
-        file.set_permissions(fs::Permissions::from_mode(0o444)).map_err(|e| Error::io("fchmod", &path, e))?;
-        file::name_file(&file, &path)?;
-        self.store.used(&digest);
-        Ok(Blob { digest, size })
+        name(&self.store, file, Blob { digest, size })
     }
 
     /// The same, if it is what was expected: else it leaves nothing.
     pub fn finish_as(self, expected: &Digest) -> Result<Blob> {
-        let Self { store, file } = self;
-        let (inner, digest, size) = file.finish();
+        let (file, digest, size) = self.file.finish();
         if digest != *expected {
             return Err(Error::failed("the content is not what its digest says")
                 .why(format!("expected {expected}, got {digest} ({size} bytes)")));
         }
-        let path = store.blob_path(&digest);
-        inner.set_permissions(fs::Permissions::from_mode(0o444)).map_err(|e| Error::io("fchmod", &path, e))?;
-        file::name_file(&inner, &path)?;
-        store.used(&digest);
-        Ok(Blob { digest, size })
+        name(&self.store, file, Blob { digest, size })
+    }
+}
+
+fn name(store: &Store, file: Flowing, blob: Blob) -> Result<Blob> {
+    let (file, path) = (file.into_inner(), store.blob_path(&blob.digest));
+    file.set_permissions(fs::Permissions::from_mode(0o444)).map_err(|e| Error::io("fchmod", &path, e))?;
+    file::name_file(&file, &path)?;
+    store.used(&blob.digest);
+    Ok(blob)
+}
+
+/// The same, whose writer hashes. Dropped, it leaves nothing.
+pub struct Unhashed {
+    store: Store,
+    file: Flowing,
+}
+
+impl Unhashed {
+    /// Names it by the digest of what was written, which the writer knows.
+    pub fn finish(self, written: Blob) -> Result<Blob> {
+        name(&self.store, self.file, written)
+    }
+}
+
+impl Write for Unhashed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
     }
 }
 
