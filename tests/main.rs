@@ -4,6 +4,7 @@
 
 mod common;
 
+mod airgap;
 mod bootstrap;
 mod carried;
 mod changesets;
@@ -11,6 +12,7 @@ mod cli;
 mod escapes;
 mod full_disk;
 mod graph;
+mod host;
 mod identities;
 mod keeping;
 mod kept_graph;
@@ -22,8 +24,10 @@ mod outside_tools;
 mod owners;
 mod places;
 mod programs;
+mod range;
 mod readme;
 mod reproducible;
+mod rule_graph;
 mod sandbox;
 mod secrets;
 mod templates;

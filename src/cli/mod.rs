@@ -34,6 +34,8 @@ fn run(cli: &Cli) -> Result<()> {
         // It is root, or refused; it needs no namespace, and there may be none.
         let _ = nix::unistd::setgroups(&[]);
     } else if touches_the_store(&cli.command) {
+        crate::sys::nursery::stay_outside();
+        crate::store::help_removing(crate::sandbox::give_back);
         // Refused, it is tried again by the first sandbox, which says why; nothing is lost without it.
         let _ = crate::sys::process::enter_user_namespace();
     }
@@ -41,6 +43,8 @@ fn run(cli: &Cli) -> Result<()> {
     match &cli.command {
         Command::Build(args) => commands::build::run(global, args),
         Command::Bootstrap(args) => commands::bootstrap::run(global, args),
+        Command::Lock(args) => commands::lock::run(global, args),
+        Command::Fetch(args) => commands::fetch::run(global, args),
         Command::Init => commands::init::run(global),
         Command::List(args) => commands::list::run(global, args),
         Command::Graph(args) => commands::graph::run(global, args),
