@@ -4,6 +4,7 @@
 
 mod common;
 
+mod airgap;
 mod bootstrap;
 mod carried;
 mod changesets;
@@ -11,7 +12,9 @@ mod cli;
 mod escapes;
 mod full_disk;
 mod graph;
+mod host;
 mod identities;
+mod images;
 mod keeping;
 mod kept_graph;
 mod killed;
@@ -22,12 +25,16 @@ mod outside_tools;
 mod owners;
 mod places;
 mod programs;
+mod range;
 mod readme;
 mod real_programs;
+mod registry;
 mod reproducible;
+mod rule_graph;
 mod sandbox;
 mod secrets;
 mod templates;
+mod twice;
 
 /// A file that nobody declares is a promise that nobody tests.
 #[test]
