@@ -4,13 +4,17 @@
 
 mod common;
 
+mod airgap;
 mod bootstrap;
 mod carried;
 mod changesets;
 mod cli;
+mod escapes;
 mod full_disk;
 mod graph;
+mod host;
 mod identities;
+mod images;
 mod keeping;
 mod kept_graph;
 mod killed;
@@ -21,11 +25,15 @@ mod outside_tools;
 mod owners;
 mod places;
 mod programs;
+mod range;
 mod readme;
+mod registry;
 mod reproducible;
+mod rule_graph;
 mod sandbox;
 mod secrets;
 mod templates;
+mod twice;
 
 /// A file that nobody declares is a promise that nobody tests.
 #[test]

@@ -1,7 +1,7 @@
 //! An image: the selections of its tapeout rules as layers, then config and manifest, and before
 //! it is written the check inside of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -69,6 +69,9 @@ impl Built {
     }
 }
 
+/// The annotation of an image that another machine would make otherwise.
+const NOT_REPRODUCIBLE: &str = "tapeout.not-reproducible";
+
 impl Build<'_> {
     /// Makes an image, and writes its layout where it was asked for.
     pub(super) fn image(&self, id: Id, image: &Image) -> Result<Built> {
@@ -108,9 +111,9 @@ impl Build<'_> {
         let Spec::Image(image) = &self.graph.instances[id].spec else {
             return Err(Error::failed("not an image"));
         };
-        let in_base: BTreeSet<Id> = image.base.map(|base| self.order.below[base].clone()).unwrap_or_default();
+        let in_base = image.base.map(|base| self.order.below(base)).unwrap_or_default();
         let mut selections = vec![];
-        for below in self.order.as_written(id).into_iter().filter(|below| !in_base.contains(below)) {
+        for below in self.order.as_written(id).into_iter().filter(|below| !in_base.contains(*below)) {
             if let (Spec::Tapeout(_), Output::Selection { selection, .. }) =
                 (&self.graph.instances[below].spec, self.output(below)?)
             {
@@ -126,7 +129,8 @@ impl Build<'_> {
             spec: image,
             selections: &self.selections_of(id)?,
             base: image.base.map(|base| self.built(base).map(|built| built.manifest.digest)).transpose()?,
-            builder: if image.whole_builder { &self.base.changesets } else { &[] },
+            // What is marked for its builder is another image.
+            builder: if image.whole_builder || self.base.is_host() { &self.base.changesets } else { &[] },
             epoch: self.options.epoch,
             architecture: config::ARCHITECTURE,
         };
@@ -192,7 +196,11 @@ impl Build<'_> {
         let named = (!image.user.is_empty()).then_some(user);
         let config = config::config(image, named, &layers, self.options.epoch)?;
         let name = instance.label.name().trim_end_matches("/build_image").to_string();
-        let annotations = config::annotations(image, &name, self.options.epoch)?;
+        let mut annotations = config::annotations(image, &name, self.options.epoch)?;
+        if self.base.is_host() {
+            annotations
+                .insert(NOT_REPRODUCIBLE.to_string(), "built with the tools of one machine (builder host)".to_string());
+        }
         let manifest = config::manifest(&config, &layers, &annotations)?;
         if !image.check.is_empty() {
             let log = self.store.log_path(&self.image_key(id, image)?);
@@ -249,7 +257,7 @@ impl Build<'_> {
                     continue;
                 };
                 let ordered = match (instances.get(&names[before]), instances.get(&names[at])) {
-                    (Some(before), Some(&at)) => self.order.below[at].contains(before),
+                    (Some(before), Some(&at)) => self.order.below(at).contains(*before),
                     _ => true,
                 };
                 let folders = entry.is_folder() && other.is_folder();

@@ -3,6 +3,7 @@
 pub mod base;
 pub mod build;
 pub mod check;
+pub mod commit;
 pub mod environment;
 pub mod explain;
 pub mod fetch;
@@ -19,4 +20,6 @@ pub mod snapshot;
 pub mod sources;
 mod squash;
 mod tapeout;
+pub mod twice;
 pub mod unpack;
+pub mod wants;

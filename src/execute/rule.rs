@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use crate::build_file::spec::{Owners, Step};
+use crate::build_file::spec::{Ids, Owners, Step};
 use crate::builder::debian::install::DEBS;
 use crate::changeset::{self, Options};
 use crate::digest::Digest;
@@ -43,6 +43,29 @@ pub fn run(
     secrets: &[Secret],
     left: &dyn Fn(&Path),
 ) -> Result<(Layer, Vec<String>)> {
+    let kept = store.log_path(&request.key());
+    let (layer, weakened) = make(store, request, snapshot, renumber, secrets, left, &kept)?;
+    let document = serde_json::to_vec(&Outcome { format: FORMAT, changeset: layer.digest })
+        .map_err(|e| Error::failed(e.to_string()))?;
+    store.record_action(&request.key(), &document)?;
+    Ok((layer, weakened))
+}
+
+/// Runs a request once more: the result and the log that the store has of it stay.
+pub fn again(store: &Store, request: &Request, snapshot: &Stack, secrets: &[Secret]) -> Result<Layer> {
+    let scratch = store.scratch()?;
+    make(store, request, snapshot, None, secrets, &|_| {}, &scratch.path().join("log")).map(|(layer, _)| layer)
+}
+
+fn make(
+    store: &Store,
+    request: &Request,
+    snapshot: &Stack,
+    renumber: Option<&Renumber>,
+    secrets: &[Secret],
+    left: &dyn Fn(&Path),
+    kept: &Path,
+) -> Result<(Layer, Vec<String>)> {
     let search = Search::of(secrets);
     let caches = caches(store, request)?;
     let room = Room::of(store, snapshot)?;
@@ -59,13 +82,13 @@ pub fn run(
         forget_mount_point(&room.changed()?, snapshot, inside)?;
     }
     drop(caches);
-    let kept = store.log_path(&request.key());
-    fs::rename(&log_path, &kept).map_err(|e| Error::io("rename", &kept, e))?;
+    fs::rename(&log_path, kept).map_err(|e| Error::io("rename", kept, e))?;
     if let Some(error) = failure(&outcome.status, outcome.failed_step, &request.steps) {
         // What it wrote may hold a secret, and those are kept nowhere.
         let keep: &dyn Fn(&Path) = if secrets.is_empty() { left } else { &|_| {} };
+        let on_host = room.is_on_host();
         room.give_up(snapshot, &outcome.recorded, keep)?;
-        return Err(log::told(error, &kept));
+        return Err(of_the_host(log::told(error, kept), !on_host));
     }
     let map = renumber.map(|renumber| renumber.map(&room.changed()?)).transpose()?.unwrap_or_default();
     let options = Options { time: request.time, owner: request.user };
@@ -78,10 +101,6 @@ pub fn run(
         let (changeset, digest) = captured.name()?;
         store.keep_changeset(digest, changeset, files)
     })?;
-    let changeset = layer.digest;
-    let document =
-        serde_json::to_vec(&Outcome { format: FORMAT, changeset }).map_err(|e| Error::failed(e.to_string()))?;
-    store.record_action(&request.key(), &document)?;
     Ok((layer, outcome.weakened))
 }
 
@@ -98,8 +117,23 @@ fn spec(store: &Store, request: &Request, snapshot: &Stack, room: &Room) -> Resu
         network: request.network,
         limits: request.limits,
         seen: (request.owners == Owners::Seen).then(|| changeset::known(snapshot)),
+        range: (request.ids == Ids::Range).then(|| changeset::known(snapshot)),
         ..room.spec()?
     })
+}
+
+/// What belongs to somebody else on this machine can't be written in place, and programs tell it in words that mislead.
+fn of_the_host(error: Error, is_ours: bool) -> Error {
+    let said = [Errno::EOVERFLOW.desc(), Errno::EACCES.desc()];
+    if is_ours || !error.reasons().iter().any(|reason| said.iter().any(|said| reason.contains(said))) {
+        return error;
+    }
+    error
+        .why(
+            "on the builder host a file of this machine can't be changed or renamed in place: its owner isn't mapped \
+             (EACCES, EOVERFLOW)",
+        )
+        .next("let the rule remove it and write a new one, or use a builder of its own: debian:SUITE")
 }
 
 /// The caches of a rule by their paths. All take them in the same order, so that no two rules wait
@@ -129,7 +163,12 @@ fn lay_out(store: &Store, packages: &BTreeMap<String, Digest>, scratch: &Scratch
     let folder = scratch.folder("packages")?;
     for (name, digest) in packages {
         let to = folder.join(name);
-        fs::hard_link(store.blob_path(digest), &to).map_err(|e| Error::io("link", &to, e))?;
+        if store.has_blob(digest) {
+            fs::hard_link(store.blob_path(digest), &to).map_err(|e| Error::io("link", &to, e))?;
+        } else {
+            let mut made = fs::File::create_new(&to).map_err(|e| Error::io("create", &to, e))?;
+            std::io::copy(&mut store.blob(digest)?, &mut made).map_err(|e| Error::io("copy", &to, e))?;
+        }
     }
     Ok(folder)
 }

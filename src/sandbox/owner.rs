@@ -19,6 +19,7 @@ use nix::sys::stat::SFlag;
 
 use crate::error::{Error, Result};
 use crate::sandbox::plan::Order;
+use crate::sandbox::range;
 use crate::sandbox::rename::{self, End};
 use crate::sandbox::seen::{Below, Facts, Upper};
 use crate::sandbox::spec::Recorded;
@@ -65,7 +66,8 @@ struct Nameless {
 pub(super) struct Owners {
     upper: OwnedFd,
     /// Of the snapshot.
-    root_mount: u64,
+    /// Of the snapshot: that of the root, and of what is a stack of its own in it.
+    mounts: Vec<u64>,
     uid: u32,
     gid: u32,
     /// `/proc` is that of a container around us, where threads have other numbers.
@@ -80,6 +82,8 @@ pub(super) struct Owners {
     /// Where the snapshot is a folder as it is: what was born before this time is part of it.
     began: Option<(i64, i64)>,
     seen: Option<Seen>,
+    /// Subordinate IDs are mapped: a step may be somebody else, whom the kernel allows less than us.
+    several_users: bool,
 }
 
 /// For steps that see what is recorded.
@@ -161,7 +165,11 @@ impl Owners {
     /// For a snapshot whose upper folder this is. The sandbox is our root by now.
     pub fn new(upper: OwnedFd, order: &Order, devices: Devices) -> Result<Self> {
         let root = file::open_path(std::path::Path::new("/"))?;
-        let root_mount = mount::place(root.as_fd()).map_err(|errno| Error::io("statx", "/", errno))?.mount;
+        let mut mounts = vec![mount::place(root.as_fd()).map_err(|errno| Error::io("statx", "/", errno))?.mount];
+        for inside in &order.places {
+            let place = file::open_path(std::path::Path::new(inside))?;
+            mounts.push(mount::place(place.as_fd()).map_err(|errno| Error::io("statx", inside, errno))?.mount);
+        }
         let own = nix::unistd::getpid().to_string();
         let outer_proc = proc::link("self").is_ok_and(|number| number != own.as_bytes());
         let namespace = proc::link(MOUNT_NAMESPACE).map_err(|errno| Error::io("readlink", MOUNT_NAMESPACE, errno))?;
@@ -175,7 +183,7 @@ impl Owners {
         };
         Ok(Self {
             upper,
-            root_mount,
+            mounts,
             uid: order.uid,
             gid: order.gid,
             outer_proc,
@@ -186,6 +194,7 @@ impl Owners {
             devices,
             began: order.tree.then(file::now),
             seen,
+            several_users: order.range.is_some(),
         })
     }
 
@@ -321,7 +330,7 @@ impl Owners {
     fn facts(&self, found: &OwnedFd) -> nix::Result<Option<Facts>> {
         let Some(seen) = &self.seen else { return Ok(None) };
         let place = mount::place(found.as_fd())?;
-        if place.mount != self.root_mount && place.mount != seen.tmp_mount {
+        if !self.mounts.contains(&place.mount) && place.mount != seen.tmp_mount {
             return Ok(None);
         }
         if place.links == 0 {
@@ -389,7 +398,7 @@ impl Owners {
         if !seccomp::still_waits(listener, asked.id) {
             return Err(Errno::EINTR);
         }
-        if !self.allowed {
+        if !self.allowed || self.is_somebody_else(&caller) {
             return Err(Errno::EPERM);
         }
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -438,6 +447,9 @@ impl Owners {
         new: (i32, u64),
     ) -> nix::Result<Option<(End, End)>> {
         let caller = self.caller(asked)?;
+        if self.is_somebody_else(&caller) {
+            return Ok(None);
+        }
         let Some(old) = caller.end(old)?.filter(|end| end.is_folder().unwrap_or(false)) else { return Ok(None) };
         if proc::link(&caller.own("ns/mnt"))? != self.namespace {
             return Ok(None);
@@ -445,8 +457,23 @@ impl Owners {
         Ok(caller.end(new)?.map(|new| (old, new)))
     }
 
+    fn is_somebody_else(&self, caller: &Caller) -> bool {
+        self.several_users && caller.effective_user() != Some(0)
+    }
+
+    /// With subordinate IDs, at the end: files have real owners, which are recorded, and then all are ours.
+    pub fn take_back(&mut self) -> Result<()> {
+        let upper = file::open_at(self.upper.as_fd(), b".", OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
+        let records = &mut self.records;
+        range::take_back(upper.as_fd(), &mut |fd, stat| {
+            let record = records.entry(file::handle(fd.as_fd())?).or_default();
+            (record.uid, record.gid) = (Some(stat.st_uid), Some(stat.st_gid));
+            Ok(())
+        })
+    }
+
     fn in_snapshot(&self, end: &End) -> bool {
-        mount::place(end.folder.as_fd()).is_ok_and(|place| place.mount == self.root_mount)
+        mount::place(end.folder.as_fd()).is_ok_and(|place| self.mounts.contains(&place.mount))
     }
 
     /// A new folder takes the place of one that the layers below have under the very path that it has
@@ -476,7 +503,7 @@ impl Owners {
     fn record(&mut self, found: &OwnedFd, mapped: bool, change: impl Fn(&mut Record)) -> nix::Result<()> {
         let place = mount::place(found.as_fd())?;
         let in_seen_tmp = self.seen.as_ref().is_some_and(|seen| seen.tmp_mount == place.mount);
-        if place.mount != self.root_mount && !in_seen_tmp && !self.is_ours_elsewhere(found, &place) {
+        if !self.mounts.contains(&place.mount) && !in_seen_tmp && !self.is_ours_elsewhere(found, &place) {
             return if self.is_lost(found, mapped) { Err(Errno::EINVAL) } else { Ok(()) };
         }
         if place.links == 0 {
@@ -496,7 +523,7 @@ impl Owners {
         let same = || -> nix::Result<bool> {
             let path = name_of(found.as_fd())?;
             let again = mount::place(open_plain(top()?.as_fd(), &path)?.as_fd())?;
-            Ok(again.mount == self.root_mount && (again.device, again.inode) == (place.device, place.inode))
+            Ok(self.mounts.contains(&again.mount) && (again.device, again.inode) == (place.device, place.inode))
         };
         same().unwrap_or(false)
     }
@@ -725,6 +752,11 @@ impl Caller {
     fn open_in(&self, start: &OwnedFd, path: &[u8], follow: bool) -> nix::Result<OwnedFd> {
         let flags = OFlag::O_PATH | if follow { OFlag::empty() } else { OFlag::O_NOFOLLOW };
         file::open_below(start.as_fd(), path, flags, ResolveFlag::RESOLVE_NO_MAGICLINKS)
+    }
+
+    fn effective_user(&self) -> Option<u32> {
+        let status = std::fs::read_to_string(self.own("status")).ok()?;
+        status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().nth(1)?.parse().ok()
     }
 
     fn umask(&self) -> u32 {

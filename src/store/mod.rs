@@ -5,8 +5,9 @@
 //! lock                    flock: builds share it, the collector holds it alone
 //! blobs/sha256/HEX        packages, archives, layers: whole files
 //! changesets/HEX/tree     its SHA-256 (32 bytes), then a `tree::Changeset`
-//! changesets/HEX/files/   its files, as an overlay takes them for a lower layer
+//! changesets/HEX/files/   its files, as an overlay takes them for a lower layer; of the builder `host` a link to `/`
 //! actions/HEX             the result document of the request with this digest, after its own SHA-256
+//! packed/actions          what actions/ holds, in one file (packed.rs): a cache
 //! unsynced/BOOT/HEX       the same, but not yet known to be on the disk
 //! graphs/HEX              its SHA-256 (32 bytes), then what an analysis gave: a cache, the newest few
 //! builders/TAG.json       which changesets a builder is made of
@@ -37,6 +38,7 @@ mod cache;
 pub mod fsck;
 pub mod gc;
 pub mod inputs;
+mod packed;
 pub mod runs;
 mod scratch;
 
@@ -46,10 +48,11 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
+use crate::archive::section::Section;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
 use crate::sys::file::{self, Flowing, Lock};
@@ -57,15 +60,16 @@ use crate::sys::root::Root;
 use crate::tree::{Changeset, Layer, RootPath};
 
 pub use cache::Cache;
-pub use scratch::{Scratch, wait_until_clean};
+pub use scratch::{Scratch, help_removing, wait_until_clean};
 
 /// What a store has from the start; the first is itself.
-const FOLDERS: [&str; 15] = [
+const FOLDERS: [&str; 16] = [
     "",
     "blobs/sha256",
     "changesets",
     "actions",
     "unsynced",
+    "packed",
     "graphs",
     "builders",
     "caches",
@@ -96,6 +100,12 @@ struct Inner {
     path: PathBuf,
     boot: String,
     changesets: Mutex<BTreeMap<Digest, Arc<Changeset>>>,
+    /// Result documents that were read at once, when the first was asked for.
+    packed: Mutex<Option<packed::Documents>>,
+    /// Those that had to be read one by one.
+    single: Mutex<packed::Documents>,
+    /// Files of inputs, which give blobs that the store doesn't have.
+    inputs: OnceLock<inputs::Inputs>,
     /// What this command used.
     used: Mutex<BTreeSet<Digest>>,
     /// Held for as long as the store is open.
@@ -173,8 +183,16 @@ impl Store {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let boot: String = boot.chars().filter(|c| c.is_ascii_hexdigit() || *c == '-').collect();
         let boot = if boot.is_empty() { "unknown".to_string() } else { boot.trim().to_string() };
-        let inner =
-            Inner { path: path.to_path_buf(), boot, changesets: Mutex::default(), used: Mutex::default(), _lock: lock };
+        let inner = Inner {
+            path: path.to_path_buf(),
+            boot,
+            changesets: Mutex::default(),
+            packed: Mutex::default(),
+            single: Mutex::default(),
+            inputs: OnceLock::new(),
+            used: Mutex::default(),
+            _lock: lock,
+        };
         let store = Self(Arc::new(inner));
         store.forget_earlier_boots()?;
         scratch::remove_stale(&store.path().join("tmp"));
@@ -230,11 +248,32 @@ impl Store {
         there
     }
 
-    /// A blob for reading.
-    pub fn blob(&self, digest: &Digest) -> Result<File> {
+    /// From now on these give what the store doesn't have.
+    pub fn use_inputs(&self, inputs: inputs::Inputs) {
+        let _ = self.0.inputs.set(inputs);
+    }
+
+    /// The files of inputs of this command.
+    pub fn inputs(&self) -> Option<&inputs::Inputs> {
+        self.0.inputs.get()
+    }
+
+    /// Can it be read: is it in the store, or in a file of inputs?
+    pub fn gives(&self, digest: &Digest) -> bool {
+        self.has_blob(digest) || self.inputs().is_some_and(|inputs| inputs.has(digest))
+    }
+
+    /// A blob for reading: the store's, or that of a file of inputs, whose content was checked.
+    pub fn blob(&self, digest: &Digest) -> Result<Section> {
         let path = self.blob_path(digest);
         self.used(digest);
-        File::open(&path).map_err(|e| Error::io("open", path, e))
+        match File::open(&path) {
+            Ok(file) => Section::whole(file).map_err(|e| Error::io("fstat", &path, e)),
+            Err(e) => match self.inputs().map(|inputs| inputs.blob(digest)).transpose()?.flatten() {
+                Some(section) => Ok(section),
+                None => Err(Error::io("open", path, e)),
+            },
+        }
     }
 
     /// Begins a blob: nothing is there until it is finished.
@@ -344,13 +383,28 @@ impl Store {
 
     /// The result document of a request.
     pub fn action(&self, key: &Digest) -> Option<Vec<u8>> {
-        let bytes = fs::read(self.path().join("actions").join(key.hex()))
-            .or_else(|_| fs::read(self.unsynced().join(key.hex())))
-            .ok()?;
-        // A damaged one is none: what it was the result of is made again.
-        let document = split_sum(&bytes)?.to_vec();
+        if let Some(known) = self.packed(|packed| packed.get(key).cloned()) {
+            self.used(key);
+            return Some(known);
+        }
+        // A newer one is in unsynced/; a damaged one is none: what it was the result of is made again.
+        let document = |folder: &Path| split_sum(&fs::read(folder.join(key.hex())).ok()?).map(<[u8]>::to_vec);
+        let found = document(&self.unsynced()).or_else(|| {
+            let document = document(&self.path().join("actions"))?;
+            self.single().insert(*key, document.clone());
+            Some(document)
+        })?;
         self.used(key);
-        Some(document)
+        Some(found)
+    }
+
+    fn packed<T>(&self, with: impl FnOnce(&mut packed::Documents) -> T) -> T {
+        let mut packed = self.0.packed.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        with(packed.get_or_insert_with(|| packed::read(self.path(), &self.unsynced())))
+    }
+
+    fn single(&self) -> std::sync::MutexGuard<'_, packed::Documents> {
+        self.0.single.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn unsynced(&self) -> PathBuf {
@@ -367,7 +421,9 @@ impl Store {
             .create(&folder)
             .map_err(|e| Error::io("mkdir", &folder, e))?;
         self.used(key);
-        self.replace(&folder.join(key.hex()), &with_sum(result))
+        self.replace(&folder.join(key.hex()), &with_sum(result))?;
+        self.packed(|packed| packed.remove(key));
+        Ok(())
     }
 
     /// Writes a small file whole or not at all.
@@ -381,15 +437,19 @@ impl Store {
     /// Brings all results of this command to the disk.
     pub fn sync(&self) -> Result<()> {
         let unsynced = self.unsynced();
-        let Ok(entries) = fs::read_dir(&unsynced) else { return Ok(()) };
+        let mut synced = std::mem::take(&mut *self.single());
+        let entries = fs::read_dir(&unsynced).into_iter().flatten();
         let keys: Vec<_> = entries.filter_map(|e| e.ok()).map(|e| e.file_name()).collect();
         if keys.is_empty() {
-            return Ok(());
+            return packed::add(self, synced);
         }
         let folder = File::open(self.path()).map_err(|e| Error::io("open", self.path(), e))?;
         file::sync_file_system(folder.as_fd()).map_err(|e| Error::io("syncfs", self.path(), e))?;
         let actions = self.path().join("actions");
         for key in keys {
+            let digest = key.to_str().and_then(|hex| Digest::from_hex(hex).ok());
+            let document = fs::read(unsynced.join(&key)).ok().and_then(|bytes| split_sum(&bytes).map(<[u8]>::to_vec));
+            synced.extend(digest.zip(document));
             match fs::rename(unsynced.join(&key), actions.join(&key)) {
                 // Another build of the same store may have moved it meanwhile.
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -398,7 +458,8 @@ impl Store {
                 _ => {}
             }
         }
-        File::open(&actions).and_then(|f| f.sync_all()).map_err(|e| Error::io("fsync", &actions, e))
+        File::open(&actions).and_then(|f| f.sync_all()).map_err(|e| Error::io("fsync", &actions, e))?;
+        packed::add(self, synced)
     }
 
     fn forget_earlier_boots(&self) -> Result<()> {
@@ -502,6 +563,11 @@ fn with_sum(bytes: &[u8]) -> Vec<u8> {
 fn split_sum(bytes: &[u8]) -> Option<&[u8]> {
     let (sum, content) = bytes.split_at_checked(32)?;
     (Digest::of(content).as_bytes() == sum).then_some(content)
+}
+
+/// Is the folder of a changeset the host itself: does it lie where it always was, and nothing in the store?
+pub fn is_of_the_host(files: &Path) -> bool {
+    fs::read_link(files).is_ok_and(|target| target == Path::new("/"))
 }
 
 fn check_format(path: &Path) -> Result<()> {

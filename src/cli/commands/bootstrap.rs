@@ -29,8 +29,10 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         keyring: args.keyring.as_ref().map(|path| directory.join(path)),
         locked: args.locked,
         offline: global.offline,
+        keychain: context::keychain(),
         dry: false,
         update: args.update,
+        ..Settings::default()
     };
     let wanted = Wanted { config, epoch: ours.and_then(|w| w.epoch), folder: &directory, lock_path };
     // A tag that can't be one is refused before anything is downloaded.

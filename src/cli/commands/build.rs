@@ -8,14 +8,16 @@ use crate::build_file::spec::{Graph, Spec, Value};
 use crate::build_file::workspace::Workspace;
 use crate::cli::args::{Build as Args, Global};
 use crate::cli::{context, ui};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::execute::base::{Base, Settings, Wanted};
 use crate::execute::build::{self, Build, Forecast, Options, Output};
 use crate::execute::secrets::{self, Secrets};
+use crate::execute::wants;
 use crate::graph;
 use crate::label::Label;
 use crate::report::Report;
 use crate::store::Store;
+use crate::store::inputs::Inputs;
 
 /// Builds what the labels name, or says what would be built.
 pub fn run(global: &Global, args: &Args) -> Result<()> {
@@ -31,10 +33,15 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         keyring: args.keyring.as_ref().map(|path| directory.join(path)),
         locked: args.locked,
         offline: global.offline,
+        keychain: context::keychain(),
         dry: args.dry_run,
-        update: false,
+        ..Settings::default()
     };
-    let base = Base::ready(&store, wanted(&request.workspace), &settings, &progress)?;
+    if !args.input_files.is_empty() {
+        let paths: Vec<_> = args.input_files.iter().map(|path| directory.join(path)).collect();
+        store.use_inputs(Inputs::open(&paths)?);
+    }
+    let mut base = Base::planned(&store, wanted(&request.workspace), &settings, &progress)?;
     let options = Options {
         workspace: request.workspace.root.clone(),
         jobs: args.jobs.unwrap_or_else(processors),
@@ -53,13 +60,63 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     if args.dry_run {
         return dry_run(global, &store, &graph, &base, &options);
     }
+    if global.offline {
+        let planned = Build::new(&store, &graph, &base, &options, &crate::report::Silent);
+        let checked = wants::check(&planned, &args.labels);
+        base.save_lock()?;
+        checked?;
+    }
+    base.make(&progress)?;
     let built = build(&store, &graph, &base, &options, &progress);
     base.save_lock()?;
     let outcomes = built?;
+    if args.twice {
+        return twice(global, &store, &graph, &base, &options, &progress);
+    }
     if global.json {
         ui::print_json(&outcomes)?;
     }
     Ok(())
+}
+
+/// Runs what was built again; what comes out differently is an error.
+fn twice(
+    global: &Global,
+    store: &Store,
+    graph: &Graph,
+    base: &Base,
+    options: &Options,
+    report: &dyn Report,
+) -> Result<()> {
+    let build = Build::new(store, graph, base, options, report);
+    // All of it is in the store now; a pod's bundle alone is made anew, and nothing runs in it.
+    Build::forecast(&build)?;
+    let differing = build.again()?;
+    if global.json {
+        ui::print_json(&differing)?;
+    } else if !differing.is_empty() {
+        let short = |digest: &Option<crate::digest::Digest>| digest.map_or(String::new(), |digest| digest.short());
+        let rows: Vec<_> = differing
+            .iter()
+            .map(|one| {
+                let byte = one.byte.map_or(String::new(), |byte| format!(", from byte {byte}"));
+                let how = format!("{}{byte}", one.how.join(", "));
+                vec![one.rule.to_string(), one.path.clone(), short(&one.first), short(&one.second), how]
+            })
+            .collect();
+        ui::print(&ui::table(&["RULE", "PATH", "FIRST", "SECOND", ""], &rows));
+    }
+    match differing.first() {
+        None => Ok(()),
+        Some(first) => Err(Error::failed(format!(
+            "{} came out differently the second time",
+            crate::execute::base::counted(differing.len(), "file")
+        ))
+        .next(format!(
+            "find what {} takes from the clock, from random numbers or from the order of files",
+            first.rule
+        ))),
+    }
 }
 
 /// What one requested label came to.
@@ -102,6 +159,7 @@ struct Planned<'a> {
     packages: &'a [String],
     parameters: &'a std::collections::BTreeMap<Label, Value>,
     hermetic: bool,
+    reproducible: bool,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     secrets: &'a [String],
 }
@@ -120,6 +178,7 @@ fn dry_run(global: &Global, store: &Store, graph: &Graph, base: &Base, options: 
             packages: &instance.packages,
             parameters: &instance.parameters,
             hermetic: !matches!(&instance.spec, Spec::Rule(rule) if rule.network),
+            reproducible: !base.is_host(),
             secrets: secrets::wanted(&instance.spec),
         })
         .collect();
@@ -141,8 +200,14 @@ fn dry_run(global: &Global, store: &Store, graph: &Graph, base: &Base, options: 
         for (label, value) in step.parameters {
             text.push_str(&format!("  {label}={}", serde_json::to_string(value).unwrap_or_default()));
         }
+        if step.label.is_base_build() && !step.packages.is_empty() {
+            text.push_str(&format!("  with {}", step.packages.join(", ")));
+        }
         if !step.hermetic {
             text.push_str("  (not hermetic: it has the host's network)");
+        }
+        if !step.reproducible {
+            text.push_str("  (not reproducible: the builder is this machine)");
         }
         if !step.secrets.is_empty() {
             text.push_str(&format!("  (needs --secret {})", step.secrets.join(", ")));
