@@ -28,6 +28,7 @@ mod places;
 mod programs;
 mod range;
 mod readme;
+mod real_programs;
 mod registry;
 mod reproducible;
 mod rule_graph;
