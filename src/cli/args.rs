@@ -71,7 +71,7 @@ pub enum Command {
     /// Make the folder one stands in a workspace
     #[command(after_help = "Example:\n  mkdir work && cd work && tapeout init")]
     Init,
-    /// Write the exact packages of all of the workspace into tapeout.lock, and say what changed
+    /// Complete or renew tapeout.lock, and say which versions changed
     #[command(
         after_help = "Examples:\n  tapeout lock\n  tapeout lock --update\n  tapeout lock --update openssl libssl3"
     )]
@@ -455,7 +455,7 @@ pub enum PodCommand {
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
     },
-    /// Check every file, blob and document of a bundle, and name what is damaged, missing or added
+    /// Check a bundle, and name what is damaged, missing or added
     #[command(after_help = "Example:\n  tapeout pod verify shop.tar")]
     Verify {
         /// A file that tapeout pod pack made, or a bundle's folder
