@@ -23,6 +23,7 @@ mod readme;
 mod reproducible;
 mod sandbox;
 mod secrets;
+mod shell;
 mod templates;
 
 /// A file that nobody declares is a promise that nobody tests.

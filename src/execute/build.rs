@@ -128,10 +128,18 @@ impl<'a> Build<'a> {
 
     /// Runs all of it. Results are on the disk when it returns, after an error too.
     pub fn run(&self) -> Result<()> {
+        self.run_some(|_| true)
+    }
+
+    /// The same of some instances, among which is all that they stand on.
+    pub(super) fn run_some(&self, wanted: impl Fn(Id) -> bool + Sync) -> Result<()> {
         self.options.secrets.are_in_no_build_file(self.graph)?;
         self.has_secrets()?;
         let deps: Vec<_> = self.graph.instances.iter().map(|i| i.deps.clone()).collect();
         let result = schedule::run(&deps, self.options.jobs, |id| {
+            if !wanted(id) {
+                return Ok(());
+            }
             let instance = &self.graph.instances[id];
             let output = self.instance(id).map_err(|e| {
                 rule::on_full_disk(e, self.store).context(format!("{} {}", kind(&instance.spec), instance.label))

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::execute::log;
 use crate::execute::secrets::Search;
 use crate::sandbox::{Spec, Status};
-use crate::store::Store;
+use crate::store::{Scratch, Store};
 use crate::sys::file;
 use crate::sys::root::Root;
 use crate::tree::{Content, Entry, Node, RootPath, Selection};
@@ -22,27 +22,9 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 /// Runs the check of an image whose files, all layers together, are `files`. What it prints goes to `kept`.
 pub fn run(store: &Store, image: &Image, user: (u32, u32), files: &Selection, epoch: i64, kept: &Path) -> Result<()> {
-    let scratch = store.scratch()?;
-    let root = scratch.folder("image")?;
-    unpack(store, files, user, &root, epoch)?;
+    let (scratch, mut spec) = room(store, image, user, files, epoch)?;
+    spec.steps = image.check.clone();
     let log_path = scratch.path().join("log");
-    let mut env = BTreeMap::from([("PATH".to_string(), PATH.to_string())]);
-    env.extend(image.env.clone());
-    let spec = Spec {
-        lower: vec![root],
-        upper: scratch.folder("upper")?,
-        work: scratch.folder("work")?,
-        root: scratch.folder("root")?,
-        tmp: scratch.folder("tmp")?,
-        steps: image.check.clone(),
-        env,
-        cwd: if image.working_dir.is_empty() { "/".to_string() } else { image.working_dir.clone() },
-        uid: user.0,
-        gid: user.1,
-        hostname: "tapeout".to_string(),
-        no_capabilities: true,
-        ..Spec::default()
-    };
     let outcome = log::run(&spec, &log_path, &Search::default())?;
     fs::rename(&log_path, kept).map_err(|e| Error::io("rename", kept, e))?;
     let how = match outcome.status {
@@ -53,6 +35,36 @@ pub fn run(store: &Store, image: &Image, user: (u32, u32), files: &Selection, ep
     };
     Err(log::told(Error::failed(format!("the check {how}")), kept)
         .next("pick what is missing in a tapeout rule, or correct the check"))
+}
+
+/// A finished image to run something in, as its user, in its environment; its folders are in the scratch folder.
+pub(super) fn room(
+    store: &Store,
+    image: &Image,
+    user: (u32, u32),
+    files: &Selection,
+    epoch: i64,
+) -> Result<(Scratch, Spec)> {
+    let scratch = store.scratch()?;
+    let root = scratch.folder("image")?;
+    unpack(store, files, user, &root, epoch)?;
+    let mut env = BTreeMap::from([("PATH".to_string(), PATH.to_string())]);
+    env.extend(image.env.clone());
+    let spec = Spec {
+        lower: vec![root],
+        upper: scratch.folder("upper")?,
+        work: scratch.folder("work")?,
+        root: scratch.folder("root")?,
+        tmp: scratch.folder("tmp")?,
+        env,
+        cwd: if image.working_dir.is_empty() { "/".to_string() } else { image.working_dir.clone() },
+        uid: user.0,
+        gid: user.1,
+        hostname: "tapeout".to_string(),
+        no_capabilities: true,
+        ..Spec::default()
+    };
+    Ok((scratch, spec))
 }
 
 /// Lays the files of an image out. Inside, all belong to the one mapped ID, so the owner's bits

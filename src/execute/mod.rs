@@ -14,6 +14,7 @@ pub mod request;
 pub mod rule;
 pub mod schedule;
 pub mod secrets;
+pub mod shell;
 pub mod snapshot;
 pub mod sources;
 mod tapeout;

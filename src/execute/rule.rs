@@ -85,7 +85,8 @@ pub fn run(
     Ok((layer, outcome.weakened))
 }
 
-fn spec(store: &Store, request: &Request, snapshot: &Stack, scratch: &Scratch) -> Result<Spec> {
+/// What a request wants of a sandbox, with folders in `scratch`, where `upper` is already.
+pub(super) fn spec(store: &Store, request: &Request, snapshot: &Stack, scratch: &Scratch) -> Result<Spec> {
     let packages = (!request.packages.is_empty()).then(|| lay_out(store, &request.packages, scratch)).transpose()?;
     Ok(Spec {
         lower: folders(store, snapshot),

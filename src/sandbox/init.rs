@@ -21,12 +21,12 @@ use nix::unistd::Pid;
 use crate::error::{Error, Result};
 use crate::sandbox::owner::Owners;
 use crate::sandbox::plan::{HostPath, Operation, Order, Reply, SECRETS};
-use crate::sandbox::spec::{Hit, Outcome, Status};
+use crate::sandbox::spec::{Hit, Outcome, Standard, Status};
 use crate::sandbox::start::{self, ROLE, not_a_folder};
 use crate::sandbox::step;
 use crate::sys::mount::{self, Setting, attribute};
 use crate::sys::nursery::{self, Newborn};
-use crate::sys::{file, process, seccomp};
+use crate::sys::{file, process, seccomp, terminal};
 
 /// An order holds scripts and the environment.
 const LONGEST_ORDER: u64 = 256 << 20;
@@ -50,7 +50,7 @@ fn inside(mut newborn: Newborn) -> i32 {
         Err(_) => return 2,
     };
     let control = UnixStream::from(control);
-    let reply = match serve(&newborn, &control, &File::from(output), &standard) {
+    let reply = match serve(&newborn, &control, &File::from(output), standard) {
         Ok(outcome) => Reply::Done(outcome),
         Err(error) => Reply::Failed(error),
     };
@@ -59,17 +59,15 @@ fn inside(mut newborn: Newborn) -> i32 {
     i32::from(!sent)
 }
 
-fn serve(newborn: &Newborn, control: &UnixStream, output: &File, standard: &[OwnedFd]) -> Result<Outcome> {
+fn serve(newborn: &Newborn, control: &UnixStream, output: &File, standard: Vec<OwnedFd>) -> Result<Outcome> {
     // Before anybody else may not look into us, or the files in /proc are not ours any more.
     newborn.map_ids()?;
     process::harden_self()?;
-    match standard {
-        [] => process::set_standard(null()?.as_fd(), 0).map_err(|errno| Error::io("dup2", "/dev/null", errno))?,
-        given => {
-            for (fd, number) in given.iter().zip(0..3) {
-                process::set_standard(fd.as_fd(), number).map_err(|errno| Error::io("dup2", "terminal", errno))?;
-            }
-        }
+    if standard.is_empty() {
+        process::set_standard(null()?.as_fd(), 0).map_err(|errno| Error::io("dup2", "/dev/null", errno))?;
+    }
+    for (fd, number) in standard.into_iter().zip(0..3) {
+        process::set_standard(fd.as_fd(), number).map_err(|errno| Error::io("dup2", "standard input", errno))?;
     }
     process::close_all_but(&[control.as_fd(), output.as_fd()]);
     let order = start::read_frame(control, LONGEST_ORDER).map_err(|e| Error::io("read", "order", e))?;
@@ -81,6 +79,7 @@ fn serve(newborn: &Newborn, control: &UnixStream, output: &File, standard: &[Own
     for operation in &order.operations {
         room.carry_out(operation, &order)?;
     }
+    let terminal = (order.standard == Standard::Terminal).then(|| offer_terminal(output)).transpose()?;
     let weakened = std::mem::take(&mut room.weakened);
     let upper = room.upper.take().ok_or_else(|| Error::failed("the plan has no snapshot"))?;
     Watch::new(
@@ -89,8 +88,20 @@ fn serve(newborn: &Newborn, control: &UnixStream, output: &File, standard: &[Own
         &order,
         Owners::new(upper, order.uid, order.gid, !order.no_capabilities && order.uid == 0)?,
         weakened,
+        terminal,
     )?
     .run()
+}
+
+/// Makes a terminal in here, and sends its other side out over the socket that is there instead of
+/// an output. Gives its path.
+fn offer_terminal(socket: &File) -> Result<String> {
+    let failed = |call: &'static str| move |errno: Errno| Error::io(call, "/dev/ptmx", errno);
+    let (master, path) = terminal::open_pair().map_err(failed("open"))?;
+    let socket = socket.try_clone().map_err(|e| Error::io("dup", "/dev/ptmx", e))?;
+    let socket = UnixStream::from(OwnedFd::from(socket));
+    process::send_descriptor(&socket, master.as_fd()).map_err(failed("sendmsg"))?;
+    Ok(path)
 }
 
 fn null() -> Result<File> {
@@ -440,6 +451,7 @@ struct Watch<'a> {
     deadline: Option<Instant>,
     owners: Owners,
     weakened: Vec<String>,
+    terminal: Option<String>,
 }
 
 enum End {
@@ -454,19 +466,20 @@ impl<'a> Watch<'a> {
         order: &'a Order,
         owners: Owners,
         weakened: Vec<String>,
+        terminal: Option<String>,
     ) -> Result<Self> {
         let mut child = SigSet::empty();
         child.add(Signal::SIGCHLD);
         let children = SignalFd::with_flags(&child, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .map_err(|errno| Error::io("signalfd", "", errno))?;
         let deadline = order.time.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
-        Ok(Self { control, output, order, children, deadline, owners, weakened })
+        Ok(Self { control, output, order, children, deadline, owners, weakened, terminal })
     }
 
     fn run(mut self) -> Result<Outcome> {
         let (mut status, mut failed_step) = (Status::Exited(0), None);
         for number in 0..self.order.steps.len() {
-            let started = step::start(self.order, number, self.output)?;
+            let started = step::start(self.order, number, self.output, self.terminal.as_deref())?;
             if started.listener.is_none() && number == 0 {
                 self.weakened.push(
                     "something around us listens to seccomp already: a rule that gives a file to another owner fails"

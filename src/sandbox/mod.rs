@@ -27,5 +27,5 @@ mod step;
 pub use init::take_over_if_asked;
 pub use plan::{Operation, plan};
 pub use probe::Probe;
-pub use spec::{Bind, Hit, Outcome, Recorded, Secret, Spec, Status};
-pub use start::run;
+pub use spec::{Bind, Hit, Outcome, Recorded, Secret, Spec, Standard, Status};
+pub use start::{run, run_on_terminal, run_with};

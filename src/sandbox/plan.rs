@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::build_file::spec::Step;
 use crate::error::{Error, Result};
-use crate::sandbox::spec::{Secret, Spec};
+use crate::sandbox::spec::{Secret, Spec, Standard};
 
 /// A path of the host, as bytes: it need not be UTF-8.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -285,7 +285,7 @@ pub(super) struct Order {
     pub uid: u32,
     pub gid: u32,
     pub secrets: Vec<Secret>,
-    pub terminal: bool,
+    pub standard: Standard,
     pub no_capabilities: bool,
     pub processes: u64,
     pub memory: Option<u64>,
@@ -318,7 +318,7 @@ impl Order {
             uid: spec.uid,
             gid: spec.gid,
             secrets: spec.secrets.clone(),
-            terminal: spec.terminal,
+            standard: spec.standard,
             no_capabilities: spec.no_capabilities,
             processes: spec.limits.processes.unwrap_or(DEFAULT_PROCESSES),
             memory: spec.limits.memory,

@@ -10,3 +10,4 @@ pub mod nursery;
 pub mod process;
 pub mod root;
 pub mod seccomp;
+pub mod terminal;

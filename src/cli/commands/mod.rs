@@ -13,3 +13,4 @@ pub mod init;
 pub mod list;
 pub mod log;
 pub mod pod;
+pub mod shell;
