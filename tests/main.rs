@@ -18,6 +18,7 @@ mod newcomer;
 mod nothing_of_the_host;
 mod outside_tools;
 mod owners;
+mod places;
 mod programs;
 mod readme;
 mod reproducible;

@@ -282,3 +282,80 @@ image("caps", deps = [":tapeout"])
     assert!(image.text("etc/passwd").contains("\nwww-data:x:33:33:"), "{}", image.text("etc/passwd"));
     assert!(image.text("etc/group").contains("\nadm:x:4:"), "{}", image.text("etc/group"));
 }
+
+/// A rule that copies by reading owners, by every way that there is to read them.
+const SEEN: &str = r#"
+rule("made", deps = ["//base:build"], run = """
+mkdir -p /opt/o/folder /opt/moved
+cd /opt/o
+for file in one two folder/three; do echo $file >$file; chown 33:34 $file; done
+echo four >four; echo five >five; chown 5:0 five; echo six >six; chown 6:6 six
+chown 33:33 folder; chmod 2750 folder
+ln -s one link; chown -h 7:8 link; mkfifo pipe; chown 9:9 pipe
+mknod null c 1 3; chown 3:3 null
+""")
+rule("plain", deps = [":made"], run = "cd /opt/o; stat -c '%n %u:%g' one folder link null five four")
+rule("seen", deps = [":made"], owners = "seen", run = """
+cd /opt/o
+stat -c '%n %u:%g %F' one folder link pipe null four
+stat -L -c '%n %u:%g' link
+echo more >>two; mv two moved; stat -c '%n %u:%g' moved
+echo more >>folder/three; cat folder/three >/dev/null; stat -c '%n %u:%g' folder/three
+rm five; echo new >five; stat -c '%n %u:%g' five
+chown 44:44 six; stat -c '%n %u:%g' six; chown 0 six; stat -c '%n %u:%g' six
+echo own >own; chown 55:55 own; exec 5<own; stat -L -c '%u:%g' /proc/self/fd/5
+echo tmp >/tmp/t; chown 66:66 /tmp/t; cp -p /tmp/t t
+mv folder /opt/moved/folder; stat -c '%n %u:%g' /opt/moved/folder /opt/moved/folder/three
+find /opt -user 33 | sort
+cp -a /opt /copied
+mkdir /unpacked; tar -C /opt -cf - . | tar -C /unpacked -xf -
+test "$(stat -c %u:%g /run)" = 0:0
+""")
+rule("user", deps = [":seen"], owners = "seen", user = "www-data", run = """
+cd /opt/o; id -u; stat -c '%n %u:%g' . one four own /workspace/seen; echo >mine; stat -c '%n %u:%g' mine
+""")
+tapeout("tapeout", deps = [":user"], include = ["/opt/**", "/copied/**", "/unpacked/**"])
+image("web", deps = [":tapeout"])
+"#;
+
+#[test]
+fn a_rule_that_asks_for_it_sees_recorded_owners_and_copies_keep_them() {
+    if !have(&["busybox"]) {
+        return;
+    }
+    let workspace = Workspace::tiny();
+    workspace.file("seen/build.star", SEEN);
+    workspace.run("build //seen:plain //seen:web").success();
+    let log = |label: &str| workspace.run(&format!("log {label}")).success().stdout;
+    assert_eq!(log("//seen:plain"), "one 0:0\nfolder 0:0\nlink 0:0\nnull 0:0\nfive 0:0\nfour 0:0\n");
+    let seen = log("//seen:seen");
+    let expected = "one 33:34 regular file\nfolder 33:33 directory\nlink 7:8 symbolic link\npipe 9:9 fifo\n\
+        null 3:3 character special file\nfour 0:0 regular file\nlink 33:34\nmoved 33:34\nfolder/three 33:34\nfive 0:0\n\
+        six 44:44\nsix 0:44\n55:55\n/opt/moved/folder 33:33\n/opt/moved/folder/three 33:34\n\
+        /opt/moved/folder\n/opt/moved/folder/three\n/opt/o/moved\n/opt/o/one\n";
+    assert_eq!(seen, expected);
+    let user = "33\n. 0:0\none 33:34\nfour 0:0\nown 55:55\n/workspace/seen 0:0\nmine 33:33\n";
+    assert_eq!(log("//seen:user"), user);
+    let image = Layout::open(&workspace.output("seen/web/build_image")).only();
+    for (path, owner) in [
+        ("o/one", "33:34"),
+        ("o/moved", "33:34"),
+        ("o/link", "7:8"),
+        ("o/pipe", "9:9"),
+        ("o/null", "3:3"),
+        ("o/six", "0:44"),
+        ("o/own", "55:55"),
+        ("o/t", "66:66"),
+        ("moved/folder", "33:33"),
+        ("moved/folder/three", "33:34"),
+    ] {
+        for at in ["opt", "copied", "unpacked"] {
+            // busybox's tar gives links to nobody.
+            let owner = if (at, path) == ("unpacked", "o/link") { "0:0" } else { owner };
+            let file = image.file(&format!("{at}/{path}"));
+            assert_eq!(file.owner(), owner, "{at}/{path}");
+            assert_eq!(file.kind, image.file(&format!("opt/{path}")).kind, "{at}/{path}");
+        }
+    }
+    assert_eq!(image.file("opt/o/mine").owner(), "33:33");
+}

@@ -135,7 +135,7 @@ pub const FUNCTIONS: &[Function] = &[
                 "owners",
                 "string",
                 "\"recorded\"",
-                "What `stat` shows. `seen` (the recorded owners) is not there yet: an error.",
+                "What `stat` shows: `recorded`: every file is the mapped user's; `seen`: the owners that are recorded. See [what a rule may ask for](rules.md#owners).",
             ),
             a("network", "bool", "False", "True: it has the host's network, and is marked not hermetic."),
             a(

@@ -2,8 +2,9 @@
 //!
 //! It goes in four passes, each by descriptors below the folder, following no link, when every
 //! process of the sandbox is dead:
-//! 1. **walk**: each file becomes an entry, with the owner that was recorded for it, or that the
-//!    file below has from which it was copied up; whiteouts become removals;
+//! 1. **walk** (`upper.rs`, `found.rs`): each file becomes an entry, with the owner that was recorded
+//!    for it, or that the file below has from which it was copied up (`owners.rs`); whiteouts become
+//!    removals;
 //! 2. **compare**: a folder that hides what was below lists what is gone; what equals the snapshot
 //!    below is dropped, from the changeset and the folder;
 //! 3. **normalise**: the folder gets the kept form (see the module above);
@@ -16,11 +17,12 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use nix::fcntl::OFlag;
-use nix::sys::stat::{FileStat, SFlag};
+use nix::sys::stat::SFlag;
 
-use super::places;
-use crate::archive::kept::{self, mark};
+use super::found::Found;
+use super::owners::Owners;
+use super::upper::{self, ORIGIN};
+use crate::archive::kept;
 use crate::archive::pieces::{PIECE, pieces};
 use crate::archive::tar_writer;
 use crate::digest::{Digest, Hashing};
@@ -41,6 +43,8 @@ pub struct Options {
 
 /// A changeset that has no name yet.
 pub struct Captured {
+    /// Of an overlay; else the same, filled from a kept tree.
+    overlay: bool,
     upper: Root,
     below: Stack,
     time: i64,
@@ -49,20 +53,24 @@ pub struct Captured {
     hashed: BTreeMap<RootPath, Digest>,
 }
 
-/// Takes the difference that `upper` makes to the stack below it. `recorded` is what the sandbox's
-/// init recorded.
+/// Takes the difference that the upper folder of an overlay makes to the stack below it. `recorded`
+/// is what the sandbox's init recorded.
 pub fn capture(upper: &Root, below: &Stack, recorded: &[Recorded], options: &Options) -> Result<Captured> {
-    let mut walk = Walk {
-        owners: Owners::new(below, recorded, options.owner),
-        upper,
-        found: BTreeMap::new(),
-        inodes: BTreeMap::new(),
-        opaque: vec![],
+    let found = upper::walk(upper, Owners::new(below, recorded, options.owner))?;
+    compare(upper, true, below, found, options)
+}
+
+/// From what a walk found to what changed; `files` is the folder that is to be kept.
+pub(super) fn compare(files: &Root, overlay: bool, below: &Stack, found: Found, options: &Options) -> Result<Captured> {
+    let Found { changes, inodes, opaque } = found;
+    let mut captured = Captured {
+        overlay,
+        upper: files.clone(),
+        below: below.clone(),
+        time: options.time,
+        changes,
+        hashed: BTreeMap::new(),
     };
-    walk.all()?;
-    let Walk { found: changes, inodes, opaque, .. } = walk;
-    let mut captured =
-        Captured { upper: upper.clone(), below: below.clone(), time: options.time, changes, hashed: BTreeMap::new() };
     // Before anything is dropped: what is the same as below is not gone.
     for folder in &opaque {
         captured.expand(folder)?;
@@ -70,321 +78,6 @@ pub fn capture(upper: &Root, below: &Stack, recorded: &[Recorded], options: &Opt
     captured.drop_unchanged()?;
     captured.separate_links(inodes)?;
     Ok(captured)
-}
-
-/// Where content is not known yet.
-fn unread() -> Digest {
-    Digest::of("")
-}
-
-struct Walk<'a> {
-    owners: Owners<'a>,
-    upper: &'a Root,
-    found: BTreeMap<RootPath, Change>,
-    /// Names of files that have several, by device and inode.
-    inodes: BTreeMap<(u64, u64), Vec<RootPath>>,
-    /// Folders that hide what was below.
-    opaque: Vec<RootPath>,
-}
-
-impl Walk<'_> {
-    fn all(&mut self) -> Result<()> {
-        // Folders are opened anew from the top, so that depth costs no descriptors.
-        let mut folders = vec![RootPath::root()];
-        while let Some(folder) = folders.pop() {
-            let dir = self.upper.folder(&folder)?;
-            let leave_out = places::left_out(&folder);
-            for name in file::list(dir.as_fd())? {
-                if leave_out {
-                    file::remove_tree_at(dir.as_fd(), &name)?;
-                    continue;
-                }
-                let path = folder.join(&name)?;
-                if self.one(dir.as_fd(), &name, &path)? {
-                    folders.push(path);
-                }
-            }
-            if folder.is_root() {
-                forget_overlay(dir.as_fd(), b".")?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes one file; `true`: it is a folder to go into.
-    fn one(&mut self, dir: BorrowedFd, name: &[u8], path: &RootPath) -> Result<bool> {
-        let Some(stat) = file::stat_at(dir, name)? else { return Ok(false) };
-        let was = self.owners.below.get(path).map(|(entry, _)| entry.digest());
-        if is_whiteout(&stat) {
-            match was {
-                Some(_) => drop(self.found.insert(path.clone(), Change { was, now: None })),
-                None => file::unlink_at(dir, name)?,
-            }
-            return Ok(false);
-        }
-        let attributes = Attributes::read(dir, name, path)?;
-        if attributes.opaque {
-            self.opaque.push(path.clone());
-        }
-        let entry = self.entry(dir, name, path, &stat, attributes)?;
-        let folder = entry.is_folder();
-        if matches!(entry.node, Node::File { .. }) && stat.st_nlink > 1 {
-            self.inodes.entry((stat.st_dev, stat.st_ino)).or_default().push(path.clone());
-        }
-        self.found.insert(path.clone(), Change { was, now: Some(entry) });
-        Ok(folder)
-    }
-
-    fn entry(
-        &mut self,
-        dir: BorrowedFd,
-        name: &[u8],
-        path: &RootPath,
-        stat: &FileStat,
-        attributes: Attributes,
-    ) -> Result<Entry> {
-        let kind = file::kind(stat);
-        let mut node = match kind {
-            SFlag::S_IFREG => Node::File { size: stat.st_size as u64, digest: unread(), group: None },
-            SFlag::S_IFDIR => Node::Folder,
-            SFlag::S_IFLNK => Node::Link { target: file::read_link_at(dir, name)? },
-            SFlag::S_IFIFO => Node::Fifo,
-            SFlag::S_IFSOCK => Node::Socket,
-            SFlag::S_IFCHR | SFlag::S_IFBLK => Node::Device {
-                character: kind == SFlag::S_IFCHR,
-                major: nix::sys::stat::major(stat.st_rdev) as u32,
-                minor: nix::sys::stat::minor(stat.st_rdev) as u32,
-            },
-            _ => return Err(Error::failed(format!("a kind of file that is not known: {path}"))),
-        };
-        let facts = self.owners.of(dir, name, path, &node, stat, attributes.copied_up)?;
-        if let Some((character, major, minor)) = facts.device {
-            node = Node::Device { character, major, minor };
-        }
-        if node == (Node::Device { character: true, major: 0, minor: 0 }) {
-            return Err(Error::failed(format!("a rule made the device 0/0: {path}"))
-                .why("it stands for a removed file where layers are stacked")
-                .next("remove it at the end of the rule"));
-        }
-        let mode = if kind == SFlag::S_IFLNK { 0o777 } else { stat.st_mode & 0o7777 };
-        if matches!(node, Node::Device { .. }) && (kind != SFlag::S_IFREG || stat.st_size > 0) {
-            // The kept form of a device is an empty file.
-            file::unlink_at(dir, name)?;
-            file::create_file_at(dir, name, mode)?;
-        }
-        let mut entry = Entry { node, mode, uid: facts.uid, gid: facts.gid, xattrs: attributes.kept };
-        self.keep_owner(dir, name, path, &mut entry)?;
-        Ok(entry)
-    }
-
-    /// A file that programs rewrite with the owner that they see keeps the one it had.
-    fn keep_owner(&self, dir: BorrowedFd, name: &[u8], path: &RootPath, entry: &mut Entry) -> Result<()> {
-        let Some(model) = places::keeps_owner(path) else { return Ok(()) };
-        let below = self.owners.below;
-        let Some((as_was, _)) = below.get(path).or_else(|| below.get(&model)) else { return Ok(()) };
-        if (entry.uid, entry.gid) != (0, 0)
-            || !matches!((&as_was.node, &entry.node), (Node::File { .. }, Node::File { .. }))
-        {
-            return Ok(());
-        }
-        (entry.uid, entry.gid) = (as_was.uid, as_was.gid);
-        if entry.mode != as_was.mode {
-            entry.mode = as_was.mode;
-            file::chmod_at(dir, name, entry.mode)?;
-        }
-        Ok(())
-    }
-}
-
-fn is_whiteout(stat: &FileStat) -> bool {
-    file::kind(stat) == SFlag::S_IFCHR && stat.st_rdev == 0
-}
-
-/// The extended attributes of a file of the upper folder.
-#[derive(Default)]
-struct Attributes {
-    kept: BTreeMap<Vec<u8>, Vec<u8>>,
-    opaque: bool,
-    /// It was copied up from a file below.
-    copied_up: bool,
-}
-
-const ORIGIN: &[u8] = b"user.overlay.origin";
-const CAPABILITY: &[u8] = b"security.capability";
-const OVERLAY: &[u8] = b"user.overlay.";
-/// What overlay makes of an attribute `user.overlay.…` that a rule sets itself.
-const ESCAPED: &[u8] = b"user.overlay.overlay.";
-
-impl Attributes {
-    /// Reads them, and removes from the file those that are overlay's own.
-    fn read(dir: BorrowedFd, name: &[u8], path: &RootPath) -> Result<Self> {
-        let mut found = Self::default();
-        for attribute in file::list_xattrs(dir, name)? {
-            let value = || file::get_xattr(dir, name, &attribute).map(Option::unwrap_or_default);
-            if attribute.starts_with(ESCAPED) {
-                return Err(Error::failed(format!(
-                    "a rule set the attribute {} on {path}",
-                    String::from_utf8_lossy(&attribute[8..])
-                ))
-                .why("overlay file systems read such attributes as orders")
-                .next("remove it in the rule: setfattr -x NAME FILE"));
-            }
-            match attribute.as_slice() {
-                b"user.overlay.opaque" => found.opaque = value()? == b"y",
-                ORIGIN => found.copied_up = true,
-                CAPABILITY => drop(found.kept.insert(attribute.clone(), version_2(value()?))),
-                other if other.starts_with(OVERLAY) => {}
-                other if other.starts_with(b"user.") => drop(found.kept.insert(attribute.clone(), value()?)),
-                _ => continue,
-            }
-            if attribute.starts_with(OVERLAY) {
-                file::remove_xattr(dir, name, &attribute)?;
-            }
-        }
-        Ok(found)
-    }
-}
-
-fn forget_overlay(dir: BorrowedFd, name: &[u8]) -> Result<()> {
-    for attribute in file::list_xattrs(dir, name)? {
-        if attribute.starts_with(OVERLAY) {
-            file::remove_xattr(dir, name, &attribute)?;
-        }
-    }
-    Ok(())
-}
-
-/// File capabilities as version 2. Version 3 also says for which user namespace they hold:
-/// `struct vfs_ns_cap_data` of linux/capability.h.
-fn version_2(mut value: Vec<u8>) -> Vec<u8> {
-    if value.len() == 24 && value[3] == 3 {
-        value.truncate(20);
-        value[3] = 2;
-    }
-    value
-}
-
-/// What is recorded of a file besides what the file system says.
-#[derive(Clone, Copy)]
-struct Facts {
-    uid: u32,
-    gid: u32,
-    device: Option<(bool, u32, u32)>,
-}
-
-impl Facts {
-    fn of(entry: &Entry) -> Self {
-        let device = match entry.node {
-            Node::Device { character, major, minor } => Some((character, major, minor)),
-            _ => None,
-        };
-        Self { uid: entry.uid, gid: entry.gid, device }
-    }
-}
-
-/// Joins files with what was recorded for them, or for the file below that they were copied from.
-struct Owners<'a> {
-    below: &'a Stack,
-    recorded: BTreeMap<&'a [u8], &'a Recorded>,
-    owner: (u32, u32),
-    /// The times of all changesets below.
-    times: BTreeSet<i64>,
-    /// By mark: the files below that are not root's, or devices. Made when first needed.
-    foreign: Option<BTreeMap<(i64, i64), Vec<&'a Entry>>>,
-}
-
-impl<'a> Owners<'a> {
-    fn new(below: &'a Stack, recorded: &'a [Recorded], owner: (u32, u32)) -> Self {
-        let recorded = recorded.iter().map(|r| (r.handle.as_slice(), r)).collect();
-        let times = below.0.iter().map(|layer| layer.changeset.time).collect();
-        Self { below, recorded, owner, times, foreign: None }
-    }
-
-    fn of(
-        &mut self,
-        dir: BorrowedFd,
-        name: &[u8],
-        path: &RootPath,
-        node: &Node,
-        stat: &FileStat,
-        copied_up: bool,
-    ) -> Result<Facts> {
-        let (uid, gid) = self.owner;
-        let mut facts = self.inherited(path, node, (stat.st_atime, stat.st_atime_nsec), copied_up).unwrap_or(Facts {
-            uid,
-            gid,
-            device: None,
-        });
-        if !self.recorded.is_empty() {
-            let fd = file::open_at(dir, name, OFlag::O_PATH)?;
-            if let Some(recorded) = self.recorded.get(file::handle(fd.as_fd())?.as_slice()) {
-                if let Some(instead_of) = &recorded.instead_of
-                    && let Some((was, _)) = self.below.get(&RootPath::new(instead_of)?)
-                    && may_become(&was.node, node)
-                {
-                    facts = Facts::of(was);
-                }
-                facts.uid = recorded.uid.unwrap_or(facts.uid);
-                facts.gid = recorded.gid.unwrap_or(facts.gid);
-                facts.device = recorded.device.or(facts.device);
-            }
-        }
-        if !matches!(node, Node::File { .. } | Node::Device { .. }) {
-            facts.device = None;
-        }
-        Ok(facts)
-    }
-
-    /// What is known of the file below that this one was copied up from; `None`: it is a new one.
-    fn inherited(&mut self, path: &RootPath, node: &Node, access: (i64, i64), copied_up: bool) -> Option<Facts> {
-        let here = self.below.get(path).filter(|(entry, _)| may_become(&entry.node, node));
-        if let Some((entry, layer)) = here
-            && access == mark(path, layer.changeset.time)
-        {
-            return Some(Facts::of(entry));
-        }
-        // Links, pipes and sockets can't hold the attribute that says that they were copied up.
-        let special = is_special(node);
-        if !copied_up && !special {
-            return None;
-        }
-        let roots = (!special).then_some(Facts { uid: 0, gid: 0, device: None });
-        if access.1 != 0 && self.times.contains(&access.0) {
-            let from =
-                self.foreign().get(&access).and_then(|all| all.iter().find(|entry| may_become(&entry.node, node)));
-            return from.map(|entry| Facts::of(entry)).or(roots);
-        }
-        here.map(|(entry, _)| Facts::of(entry)).or(roots)
-    }
-
-    fn foreign(&mut self) -> &BTreeMap<(i64, i64), Vec<&'a Entry>> {
-        let below = self.below;
-        self.foreign.get_or_insert_with(|| {
-            let mut foreign: BTreeMap<_, Vec<_>> = BTreeMap::new();
-            for layer in &below.0 {
-                for (path, change) in &layer.changeset.changes {
-                    let Some(entry) = &change.now else { continue };
-                    if (entry.uid, entry.gid) != (0, 0) || matches!(entry.node, Node::Device { .. }) {
-                        foreign.entry(mark(path, layer.changeset.time)).or_default().push(entry);
-                    }
-                }
-            }
-            foreign
-        })
-    }
-}
-
-fn is_special(node: &Node) -> bool {
-    matches!(node, Node::Link { .. } | Node::Fifo | Node::Socket)
-}
-
-/// Can a file of the first kind have become one of the second by being changed in place?
-fn may_become(was: &Node, now: &Node) -> bool {
-    match (was, now) {
-        (Node::File { .. } | Node::Device { .. }, Node::File { .. } | Node::Device { .. }) => true,
-        (Node::Folder, Node::Folder) => true,
-        _ => is_special(was) && was == now,
-    }
 }
 
 impl Captured {
@@ -422,7 +115,7 @@ impl Captured {
         file::unlink_at(dir.as_fd(), path.name())?;
         let mut new = file::create_file_at(dir.as_fd(), path.name(), 0o600)?;
         new.write_all(bytes).map_err(|e| Error::io("write", path.below(self.upper.path()), e))?;
-        finish_copy(dir.as_fd(), path.name(), *mode, xattrs)?;
+        finish_copy(dir.as_fd(), path.name(), (*mode, xattrs), self.overlay)?;
         self.hashed.insert(path.clone(), Digest::of(bytes));
         if self.unchanged(path) {
             self.forget(path)?;
@@ -527,7 +220,7 @@ impl Captured {
         file::unlink_at(dir.as_fd(), to.name())?;
         let copy = file::create_file_at(dir.as_fd(), to.name(), 0o600)?;
         file::reflink_or_copy(&source, &copy).map_err(|e| Error::io("copy", to.below(self.upper.path()), e))?;
-        finish_copy(dir.as_fd(), to.name(), *mode, xattrs)
+        finish_copy(dir.as_fd(), to.name(), (*mode, xattrs), self.overlay)
     }
 
     /// Drops folders that were only passed through and in which nothing changed.
@@ -557,7 +250,12 @@ impl Captured {
             removed.filter_map(|(path, _)| path.parent()).filter(|folder| !folder.is_root()).collect();
         for folder in folders {
             let dir = self.upper.folder(&folder.parent().unwrap_or_default())?;
-            file::set_xattr(dir.as_fd(), folder.name(), ORIGIN, b"")?;
+            // Where a file system has no attributes, it isn't overlay that stacks it.
+            if self.overlay {
+                file::set_xattr(dir.as_fd(), folder.name(), ORIGIN, b"")?;
+            } else {
+                let _ = file::set_xattr(dir.as_fd(), folder.name(), ORIGIN, b"");
+            }
         }
         Ok(())
     }
@@ -603,10 +301,15 @@ pub fn set_times(files: &Root, changeset: &Changeset) -> Result<()> {
     file::set_mtime_at(root.as_fd(), b".", changeset.time)
 }
 
-/// Gives a new copy its mode and attributes.
-fn finish_copy(dir: BorrowedFd, name: &[u8], mode: u32, xattrs: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<()> {
+/// Gives a new copy its mode and attributes. Without an overlay it may lie where there are none: then
+/// they are data alone.
+fn finish_copy(dir: BorrowedFd, name: &[u8], entry: (u32, &BTreeMap<Vec<u8>, Vec<u8>>), overlay: bool) -> Result<()> {
+    let (mode, xattrs) = entry;
     for (attribute, value) in xattrs {
-        file::set_xattr(dir, name, attribute, value)?;
+        let given = file::set_xattr(dir, name, attribute, value);
+        if overlay {
+            given?;
+        }
     }
     file::chmod_at(dir, name, mode)
 }
@@ -704,7 +407,11 @@ mod tests {
     use std::sync::Arc;
     use std::{fs, path::Path};
 
+    use nix::fcntl::OFlag;
+
     use super::*;
+    use crate::changeset::found::is_whiteout;
+    use crate::changeset::upper::version_2;
     use crate::tree::Layer;
 
     fn path(text: impl AsRef<[u8]>) -> RootPath {

@@ -4,7 +4,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Build in a full builder, ship only what you tape out: container images and pods, with no
 /// daemon, no root, no setuid helper and no network.
@@ -32,6 +32,29 @@ pub struct Global {
     /// Open no connection to anywhere.
     #[arg(long, global = true)]
     pub offline: bool,
+    /// What keeps rules apart from the machine; chroot is no boundary, and for containers that are
+    /// themselves thrown away
+    #[arg(long, value_enum, default_value = "auto", global = true)]
+    pub isolation: Isolation,
+    /// How snapshots are made [default: an overlay where this place gives one, else copies]
+    #[arg(long, value_enum, global = true)]
+    pub snapshots: Option<Snapshots>,
+}
+
+/// What keeps rules apart from the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Isolation {
+    /// Namespaces, or an error that says why there are none.
+    Auto,
+    Namespaces,
+    Chroot,
+}
+
+/// How snapshots are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Snapshots {
+    Overlay,
+    Copy,
 }
 
 /// The commands.

@@ -7,11 +7,12 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use crate::build_file::workspace::Workspace;
-use crate::cli::args::{Ask, Global};
+use crate::cli::args::{self, Ask, Global};
 use crate::error::{Error, Kind, Result};
 use crate::execute::secrets::{self, Secrets};
 use crate::graph::Request;
 use crate::label::Package;
+use crate::sandbox::{Isolation, Snapshots, Wish};
 use crate::store::Store;
 use crate::sys::file;
 
@@ -47,6 +48,21 @@ pub fn store_path(global: &Global) -> Result<PathBuf> {
         },
     };
     std::path::absolute(&path).map_err(|e| Error::io("open", &path, e))
+}
+
+/// How sandboxes are to be made.
+pub fn wish(global: &Global) -> Wish {
+    Wish {
+        isolation: match global.isolation {
+            args::Isolation::Auto => None,
+            args::Isolation::Namespaces => Some(Isolation::Namespaces),
+            args::Isolation::Chroot => Some(Isolation::Chroot),
+        },
+        snapshots: global.snapshots.map(|snapshots| match snapshots {
+            args::Snapshots::Overlay => Snapshots::Overlay,
+            args::Snapshots::Copy => Snapshots::Copy,
+        }),
+    }
 }
 
 /// The workspace that one stands in, with what the command line adds, and the package there.

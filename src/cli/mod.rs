@@ -30,7 +30,12 @@ pub fn main() -> ExitCode {
 
 /// Gives the exit code, which `shell` passes on from inside.
 fn run(cli: &Cli) -> Result<u8> {
-    if touches_the_store(&cli.command) {
+    let wish = context::wish(&cli.global);
+    crate::execute::room::wish(wish);
+    if wish.isolation == Some(crate::sandbox::Isolation::Chroot) {
+        // It is root, or refused; it needs no namespace, and there may be none.
+        let _ = nix::unistd::setgroups(&[]);
+    } else if touches_the_store(&cli.command) {
         // Refused, it is tried again by the first sandbox, which says why; nothing is lost without it.
         let _ = crate::sys::process::enter_user_namespace();
     }

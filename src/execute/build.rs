@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Instant;
 
-use crate::build_file::spec::{Graph, Id, Ids, Instance, Owners, Rule, Source, Spec};
+use crate::build_file::spec::{Graph, Id, Ids, Instance, Rule, Source, Spec};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::base::Base;
@@ -15,7 +15,7 @@ use crate::execute::request::{FORMAT, Request};
 use crate::execute::schedule::{self, Order};
 use crate::execute::secrets::{self, Secrets};
 use crate::execute::snapshot::{self, Snapshot};
-use crate::execute::{environment, fetch, identity, rule, sources, unpack};
+use crate::execute::{environment, fetch, identity, room, rule, sources, unpack};
 use crate::report::{Event, Report, Silent};
 use crate::store::Store;
 use crate::tree::Layer;
@@ -133,8 +133,12 @@ impl<'a> Build<'a> {
 
     /// The same of some instances, among which is all that they stand on.
     pub(super) fn run_some(&self, wanted: impl Fn(Id) -> bool + Sync) -> Result<()> {
+        if room::is_open() {
+            // Also when everything is cached: what is in the store was made so.
+            room::tell(self.store, self.report)?;
+        }
         self.options.secrets.are_in_no_build_file(self.graph)?;
-        self.has_secrets()?;
+        self.has_secrets(&wanted)?;
         let deps: Vec<_> = self.graph.instances.iter().map(|i| i.deps.clone()).collect();
         let result = schedule::run(&deps, self.options.jobs, |id| {
             if !wanted(id) {
@@ -151,20 +155,22 @@ impl<'a> Build<'a> {
     }
 
     /// A rule whose secret is missing is told before anything runs, unless it needs not run itself.
-    fn has_secrets(&self) -> Result<()> {
+    fn has_secrets(&self, wanted: &dyn Fn(Id) -> bool) -> Result<()> {
         let missing = |spec| self.options.secrets.missing(secrets::wanted(spec));
         if self.graph.instances.iter().all(|instance| missing(&instance.spec).is_none()) {
             return Ok(());
         }
         let forecast = Build::new(self.store, self.graph, self.base, self.options, &Silent).forecast()?;
-        let errors = self.graph.instances.iter().zip(forecast).filter_map(|(instance, forecast)| {
-            let name = missing(&instance.spec).filter(|_| matches!(forecast, Forecast::Run | Forecast::Unknown))?;
-            Some(
-                Error::request(format!("rule {} needs the secret {name}", instance.label))
-                    .at(instance.place.clone(), "")
-                    .next(format!("give it: --secret {name}=file:PATH, or --secret {name}=env:VARIABLE")),
-            )
-        });
+        let errors = self.graph.instances.iter().zip(forecast).enumerate().filter(|(id, _)| wanted(*id)).filter_map(
+            |(_, (instance, forecast))| {
+                let name = missing(&instance.spec).filter(|_| matches!(forecast, Forecast::Run | Forecast::Unknown))?;
+                Some(
+                    Error::request(format!("rule {} needs the secret {name}", instance.label))
+                        .at(instance.place.clone(), "")
+                        .next(format!("give it: --secret {name}=file:PATH, or --secret {name}=env:VARIABLE")),
+                )
+            },
+        );
         Error::all(errors.collect()).map_or(Ok(()), Err)
     }
 
@@ -210,6 +216,7 @@ impl<'a> Build<'a> {
         let instance = &self.graph.instances[id];
         let name = self.name(id);
         let began = Instant::now();
+        room::tell(self.store, self.report)?;
         self.report.event(Event::Started { what: &name, total: None });
         let made = snapshot.stack(self.store, self.graph, &self.order).and_then(|stack| {
             let renumber = identity::Renumber { base: self.base, below: &stack, store: self.store };
@@ -403,10 +410,9 @@ impl<'a> Build<'a> {
 
 /// What the language has and the sandbox has not: better refused than without effect.
 fn not_there_yet(rule: &Rule) -> Result<()> {
-    let asked = [("ids = \"range\"", rule.ids == Ids::Range), ("owners = \"seen\"", rule.owners == Owners::Seen)];
-    match asked.iter().find(|(_, asked)| *asked) {
-        Some((what, _)) => Err(Error::request(format!("{what} is not there yet in this version")).next("leave it out")),
-        None => Ok(()),
+    match rule.ids {
+        Ids::Range => Err(Error::request("ids = \"range\" is not there yet in this version").next("leave it out")),
+        Ids::One => Ok(()),
     }
 }
 

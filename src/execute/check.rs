@@ -10,9 +10,9 @@ use std::path::Path;
 
 use crate::build_file::spec::Image;
 use crate::error::{Error, Result};
-use crate::execute::log;
 use crate::execute::secrets::Search;
-use crate::sandbox::{Spec, Status};
+use crate::execute::{log, room};
+use crate::sandbox::{Snapshots, Spec, Status};
 use crate::store::{Scratch, Store};
 use crate::sys::file;
 use crate::sys::root::Root;
@@ -22,7 +22,7 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 /// Runs the check of an image whose files, all layers together, are `files`. What it prints goes to `kept`.
 pub fn run(store: &Store, image: &Image, user: (u32, u32), files: &Selection, epoch: i64, kept: &Path) -> Result<()> {
-    let (scratch, mut spec) = room(store, image, user, files, epoch)?;
+    let (scratch, mut spec) = finished(store, image, user, files, epoch)?;
     spec.steps = image.check.clone();
     let log_path = scratch.path().join("log");
     let outcome = log::run(&spec, &log_path, &Search::default())?;
@@ -38,7 +38,7 @@ pub fn run(store: &Store, image: &Image, user: (u32, u32), files: &Selection, ep
 }
 
 /// A finished image to run something in, as its user, in its environment; its folders are in the scratch folder.
-pub(super) fn room(
+pub(super) fn finished(
     store: &Store,
     image: &Image,
     user: (u32, u32),
@@ -50,7 +50,11 @@ pub(super) fn room(
     unpack(store, files, user, &root, epoch)?;
     let mut env = BTreeMap::from([("PATH".to_string(), PATH.to_string())]);
     env.extend(image.env.clone());
+    let place = room::place(store)?;
+    let copied = place.snapshots == Snapshots::Copy;
     let spec = Spec {
+        tree: copied.then(|| root.clone()),
+        isolation: place.isolation,
         lower: vec![root],
         upper: scratch.folder("upper")?,
         work: scratch.folder("work")?,

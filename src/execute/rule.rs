@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use crate::build_file::spec::Step;
+use crate::build_file::spec::{Owners, Step};
 use crate::builder::debian::install::DEBS;
 use crate::changeset::{self, Options};
 use crate::digest::Digest;
@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::execute::identity::{self, Renumber};
 use crate::execute::log;
 use crate::execute::request::{FORMAT, Outcome, Request};
+use crate::execute::room::Room;
 use crate::execute::secrets::Search;
 use crate::sandbox::{Bind, Hit, Secret, Spec, Status};
 use crate::store::{Cache, Scratch, Store};
@@ -42,12 +43,11 @@ pub fn run(
     secrets: &[Secret],
     left: &dyn Fn(&Path),
 ) -> Result<(Layer, Vec<String>)> {
-    let scratch = store.scratch()?;
-    let upper = scratch.folder("upper")?;
-    let log_path = scratch.path().join("log");
     let search = Search::of(secrets);
     let caches = caches(store, request)?;
-    let mut spec = spec(store, request, snapshot, &scratch)?;
+    let room = Room::of(store, snapshot)?;
+    let log_path = room.scratch().path().join("log");
+    let mut spec = spec(store, request, snapshot, &room)?;
     spec.secrets = secrets.to_vec();
     spec.mounts.extend(caches.iter().map(|(inside, cache)| Bind {
         host: cache.folder().to_path_buf(),
@@ -56,44 +56,40 @@ pub fn run(
     }));
     let outcome = log::run(&spec, &log_path, &search)?;
     for (inside, _) in caches.iter().rev() {
-        forget_mount_point(&upper, snapshot, inside)?;
+        forget_mount_point(&room.changed()?, snapshot, inside)?;
     }
     drop(caches);
     let kept = store.log_path(&request.key());
     fs::rename(&log_path, &kept).map_err(|e| Error::io("rename", &kept, e))?;
     if let Some(error) = failure(&outcome.status, outcome.failed_step, &request.steps) {
         // What it wrote may hold a secret, and those are kept nowhere.
-        if secrets.is_empty() {
-            left(&upper);
-        }
+        let keep: &dyn Fn(&Path) = if secrets.is_empty() { left } else { &|_| {} };
+        room.give_up(snapshot, &outcome.recorded, keep)?;
         return Err(log::told(error, &kept));
     }
-    let root = Root::open(&upper)?;
-    let map = renumber.map(|renumber| renumber.map(&root)).transpose()?.unwrap_or_default();
+    let map = renumber.map(|renumber| renumber.map(&room.changed()?)).transpose()?.unwrap_or_default();
     let options = Options { time: request.time, owner: request.user };
-    let mut captured = changeset::capture(&root, snapshot, &outcome.recorded, &options)?;
-    if !map.is_empty() {
-        captured.renumber(&map.users, &map.groups);
-        identity::rewrite(&mut captured, &map)?;
-    }
-    search.refuses(&captured)?;
-    let (changeset, digest) = captured.name()?;
-    let layer = store.keep_changeset(digest, changeset, &upper)?;
+    let layer = room.capture(snapshot, &outcome.recorded, &options, |mut captured, files| {
+        if !map.is_empty() {
+            captured.renumber(&map.users, &map.groups);
+            identity::rewrite(&mut captured, &map)?;
+        }
+        search.refuses(&captured)?;
+        let (changeset, digest) = captured.name()?;
+        store.keep_changeset(digest, changeset, files)
+    })?;
+    let changeset = layer.digest;
     let document =
-        serde_json::to_vec(&Outcome { format: FORMAT, changeset: digest }).map_err(|e| Error::failed(e.to_string()))?;
+        serde_json::to_vec(&Outcome { format: FORMAT, changeset }).map_err(|e| Error::failed(e.to_string()))?;
     store.record_action(&request.key(), &document)?;
     Ok((layer, outcome.weakened))
 }
 
-/// What a request wants of a sandbox, with folders in `scratch`, where `upper` is already.
-pub(super) fn spec(store: &Store, request: &Request, snapshot: &Stack, scratch: &Scratch) -> Result<Spec> {
-    let packages = (!request.packages.is_empty()).then(|| lay_out(store, &request.packages, scratch)).transpose()?;
+/// What a request wants of a sandbox, in a room of its own.
+pub(super) fn spec(store: &Store, request: &Request, snapshot: &Stack, room: &Room) -> Result<Spec> {
+    let packages =
+        (!request.packages.is_empty()).then(|| lay_out(store, &request.packages, room.scratch())).transpose()?;
     Ok(Spec {
-        lower: folders(store, snapshot),
-        upper: scratch.path().join("upper"),
-        work: scratch.folder("work")?,
-        root: scratch.folder("root")?,
-        tmp: scratch.folder("tmp")?,
         mounts: packages.into_iter().map(|host| Bind { host, inside: DEBS.to_string(), read_only: true }).collect(),
         steps: request.steps.clone(),
         env: request.env.clone(),
@@ -102,8 +98,8 @@ pub(super) fn spec(store: &Store, request: &Request, snapshot: &Stack, scratch: 
         gid: request.user.1,
         network: request.network,
         limits: request.limits,
-        hostname: "tapeout".to_string(),
-        ..Spec::default()
+        seen: (request.owners == Owners::Seen).then(|| changeset::known(snapshot)),
+        ..room.spec()?
     })
 }
 
@@ -115,8 +111,7 @@ fn caches<'a>(store: &Store, request: &'a Request) -> Result<BTreeMap<&'a str, C
 }
 
 /// The folders that were made to mount a cache on are no part of what a rule changed.
-fn forget_mount_point(upper: &Path, snapshot: &Stack, inside: &str) -> Result<()> {
-    let root = Root::open(upper)?;
+fn forget_mount_point(root: &Root, snapshot: &Stack, inside: &str) -> Result<()> {
     let mut path = RootPath::new(inside)?;
     while !path.is_root() && snapshot.get(&path).is_none() {
         let parent = path.parent().unwrap_or_default();
@@ -128,14 +123,6 @@ fn forget_mount_point(upper: &Path, snapshot: &Stack, inside: &str) -> Result<()
         }
     }
     Ok(())
-}
-
-/// The folders to stack, the lowest first. Rules that changed the same in the same way share one
-/// changeset, and the kernel stacks a folder once: the highest place counts.
-fn folders(store: &Store, snapshot: &Stack) -> Vec<PathBuf> {
-    let digests: Vec<_> = snapshot.0.iter().map(|layer| layer.digest).collect();
-    let highest = digests.iter().enumerate().filter(|(at, digest)| !digests[at + 1..].contains(digest));
-    highest.map(|(_, digest)| store.changeset_files_path(digest)).collect()
 }
 
 /// A folder with the packages under their names. Hard links are safe here: it is mounted read-only.

@@ -1,18 +1,16 @@
 //! A shell where a rule runs: in what it sees, in what it left when it failed, or in a finished image.
 //! What is changed there is thrown away.
 
-use std::fs;
-use std::path::PathBuf;
-
 use crate::build_file::spec::{Id, Spec, Step};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::build::Build;
 use crate::execute::request::Request;
-use crate::execute::{check, rule};
-use crate::sandbox;
+use crate::execute::{check, room, rule, squash};
+use crate::sandbox::{self, Snapshots};
 use crate::store::runs::Whose;
 use crate::store::{Scratch, Store};
+use crate::tree::Stack;
 
 /// A place to look around in.
 pub struct Room {
@@ -21,7 +19,13 @@ pub struct Room {
     /// What it is, for people.
     pub what: String,
     /// Its folders, removed at the end.
-    _scratch: Scratch,
+    _folders: Folders,
+}
+
+/// What a place lies in.
+enum Folders {
+    Scratch { _it: Scratch },
+    Room { _it: room::Room },
 }
 
 impl Build<'_> {
@@ -38,8 +42,9 @@ impl Build<'_> {
         match &instance.spec {
             Spec::Image(image) => {
                 let user = self.built(id)?.user;
-                let (scratch, spec) = check::room(self.store, image, user, &self.image_files(id)?, self.options.epoch)?;
-                Ok(Room { spec, what: format!("the image {label}"), _scratch: scratch })
+                let (scratch, spec) =
+                    check::finished(self.store, image, user, &self.image_files(id)?, self.options.epoch)?;
+                Ok(Room { spec, what: format!("the image {label}"), _folders: Folders::Scratch { _it: scratch } })
             }
             _ => {
                 let (request, snapshot) = self.request(id)?.ok_or_else(|| {
@@ -50,14 +55,12 @@ impl Build<'_> {
                         .next("name a rule that has a run, or an image")
                 })?;
                 let stack = snapshot.stack(self.store, self.graph, &self.order)?;
-                let scratch = self.store.scratch()?;
-                fs::create_dir(scratch.path().join("upper"))
-                    .map_err(|e| Error::io("mkdir", scratch.path().join("upper"), e))?;
-                let mut spec = rule::spec(self.store, &request, &stack, &scratch)?;
+                let room = room::Room::of(self.store, &stack)?;
+                let mut spec = rule::spec(self.store, &request, &stack, &room)?;
                 // The host's network is for labels that the command line names, here as in a build.
                 spec.network = request.network && self.options.allow_network.contains(label) && !self.options.offline;
                 spec.limits.time = None;
-                Ok(Room { spec, what: format!("what {label} sees"), _scratch: scratch })
+                Ok(Room { spec, what: format!("what {label} sees"), _folders: Folders::Room { _it: room } })
             }
         }
     }
@@ -73,15 +76,15 @@ pub fn left(store: &Store, whose: &Whose) -> Result<Option<Room>> {
             .why(format!("changeset {} was removed", gone.short()))
             .next(format!("tapeout build {}", whose.label)));
     }
-    let scratch = store.scratch()?;
-    let mut lower: Vec<PathBuf> = vec![];
-    for (at, digest) in stack.iter().enumerate() {
-        // The kernel stacks a folder once: the highest place counts.
-        if !stack[at + 1..].contains(digest) {
-            lower.push(store.changeset_files_path(digest));
-        }
+    if room::place(store)?.snapshots == Snapshots::Copy {
+        return Err(Error::request("--failed needs an overlay")
+            .why("here snapshots are copied, and what a failed rule left is no folder of its own")
+            .next(format!("see what it sees: tapeout shell {}", whose.label)));
     }
+    let stack = Stack(stack.iter().map(|digest| store.changeset(digest)).collect::<Result<_>>()?);
+    let mut lower = squash::folders(store, &stack)?;
     lower.push(left.upper);
+    let scratch = store.scratch()?;
     let spec = sandbox::Spec {
         lower,
         upper: scratch.folder("upper")?,
@@ -95,7 +98,11 @@ pub fn left(store: &Store, whose: &Whose) -> Result<Option<Room>> {
         hostname: "tapeout".to_string(),
         ..sandbox::Spec::default()
     };
-    Ok(Some(Room { spec, what: format!("what {} left when it failed", whose.label), _scratch: scratch }))
+    Ok(Some(Room {
+        spec,
+        what: format!("what {} left when it failed", whose.label),
+        _folders: Folders::Scratch { _it: scratch },
+    }))
 }
 
 /// What runs where no command was named: bash where there is one, since it edits lines.

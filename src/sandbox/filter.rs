@@ -23,17 +23,40 @@ const TIOCLINUX: u32 = 0x541C;
 pub(super) enum Owners {
     /// Init answers them.
     Recorded,
+    /// It answers what reads an owner, too.
+    Seen,
     /// There is no listener to be had: an owner other than the mapped one is an error.
     MappedOnly,
 }
 
-/// The filter as a program.
-pub(super) fn program(owners: Owners, uid: u32, gid: u32) -> Vec<libc::sock_filter> {
-    let mut rules = refused();
+/// What has to be closed or answered where there are no namespaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Open {
+    /// The network is somebody else's: only sockets of this machine's file systems are left.
+    pub network: bool,
+    /// Init opens the devices that there is no node for.
+    pub devices: bool,
+}
+
+/// The filter as a program; `mapped` is the only owner that there is.
+pub(super) fn program(owners: Owners, mapped: (u32, u32), open: Open) -> Vec<libc::sock_filter> {
+    let mut rules = vec![];
+    if open.network {
+        // Before the longer list of what is left where the network is a rule's own.
+        let when = When::NotIn(0, vec![libc::AF_UNIX as u32]);
+        rules.push(Rule { call: libc::SYS_socket, when, action: Action::Errno(libc::EAFNOSUPPORT) });
+    }
+    rules.extend(refused());
     rules.extend(without_effect());
-    rules.extend(owner_calls(owners, uid, gid));
-    if owners == Owners::Recorded {
+    rules.extend(owner_calls(owners, mapped.0, mapped.1));
+    if owners != Owners::MappedOnly && open.devices {
+        rules.extend(opens());
+    }
+    if owners != Owners::MappedOnly {
         rules.extend(renames());
+    }
+    if owners == Owners::Seen {
+        rules.extend(reads());
     }
     crate::sys::seccomp::program(&rules, LAST_CALL)
 }
@@ -132,13 +155,13 @@ fn owner_calls(owners: Owners, uid: u32, gid: u32) -> Vec<Rule> {
     let mknods = [(libc::SYS_mknodat, 2u8)];
 
     let action = match owners {
-        Owners::Recorded => Action::Notify,
+        Owners::Recorded | Owners::Seen => Action::Notify,
         Owners::MappedOnly => Action::Errno(libc::EINVAL),
     };
     let mut rules = vec![];
     for (call, user) in chowns {
         match owners {
-            Owners::Recorded => rules.push(Rule { call, when: When::Always, action }),
+            Owners::Recorded | Owners::Seen => rules.push(Rule { call, when: When::Always, action }),
             Owners::MappedOnly => {
                 rules.push(Rule { call, when: When::NotIn(user, vec![uid, u32::MAX]), action });
                 rules.push(Rule { call, when: When::NotIn(user + 1, vec![gid, u32::MAX]), action });
@@ -148,7 +171,7 @@ fn owner_calls(owners: Owners, uid: u32, gid: u32) -> Vec<Rule> {
     for (call, mode) in mknods {
         // 0/0 too, which the kernel allows to everybody: it is how an overlay says "removed", and a
         // rule must not forge that.
-        let action = if owners == Owners::Recorded { action } else { Action::Errno(libc::EPERM) };
+        let action = if owners != Owners::MappedOnly { action } else { Action::Errno(libc::EPERM) };
         for kind in [CHARACTER_DEVICE, BLOCK_DEVICE] {
             rules.push(Rule { call, when: When::Is(mode, FILE_TYPE, kind), action });
         }
@@ -165,6 +188,25 @@ fn renames() -> Vec<Rule> {
     rules.push(Rule { call: libc::SYS_rename, when: When::Always, action: Action::Notify });
     rules.push(Rule { call: libc::SYS_renameat, when: When::Always, action: Action::Notify });
     rules
+}
+
+/// Every open, since a filter can't read a path: init answers those of a device, and lets all
+/// others pass.
+fn opens() -> Vec<Rule> {
+    #[cfg(target_arch = "x86_64")]
+    let calls = [libc::SYS_open, libc::SYS_openat, libc::SYS_openat2];
+    #[cfg(not(target_arch = "x86_64"))]
+    let calls = [libc::SYS_openat, libc::SYS_openat2];
+    calls.map(|call| Rule { call, when: When::Always, action: Action::Notify }).to_vec()
+}
+
+/// The calls that show an owner.
+fn reads() -> Vec<Rule> {
+    #[cfg(target_arch = "x86_64")]
+    let calls = [libc::SYS_stat, libc::SYS_lstat, libc::SYS_fstat, libc::SYS_newfstatat, libc::SYS_statx];
+    #[cfg(not(target_arch = "x86_64"))]
+    let calls = [libc::SYS_fstat, libc::SYS_newfstatat, libc::SYS_statx];
+    calls.map(|call| Rule { call, when: When::Always, action: Action::Notify }).to_vec()
 }
 
 /// The capabilities of a step: what package scripts and builds use on files and processes of their
@@ -199,8 +241,10 @@ mod tests {
 
     #[test]
     fn a_filter_fits_the_kernels_limits() {
-        for owners in [Owners::Recorded, Owners::MappedOnly] {
-            assert!(program(owners, 0, 0).len() < 4096);
+        for owners in [Owners::Recorded, Owners::Seen, Owners::MappedOnly] {
+            for open in [Open::default(), Open { network: true, devices: true }] {
+                assert!(program(owners, (0, 0), open).len() < 4096);
+            }
         }
     }
 

@@ -19,14 +19,15 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
-use crate::sandbox::owner::Owners;
+use crate::sandbox::filter::Open;
+use crate::sandbox::owner::{Devices, Owners};
 use crate::sandbox::plan::{HostPath, Operation, Order, Reply, SECRETS};
 use crate::sandbox::spec::{Hit, Outcome, Standard, Status};
 use crate::sandbox::start::{self, ROLE, not_a_folder};
 use crate::sandbox::step;
 use crate::sys::mount::{self, Setting, attribute};
 use crate::sys::nursery::{self, Newborn};
-use crate::sys::{file, process, seccomp, terminal};
+use crate::sys::{file, proc, process, seccomp, terminal};
 
 /// An order holds scripts and the environment.
 const LONGEST_ORDER: u64 = 256 << 20;
@@ -36,7 +37,7 @@ const LONGEST_ORDER: u64 = 256 << 20;
 pub fn take_over_if_asked() {
     if process::role().as_deref() == Some(ROLE) {
         nursery::serve(|newborn| match newborn.birth.task {
-            start::PROBE => super::probe::inside(newborn),
+            start::PROBE | start::OVERLAY => super::probe::inside(newborn),
             _ => inside(newborn),
         });
     }
@@ -75,6 +76,10 @@ fn serve(newborn: &Newborn, control: &UnixStream, output: &File, standard: Vec<O
     // SIGCHLD comes through a descriptor; nothing else may interrupt us.
     nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)
         .map_err(|errno| Error::io("sigprocmask", "", errno))?;
+    if order.chroot {
+        proc::keep_open()?;
+        process::adopt_orphans()?;
+    }
     let mut room = Room::default();
     for operation in &order.operations {
         room.carry_out(operation, &order)?;
@@ -82,15 +87,14 @@ fn serve(newborn: &Newborn, control: &UnixStream, output: &File, standard: Vec<O
     let terminal = (order.standard == Standard::Terminal).then(|| offer_terminal(output)).transpose()?;
     let weakened = std::mem::take(&mut room.weakened);
     let upper = room.upper.take().ok_or_else(|| Error::failed("the plan has no snapshot"))?;
-    Watch::new(
-        control,
-        output,
-        &order,
-        Owners::new(upper, order.uid, order.gid, !order.no_capabilities && order.uid == 0)?,
-        weakened,
-        terminal,
-    )?
-    .run()
+    let devices = std::mem::take(&mut room.devices);
+    let watch = Watch::new(control, output, &order, Owners::new(upper, &order, devices)?, weakened, terminal)?;
+    let outcome = watch.run();
+    if order.chroot {
+        // No namespace ends with us.
+        kill_all(true);
+    }
+    outcome
 }
 
 /// Makes a terminal in here, and sends its other side out over the socket that is there instead of
@@ -115,6 +119,8 @@ fn null() -> Result<File> {
 struct Room {
     root: Option<OwnedFd>,
     upper: Option<OwnedFd>,
+    /// Those for which there is no node: names, and the device of the machine.
+    devices: Devices,
     weakened: Vec<String>,
 }
 
@@ -140,6 +146,15 @@ impl Room {
         match operation {
             Operation::Private => mount::make_all_private(),
             Operation::Overlay { lower, upper, work, root } => self.overlay(lower, upper, work, root),
+            Operation::Tree { tree, root } => self.tree(tree, root),
+            Operation::Folders(tree) => {
+                self.root = Some(file::open_path(tree)?);
+                self.upper = Some(file::open_path(tree)?);
+                Ok(())
+            }
+            Operation::Copy { host, inside } => self.copy_of_host(host, inside),
+            Operation::Node(name) => self.node(name),
+            Operation::Chroot => process::change_root(self.root()?.as_fd()),
             Operation::Own(inside) => {
                 let copy = self.copy(inside)?;
                 mount::attach(copy.as_fd(), self.folder(inside, 0o755)?.as_fd())
@@ -191,6 +206,63 @@ impl Room {
             }
         }
         self.upper = Some(upper);
+        Ok(())
+    }
+
+    /// A bind mount of it. Its path on the host can be read in `/proc/self/mountinfo`, which is all that
+    /// can be seen of it.
+    fn tree(&mut self, tree: &HostPath, root: &HostPath) -> Result<()> {
+        let tree = file::open_path(tree)?;
+        let made = mount::copy_tree(tree.as_fd(), c"").map_err(|errno| Error::io("open_tree", &**root, errno))?;
+        mount::add_attributes(made.as_fd(), attribute::NO_DEV)?;
+        mount::attach(made.as_fd(), file::open_path(root)?.as_fd())?;
+        self.root = Some(made);
+        self.upper = Some(tree);
+        Ok(())
+    }
+
+    /// A file or a folder of files. A link to them could be written through.
+    fn copy_of_host(&self, host: &Path, inside: &str) -> Result<()> {
+        let (parent, name) = split(inside);
+        let into = self.folder(parent, 0o755)?;
+        let copy = |from: &Path, into: &OwnedFd, name: &[u8]| -> Result<()> {
+            let source = file::open_regular(from)?;
+            let new = file::create_file_at(into.as_fd(), name, 0o644)?;
+            file::reflink_or_copy(&source, &new).map_err(|e| Error::io("copy", from, e))
+        };
+        if !host.is_dir() {
+            return copy(host, &into, name.as_bytes());
+        }
+        let into = self.folder(inside, 0o755)?;
+        let folder = File::open(host).map_err(|e| Error::io("open", host, e))?;
+        for name in file::list(folder.as_fd())? {
+            copy(&host.join(std::ffi::OsStr::from_bytes(&name)), &into, &name)?;
+        }
+        Ok(())
+    }
+
+    /// A node, where a container's root may make and open one. Else an empty file stands there, and
+    /// its opens are answered.
+    fn node(&mut self, name: &str) -> Result<()> {
+        let host = format!("/dev/{name}");
+        let device = std::fs::metadata(&host).map_err(|e| Error::io("stat", &host, e))?;
+        let dev = self.folder("/dev", 0o755)?;
+        let (dev, number) = (dev.as_fd(), std::os::unix::fs::MetadataExt::rdev(&device));
+        if std::os::unix::fs::FileTypeExt::is_char_device(&device.file_type())
+            && file::mknod_at(dev, name.as_bytes(), nix::sys::stat::SFlag::S_IFCHR, 0o600, number).is_ok()
+        {
+            let opens = name == "tty" || file::open_at(dev, name.as_bytes(), OFlag::O_RDONLY).is_ok();
+            if opens {
+                return file::chmod_at(dev, name.as_bytes(), 0o666);
+            }
+            file::unlink_at(dev, name.as_bytes())?;
+        }
+        drop(file::create_file_at(dev, name.as_bytes(), 0o666)?);
+        // A terminal is none of a rule's business: who opens it is told that there is none.
+        let opened =
+            (name != "tty").then(|| File::options().read(true).write(true).open(&host).or_else(|_| File::open(&host)));
+        let opened = opened.transpose().map_err(|e| Error::io("open", &host, e))?;
+        self.devices.push((host.into_bytes(), opened.map(OwnedFd::from)));
         Ok(())
     }
 
@@ -479,7 +551,8 @@ impl<'a> Watch<'a> {
     fn run(mut self) -> Result<Outcome> {
         let (mut status, mut failed_step) = (Status::Exited(0), None);
         for number in 0..self.order.steps.len() {
-            let started = step::start(self.order, number, self.output, self.terminal.as_deref())?;
+            let open = Open { network: self.order.foreign_network, devices: self.owners.answers_opens() };
+            let started = step::start(self.order, number, self.output, self.terminal.as_deref(), open)?;
             if started.listener.is_none() && number == 0 {
                 self.weakened.push(
                     "something around us listens to seccomp already: a rule that gives a file to another owner fails"
@@ -487,7 +560,7 @@ impl<'a> Watch<'a> {
                 );
             }
             let end = self.wait_for(&started)?;
-            kill_all();
+            kill_all(self.order.chroot);
             status = self.judge(end);
             if !status.success() {
                 failed_step = Some(number);
@@ -525,6 +598,9 @@ impl<'a> Watch<'a> {
             let (asked, silent) = (has(2, PollFlags::POLLIN), has(2, PollFlags::POLLHUP));
             if parent {
                 // Whoever started us is dead. So is everything in here, then.
+                if self.order.chroot {
+                    kill_all(true);
+                }
                 std::process::exit(1);
             }
             match listener {
@@ -575,13 +651,36 @@ fn reap(step: Pid) -> Option<WaitStatus> {
 
 /// Kills all that is left, and waits until it is dead. A process that is about to be killed can't
 /// fork, so one signal to all reaches all.
-fn kill_all() {
+fn kill_all(chroot: bool) {
+    if chroot {
+        // -1 would be all of the container around us.
+        return kill_descendants();
+    }
     let _ = nix::sys::signal::kill(Pid::from_raw(-1), Signal::SIGKILL);
     loop {
         match waitpid(None::<Pid>, None) {
             Err(Errno::EINTR) | Ok(_) => {}
             Err(_) => return,
         }
+    }
+}
+
+/// Orphans become our children, so all descend from us. Who is stopped can't fork: they are killed when
+/// all are.
+fn kill_descendants() {
+    let mut stopped = vec![];
+    while let Ok(all) = proc::descendants() {
+        while let Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) =
+            waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG))
+        {}
+        let signal = if all == stopped { Signal::SIGKILL } else { Signal::SIGSTOP };
+        if all.is_empty() {
+            return;
+        }
+        for pid in &all {
+            let _ = nix::sys::signal::kill(*pid, signal);
+        }
+        stopped = all;
     }
 }
 

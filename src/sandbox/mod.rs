@@ -8,7 +8,7 @@
 //! step.rs   the rule  no capability, descriptor or signal more than a build needs (filter.rs)
 //! ```
 //!
-//! `spec.rs` is what a caller wants, `plan.rs` the ordered list of what is done for it, as data.
+//! `place.rs` finds out what this place gives. `spec.rs` is what a caller wants, `plan.rs` the ordered list of what is done for it, as data.
 //! Init is a child of the nursery (`sys/nursery.rs`), which is our own executable, run from a sealed
 //! memfd once per command. The nursery dies with the command, init with the nursery, and everything
 //! inside with init, because it is PID 1 there. Nothing is mounted outside of
@@ -17,15 +17,19 @@
 mod filter;
 mod init;
 mod owner;
+mod place;
 mod plan;
 pub mod probe;
 mod rename;
+mod seen;
 mod spec;
 mod start;
 mod step;
 
 pub use init::take_over_if_asked;
+pub use place::{Isolation, Place, Snapshots, Wish};
 pub use plan::{Operation, plan};
 pub use probe::Probe;
+pub use seen::{Facts, Known, KnownFile};
 pub use spec::{Bind, Hit, Outcome, Recorded, Secret, Spec, Standard, Status};
 pub use start::{run, run_on_terminal, run_with};

@@ -1,4 +1,5 @@
 //! Owners and devices, recorded: what a step asks of `chown` and `mknod` is answered here, in init.
+//! With `owners = "seen"` it is also shown again, by answering `stat` and its like.
 //! So is what it asks of `rename`, when it is about a folder (`rename.rs`).
 //!
 //! One ID is mapped, so the kernel would refuse every other one. Instead the file is changed to the
@@ -10,24 +11,32 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, RenameFlags, ResolveFlag};
+use nix::sys::stat::SFlag;
 
 use crate::error::{Error, Result};
+use crate::sandbox::plan::Order;
 use crate::sandbox::rename::{self, End};
+use crate::sandbox::seen::{Below, Facts, Upper};
 use crate::sandbox::spec::Recorded;
 use crate::sys::mount::{self, Place};
 use crate::sys::seccomp::{self, Notification};
-use crate::sys::{file, process};
+use crate::sys::{file, proc, process};
 
 /// Nobody has more files than this, and init's memory has an end.
 const MOST: usize = 8_000_000;
 /// Files without a name that are kept open until the end, in case they get one.
 const MOST_NAMELESS: usize = 512;
 const UNCHANGED: u32 = u32::MAX;
-const MOUNT_NAMESPACE: &str = "/proc/self/ns/mnt";
+/// Overlay leaves it on what it copies up.
+const ORIGIN: &[u8] = b"user.overlay.origin";
+const MOUNT_NAMESPACE: &str = "self/ns/mnt";
+
+/// Devices without a node: the path of each, and the device open for both; `None`: there is none.
+pub(super) type Devices = Vec<(Vec<u8>, Option<OwnedFd>)>;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Record {
@@ -67,6 +76,17 @@ pub(super) struct Owners {
     namespace: Vec<u8>,
     records: BTreeMap<Vec<u8>, Record>,
     nameless: Vec<Nameless>,
+    devices: Devices,
+    /// Where the snapshot is a folder as it is: what was born before this time is part of it.
+    began: Option<(i64, i64)>,
+    seen: Option<Seen>,
+}
+
+/// For steps that see what is recorded.
+struct Seen {
+    below: Below,
+    /// `/tmp` is a mount of its own; what is unpacked there is seen like the rest.
+    tmp_mount: u64,
 }
 
 /// A call, its arguments taken apart.
@@ -74,6 +94,16 @@ enum Asked {
     Own { target: Target, uid: u32, gid: u32 },
     Device { folder: i32, path: u64, mode: u32, device: u64 },
     Rename { old: (i32, u64), new: (i32, u64), flags: u32 },
+    Open { path: u64, how: How },
+    Stat { target: Target, into: u64 },
+    Statx { target: Target, mask: u32, into: u64 },
+}
+
+/// How something is to be opened.
+enum How {
+    Flags(i32),
+    /// Where they lie: `struct open_how`.
+    At(u64),
 }
 
 /// What a caller is told.
@@ -81,6 +111,8 @@ enum Answer {
     Done(nix::Result<()>),
     /// The kernel does it.
     Proceed,
+    /// It has its answer already.
+    Given,
 }
 
 enum Target {
@@ -110,20 +142,51 @@ fn understand(n: &Notification) -> Option<Asked> {
         libc::SYS_rename => Asked::Rename { old: (here, a[0]), new: (here, a[1]), flags: 0 },
         libc::SYS_renameat => Asked::Rename { old: (a[0] as i32, a[1]), new: (a[2] as i32, a[3]), flags: 0 },
         libc::SYS_renameat2 => Asked::Rename { old: (a[0] as i32, a[1]), new: (a[2] as i32, a[3]), flags: a[4] as u32 },
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_open => Asked::Open { path: a[0], how: How::Flags(a[1] as i32) },
+        libc::SYS_openat => Asked::Open { path: a[1], how: How::Flags(a[2] as i32) },
+        libc::SYS_openat2 => Asked::Open { path: a[1], how: How::At(a[2]) },
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_stat => Asked::Stat { target: path(here, a[0], 0), into: a[1] },
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_lstat => Asked::Stat { target: path(here, a[0], libc::AT_SYMLINK_NOFOLLOW), into: a[1] },
+        libc::SYS_fstat => Asked::Stat { target: Target::Descriptor(a[0] as i32), into: a[1] },
+        libc::SYS_newfstatat => Asked::Stat { target: path(a[0] as i32, a[1], a[3] as i32), into: a[2] },
+        libc::SYS_statx => Asked::Statx { target: path(a[0] as i32, a[1], a[2] as i32), mask: a[3] as u32, into: a[4] },
         _ => return None,
     })
 }
 
 impl Owners {
     /// For a snapshot whose upper folder this is. The sandbox is our root by now.
-    pub fn new(upper: OwnedFd, uid: u32, gid: u32, allowed: bool) -> Result<Self> {
+    pub fn new(upper: OwnedFd, order: &Order, devices: Devices) -> Result<Self> {
         let root = file::open_path(std::path::Path::new("/"))?;
         let root_mount = mount::place(root.as_fd()).map_err(|errno| Error::io("statx", "/", errno))?.mount;
-        // We are the first process of our namespace.
-        let outer_proc = name_of_link("/proc/self").is_ok_and(|number| number != b"1");
-        let namespace = name_of_link(MOUNT_NAMESPACE).map_err(|errno| Error::io("readlink", MOUNT_NAMESPACE, errno))?;
-        let (records, nameless) = (BTreeMap::new(), vec![]);
-        Ok(Self { upper, outer_proc, root_mount, uid, gid, allowed, namespace, records, nameless })
+        let own = nix::unistd::getpid().to_string();
+        let outer_proc = proc::link("self").is_ok_and(|number| number != own.as_bytes());
+        let namespace = proc::link(MOUNT_NAMESPACE).map_err(|errno| Error::io("readlink", MOUNT_NAMESPACE, errno))?;
+        let seen = match &order.seen {
+            None => None,
+            Some(known) => {
+                let tmp = file::open_path(std::path::Path::new("/tmp"))?;
+                let place = mount::place(tmp.as_fd()).map_err(|errno| Error::io("statx", "/tmp", errno))?;
+                Some(Seen { below: Below::new(known), tmp_mount: place.mount })
+            }
+        };
+        Ok(Self {
+            upper,
+            root_mount,
+            uid: order.uid,
+            gid: order.gid,
+            outer_proc,
+            allowed: !order.no_capabilities && order.uid == 0,
+            namespace,
+            records: BTreeMap::new(),
+            nameless: vec![],
+            devices,
+            began: order.tree.then(file::now),
+            seen,
+        })
     }
 
     /// Answers the next call that waits.
@@ -137,11 +200,57 @@ impl Owners {
                 Answer::Done(self.make_device(listener, &asked, folder, path, mode, device))
             }
             Some(Asked::Rename { old, new, flags }) => self.rename(listener, &asked, old, new, flags),
+            Some(Asked::Open { path, how }) => self.open_device(listener, &asked, path, &how),
+            // What can't be answered here is as the kernel says it: an error, or nobody else's file.
+            Some(Asked::Stat { target, into }) => {
+                self.show(listener, &asked, &target, into, file::stat_as).unwrap_or(Answer::Proceed)
+            }
+            Some(Asked::Statx { target, mask, into }) => self
+                .show(listener, &asked, &target, into, |fd, shown| file::statx_as(fd, mask, shown))
+                .unwrap_or(Answer::Proceed),
             None => Answer::Done(Err(Errno::ENOSYS)),
         };
         match answer {
+            Answer::Given => {}
             Answer::Done(result) => seccomp::reply(listener, asked.id, result),
             Answer::Proceed => seccomp::proceed(listener, asked.id),
+        }
+    }
+
+    /// Are opens asked about at all?
+    pub fn answers_opens(&self) -> bool {
+        !self.devices.is_empty()
+    }
+
+    /// Opens a device for which there is no node. Every other open is the kernel's, of a path that
+    /// may be another one by then: this refuses nothing.
+    fn open_device(&self, listener: BorrowedFd, asked: &Notification, path: u64, how: &How) -> Answer {
+        let Ok(path) = process::read_string(asked.thread, path) else { return Answer::Proceed };
+        let Some((_, device)) = self.devices.iter().find(|(name, _)| *name == path) else { return Answer::Proceed };
+        let flags = match how {
+            How::Flags(flags) => Ok(*flags),
+            How::At(address) => process::read_number(asked.thread, *address).map(|flags| flags as i32),
+        };
+        let given = flags.and_then(|flags| {
+            let exclusive = libc::O_CREAT | libc::O_EXCL;
+            if flags & exclusive == exclusive {
+                return Err(Errno::EEXIST);
+            }
+            if flags & libc::O_DIRECTORY != 0 {
+                return Err(Errno::ENOTDIR);
+            }
+            let device = device.as_ref().ok_or(Errno::ENXIO)?;
+            // A descriptor of its own, for what it may do with it.
+            let wanted = OFlag::from_bits_truncate(flags & (libc::O_ACCMODE | libc::O_NONBLOCK | libc::O_APPEND));
+            let opened = proc::open(&format!("self/fd/{}", device.as_raw_fd()), wanted)?;
+            if !seccomp::still_waits(listener, asked.id) {
+                return Err(Errno::EINTR);
+            }
+            seccomp::give(listener, asked.id, opened.as_fd(), flags & libc::O_CLOEXEC != 0)
+        });
+        match given {
+            Ok(()) => Answer::Given,
+            Err(errno) => Answer::Done(Err(errno)),
         }
     }
 
@@ -159,20 +268,13 @@ impl Owners {
         gid: u32,
     ) -> nix::Result<()> {
         let caller = self.caller(asked)?;
-        let found = match target {
-            Target::Descriptor(number) => caller.descriptor(*number)?,
+        match target {
             Target::Path { flags, .. } if flags & !(libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH) != 0 => {
                 return Err(Errno::EINVAL);
             }
-            Target::Path { folder, path, flags } => {
-                let empty = flags & libc::AT_EMPTY_PATH != 0;
-                match caller.path(*path, empty)? {
-                    path if path.is_empty() && empty => caller.start(*folder)?,
-                    path if path.is_empty() => return Err(Errno::ENOENT),
-                    path => caller.open(*folder, &path, flags & libc::AT_SYMLINK_NOFOLLOW == 0)?,
-                }
-            }
-        };
+            _ => {}
+        }
+        let found = caller.target(target)?;
         if !seccomp::still_waits(listener, asked.id) {
             return Err(Errno::EINTR);
         }
@@ -188,6 +290,81 @@ impl Owners {
             other => other?,
         }
         self.record(&found, mapped, |record| record.own(uid, gid))
+    }
+
+    /// Answers a `stat` with what is recorded, where that is not what the kernel says.
+    fn show(
+        &self,
+        listener: BorrowedFd,
+        asked: &Notification,
+        target: &Target,
+        into: u64,
+        stat: impl FnOnce(BorrowedFd, &file::Shown) -> nix::Result<Vec<u8>>,
+    ) -> nix::Result<Answer> {
+        let caller = self.caller(asked)?;
+        let look = || caller.target(target);
+        let found = if self.allowed { look() } else { process::without_capabilities(look) }?;
+        let Some(facts) = self.facts(&found)? else { return Ok(Answer::Proceed) };
+        if (facts.uid, facts.gid, facts.device) == (self.uid, self.gid, None) {
+            return Ok(Answer::Proceed);
+        }
+        let shown = file::Shown { uid: facts.uid, gid: facts.gid, device: facts.device };
+        let bytes = stat(found.as_fd(), &shown)?;
+        if !seccomp::still_waits(listener, asked.id) {
+            return Ok(Answer::Done(Err(Errno::EINTR)));
+        }
+        process::write_memory(asked.thread, into, &bytes)?;
+        Ok(Answer::Done(Ok(())))
+    }
+
+    /// What is recorded of a file; `None`: nothing, or it is none of the snapshot.
+    fn facts(&self, found: &OwnedFd) -> nix::Result<Option<Facts>> {
+        let Some(seen) = &self.seen else { return Ok(None) };
+        let place = mount::place(found.as_fd())?;
+        if place.mount != self.root_mount && place.mount != seen.tmp_mount {
+            return Ok(None);
+        }
+        if place.links == 0 {
+            let same = |n: &&Nameless| (n.place.device, n.place.inode) == (place.device, place.inode);
+            return Ok(self.nameless.iter().find(same).map(|n| self.with(self.new_file(), Some(&n.record))));
+        }
+        let path = name_of(found.as_fd())?;
+        let upper = match open_plain(self.upper.as_fd(), &path) {
+            Ok(upper) => upper,
+            Err(Errno::ENOENT) => return Ok(Some(seen.below.at(&path))),
+            Err(errno) => return Err(errno),
+        };
+        let record = file::handle(upper.as_fd()).ok().and_then(|handle| self.records.get(&handle));
+        if let Some(instead_of) = record.and_then(|record| record.instead_of.as_ref()) {
+            return Ok(Some(self.with(seen.below.at(instead_of), record)));
+        }
+        let stat = nix::sys::stat::fstat(&upper)?;
+        let plain = matches!(file::kind(&stat), SFlag::S_IFREG | SFlag::S_IFDIR);
+        let relative = path.strip_prefix(b"/").unwrap_or(&path);
+        // Only new files have none; the root is there before all.
+        let copied_up = plain
+            && match self.began {
+                Some(began) => file::born(upper.as_fd()).is_ok_and(|born| born.is_some_and(|born| born < began)),
+                None => {
+                    relative.is_empty()
+                        || file::get_xattr(self.upper.as_fd(), relative, ORIGIN).is_ok_and(|value| value.is_some())
+                }
+            };
+        let upper = Upper { path: &path, access: (stat.st_atime, stat.st_atime_nsec), copied_up, special: !plain };
+        Ok(Some(self.with(seen.below.inherited(upper).unwrap_or_else(|| self.new_file()), record)))
+    }
+
+    fn new_file(&self) -> Facts {
+        Facts { uid: self.uid, gid: self.gid, device: None }
+    }
+
+    fn with(&self, facts: Facts, record: Option<&Record>) -> Facts {
+        let Some(record) = record else { return facts };
+        Facts {
+            uid: record.uid.unwrap_or(facts.uid),
+            gid: record.gid.unwrap_or(facts.gid),
+            device: record.device.or(facts.device),
+        }
     }
 
     fn make_device(
@@ -260,7 +437,7 @@ impl Owners {
     ) -> nix::Result<Option<(End, End)>> {
         let caller = self.caller(asked)?;
         let Some(old) = caller.end(old)?.filter(|end| end.is_folder().unwrap_or(false)) else { return Ok(None) };
-        if name_of_link(&caller.own("ns/mnt"))? != self.namespace {
+        if proc::link(&caller.own("ns/mnt"))? != self.namespace {
             return Ok(None);
         }
         Ok(caller.end(new)?.map(|new| (old, new)))
@@ -296,7 +473,8 @@ impl Owners {
     /// (`/dev`, `/run`) nothing is kept, since nothing there outlives the sandbox.
     fn record(&mut self, found: &OwnedFd, mapped: bool, change: impl Fn(&mut Record)) -> nix::Result<()> {
         let place = mount::place(found.as_fd())?;
-        if place.mount != self.root_mount && !self.is_ours_elsewhere(found, &place) {
+        let in_seen_tmp = self.seen.as_ref().is_some_and(|seen| seen.tmp_mount == place.mount);
+        if place.mount != self.root_mount && !in_seen_tmp && !self.is_ours_elsewhere(found, &place) {
             return if self.is_lost(found, mapped) { Err(Errno::EINVAL) } else { Ok(()) };
         }
         if place.links == 0 {
@@ -315,8 +493,7 @@ impl Owners {
     fn is_ours_elsewhere(&self, found: &OwnedFd, place: &Place) -> bool {
         let same = || -> nix::Result<bool> {
             let path = name_of(found.as_fd())?;
-            let root = nix::fcntl::open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())?;
-            let again = mount::place(open_plain(root.as_fd(), &path)?.as_fd())?;
+            let again = mount::place(open_plain(top()?.as_fd(), &path)?.as_fd())?;
             Ok(again.mount == self.root_mount && (again.device, again.inode) == (place.device, place.inode))
         };
         same().unwrap_or(false)
@@ -324,8 +501,8 @@ impl Owners {
 
     /// A file of the snapshot that we can't find by name: recording nothing would be silently wrong.
     fn is_lost(&self, found: &OwnedFd, mapped: bool) -> bool {
-        let overlay = nix::sys::statfs::fstatfs(found)
-            .is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::OVERLAYFS_SUPER_MAGIC);
+        let kind = |of: &OwnedFd| nix::sys::statfs::fstatfs(of).map(|found| found.filesystem_type()).ok();
+        let overlay = top().is_ok_and(|top| kind(&top) == kind(found));
         let own_mount = || name_of(found.as_fd()).is_ok_and(|path| path.starts_with(b"/tmp/") || path == b"/tmp");
         overlay && !mapped && !own_mount()
     }
@@ -412,7 +589,12 @@ impl Owners {
 
 /// The path under which a file that is open here is known in our root.
 fn name_of(fd: BorrowedFd) -> nix::Result<Vec<u8>> {
-    nix::fcntl::readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()).as_str()).map(OsStringExt::into_vec)
+    proc::name_of(fd)
+}
+
+/// Our root.
+fn top() -> nix::Result<OwnedFd> {
+    nix::fcntl::open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
 }
 
 /// A file made by `O_TMPFILE` is shown as `/folder/#NUMBER (deleted)`; linkat(2) may name it.
@@ -448,7 +630,7 @@ struct Caller {
 
 impl Caller {
     fn own(&self, name: &str) -> String {
-        format!("/proc/{}/{name}", self.in_proc)
+        format!("{}/{name}", self.in_proc)
     }
 
     /// A descriptor of its own.
@@ -465,8 +647,23 @@ impl Caller {
         if folder == libc::AT_FDCWD { self.follow(&self.own("cwd")) } else { self.descriptor(folder) }
     }
 
-    fn follow(&self, path: &str) -> nix::Result<OwnedFd> {
-        nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
+    fn follow(&self, in_proc: &str) -> nix::Result<OwnedFd> {
+        proc::open(in_proc, OFlag::O_PATH)
+    }
+
+    /// What a call is about.
+    fn target(&self, target: &Target) -> nix::Result<OwnedFd> {
+        match target {
+            Target::Descriptor(number) => self.descriptor(*number),
+            Target::Path { folder, path, flags } => {
+                let empty = flags & libc::AT_EMPTY_PATH != 0;
+                match self.path(*path, empty)? {
+                    path if path.is_empty() && empty => self.start(*folder),
+                    path if path.is_empty() => Err(Errno::ENOENT),
+                    path => self.open(*folder, &path, flags & libc::AT_SYMLINK_NOFOLLOW == 0),
+                }
+            }
+        }
     }
 
     /// A path in its memory. A null pointer is an empty path where that is allowed (since 6.11).
@@ -486,9 +683,9 @@ impl Caller {
             }
         }
         let flags = OFlag::O_PATH | if follow { OFlag::empty() } else { OFlag::O_NOFOLLOW };
-        let root = name_of_link(&self.own("root"))?;
+        let root = proc::link(&self.own("root"))?;
         if root == b"/" && !self.mounts_are_its_own()? {
-            let start = if path.starts_with(b"/") { self.follow("/")? } else { self.start(folder)? };
+            let start = if path.starts_with(b"/") { top()? } else { self.start(folder)? };
             return self.open_in(&start, path, follow);
         }
         // It has changed its root: the path is put together as it sees it, and resolved below that.
@@ -510,7 +707,7 @@ impl Caller {
 
     /// It has a mount namespace that is not ours: the same path may be another file there.
     fn mounts_are_its_own(&self) -> nix::Result<bool> {
-        Ok(name_of_link(&self.own("ns/mnt"))? != name_of_link("/proc/self/ns/mnt")?)
+        Ok(proc::link(&self.own("ns/mnt"))? != proc::link(MOUNT_NAMESPACE)?)
     }
 
     /// A name in a folder, which need not be there; `None`: the path ends otherwise.
@@ -529,14 +726,10 @@ impl Caller {
     }
 
     fn umask(&self) -> u32 {
-        let status = std::fs::read_to_string(self.own("status")).unwrap_or_default();
+        let status = proc::read(&self.own("status")).unwrap_or_default();
         let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
         umask.and_then(|text| u32::from_str_radix(text.trim(), 8).ok()).unwrap_or(0o022)
     }
-}
-
-fn name_of_link(path: &str) -> nix::Result<Vec<u8>> {
-    nix::fcntl::readlink(path).map(OsStringExt::into_vec)
 }
 
 /// A path that begins at one of the caller's own links, as `/proc/self/fd/3` or `/dev/stdout/x` do:

@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::build_file::spec::Step;
 use crate::error::{Error, Result};
+use crate::sandbox::place::Isolation;
+use crate::sandbox::seen::Known;
 use crate::sandbox::spec::{Secret, Spec, Standard};
 
 /// A path of the host, as bytes: it need not be UTF-8.
@@ -68,6 +70,26 @@ pub enum Operation {
         /// An empty folder of the host.
         root: HostPath,
     },
+    /// The snapshot, as a folder that is there.
+    Tree {
+        /// It takes what changes.
+        tree: HostPath,
+        /// An empty folder of the host.
+        root: HostPath,
+    },
+    /// The same where nothing can be mounted.
+    Folders(HostPath),
+    /// A copy of a file or folder of the host.
+    Copy {
+        /// On the host.
+        host: HostPath,
+        /// Inside.
+        inside: String,
+    },
+    /// A device node of that name, or its opens are answered.
+    Node(String),
+    /// The folder becomes the root.
+    Chroot,
     /// A folder of the snapshot becomes a mount of its own, so that it can't be removed or renamed.
     Own(String),
     /// A file or folder of the host.
@@ -132,6 +154,11 @@ impl fmt::Display for Operation {
         match self {
             Self::Private => write!(f, "keep mounts private"),
             Self::Overlay { lower, upper, .. } => write!(f, "stack {} folders below {}", lower.len(), upper.display()),
+            Self::Tree { tree, .. } => write!(f, "take {} as it is", tree.display()),
+            Self::Folders(tree) => write!(f, "take {} as it is, and mount nothing", tree.display()),
+            Self::Copy { host, inside } => write!(f, "copy {} to {inside}", host.display()),
+            Self::Node(name) => write!(f, "node /dev/{name}, or answer its opens"),
+            Self::Chroot => write!(f, "change the root"),
             Self::Own(inside) => write!(f, "make {inside} a mount of its own"),
             Self::Bind { host, inside, read_only } => {
                 write!(f, "show {} at {inside}{}", host.display(), if *read_only { ", read-only" } else { "" })
@@ -191,17 +218,24 @@ const DEFAULT_PROCESSES: u64 = 16_384;
 /// What is done for a spec, in order.
 pub fn plan(spec: &Spec) -> Result<Vec<Operation>> {
     check(spec)?;
+    if spec.isolation == Isolation::Chroot {
+        return without_namespaces(spec);
+    }
     let folder = |inside: &str, mode| Operation::Folder { inside: inside.into(), mode };
     let link = |target: &str, inside: &str| Operation::Link { target: target.into(), inside: inside.into() };
     let tmpfs = |inside: &str, mode| Operation::Tmpfs { inside: inside.into(), mode };
-    let mut plan = vec![
-        Operation::Private,
-        Operation::Overlay {
+    let root = match &spec.tree {
+        Some(tree) => Operation::Tree { tree: tree.into(), root: (&spec.root).into() },
+        None => Operation::Overlay {
             lower: spec.lower.iter().map(HostPath::from).collect(),
             upper: (&spec.upper).into(),
             work: (&spec.work).into(),
             root: (&spec.root).into(),
         },
+    };
+    let mut plan = vec![
+        Operation::Private,
+        root,
         Operation::Own("/tmp".into()),
         tmpfs("/run", 0o755),
         tmpfs("/dev", 0o755),
@@ -241,11 +275,47 @@ pub fn plan(spec: &Spec) -> Result<Vec<Operation>> {
     Ok(plan)
 }
 
+/// The same where there are no namespaces: a folder, and nothing is mounted. What is left out of
+/// changesets is emptied at the end.
+fn without_namespaces(spec: &Spec) -> Result<Vec<Operation>> {
+    let tree = spec.tree.as_ref().ok_or_else(|| Error::failed("without namespaces there is no overlay"))?;
+    let cannot = |what: &str, why: &str| {
+        Error::request(format!("--isolation chroot has no {what}"))
+            .why(why)
+            .next(format!("leave out {what} of the rule, or build where there are namespaces"))
+    };
+    if !spec.secrets.is_empty() {
+        return Err(cannot("secrets", "they are shown in memory, and without namespaces nothing is mounted"));
+    }
+    if spec.mounts.iter().any(|bind| !bind.read_only) {
+        return Err(cannot("caches", "they are mounted, and without namespaces nothing is"));
+    }
+    let folder = |inside: &str, mode| Operation::Folder { inside: inside.into(), mode };
+    let link = |target: &str, inside: &str| Operation::Link { target: target.into(), inside: inside.into() };
+    let mut plan = vec![
+        Operation::Folders(tree.into()),
+        // As they are made, where a builder has none, to mount on them.
+        folder("/run", 0o755),
+        folder("/dev", 0o755),
+        folder("/proc", 0o555),
+        folder("/sys", 0o755),
+        folder("/dev/shm", 0o1777),
+        link("/proc/self/fd", "/dev/fd"),
+    ];
+    plan.extend(DEVICES.map(|name| Operation::Node(name.into())));
+    plan.extend(
+        spec.mounts.iter().map(|bind| Operation::Copy { host: (&bind.host).into(), inside: bind.inside.clone() }),
+    );
+    plan.push(Operation::Chroot);
+    Ok(plan)
+}
+
 fn check(spec: &Spec) -> Result<()> {
     let relative = spec
         .lower
         .iter()
         .chain([&spec.upper, &spec.work, &spec.root, &spec.tmp])
+        .chain(&spec.tree)
         .chain(spec.mounts.iter().map(|b| &b.host));
     if let Some(path) = relative.into_iter().find(|path| !path.is_absolute()) {
         return Err(Error::failed(format!("not an absolute path: {}", path.display())));
@@ -285,8 +355,15 @@ pub(super) struct Order {
     pub uid: u32,
     pub gid: u32,
     pub secrets: Vec<Secret>,
+    pub seen: Option<Known>,
     pub standard: Standard,
     pub no_capabilities: bool,
+    /// The snapshot is a folder as it is.
+    pub tree: bool,
+    /// There are no namespaces.
+    pub chroot: bool,
+    /// The network is that of the machine or container, and not for this rule.
+    pub foreign_network: bool,
     pub processes: u64,
     pub memory: Option<u64>,
     pub file_size: Option<u64>,
@@ -305,7 +382,18 @@ impl Order {
             Step::Shell(script) => Program { argv: ["/bin/sh", "-e", "-c", script].map(str::to_string).to_vec() },
             Step::Argv(argv) => Program { argv: argv.clone() },
         };
+        let chroot = spec.isolation == Isolation::Chroot;
+        // Without a map we are who we are: root. Whoever has no capability may no more than that user.
+        let (uid, gid) = if chroot { (0, 0) } else { (spec.uid, spec.gid) };
+        if chroot && !spec.no_capabilities && (uid, gid) != (spec.uid, spec.gid) {
+            return Err(Error::request(format!("--isolation chroot can't run a rule as user {}", spec.uid))
+                .why("another user than root is mapped by a user namespace, and there is none")
+                .next("leave out user = … of the rule, or build where there are namespaces"));
+        }
         Ok(Self {
+            tree: spec.tree.is_some(),
+            chroot,
+            foreign_network: chroot && !spec.network,
             operations: plan(spec)?,
             steps: spec.steps.iter().map(program).collect(),
             env: spec.env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
@@ -315,9 +403,10 @@ impl Order {
                 .cloned()
                 .unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()),
             cwd: spec.cwd.clone(),
-            uid: spec.uid,
-            gid: spec.gid,
+            uid,
+            gid,
             secrets: spec.secrets.clone(),
+            seen: spec.seen.clone(),
             standard: spec.standard,
             no_capabilities: spec.no_capabilities,
             processes: spec.limits.processes.unwrap_or(DEFAULT_PROCESSES),

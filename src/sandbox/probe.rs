@@ -12,7 +12,7 @@ use nix::sched::CloneFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::sandbox::filter::{self, Owners};
+use crate::sandbox::filter::{self, Open, Owners};
 use crate::sandbox::start;
 use crate::sys::mount::{self, Setting, attribute};
 use crate::sys::nursery::{Birth, Newborn};
@@ -132,30 +132,51 @@ fn executable() -> Finding {
     }
 }
 
+const OVERLAY_NAME: &str = "overlay";
+
 /// What the child says.
 type Answer = Result<Vec<Finding>>;
 
 /// What the child found.
 fn tried(scratch: &Path) -> Result<Vec<Finding>> {
+    with_folders(scratch, |folder| ask(folder, start::PROBE))
+}
+
+/// Why snapshots can't be stacked here; `None`: they can. An error: there are no namespaces at all.
+pub(super) fn no_overlay(scratch: &Path) -> Result<Option<String>> {
+    let tried = |folder: &Path| {
+        let dir = file::open_path(folder)?;
+        if file::set_xattr(dir.as_fd(), b"upper", b"user.tapeout", b"1").is_err() {
+            return Ok(Some(format!("files in {} have no attributes (user.*)", scratch.display())));
+        }
+        let findings = ask(folder, start::OVERLAY)?;
+        let missing = findings.into_iter().find(|finding| finding.name == OVERLAY_NAME && finding.state != State::Good);
+        Ok(missing.map(|finding| finding.why.join("; ")))
+    };
+    with_folders(scratch, tried)
+}
+
+fn with_folders<T>(scratch: &Path, run: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     let folder = scratch.join(format!("probe-{}", std::process::id()));
     for name in ["lower", "upper", "work"] {
         let path = folder.join(name);
         std::fs::create_dir_all(&path).map_err(|e| Error::io("mkdir", &path, e))?;
     }
-    let answer = ask(&folder);
+    let answer = run(&folder);
     file::remove_tree(&folder)?;
     answer
 }
 
-fn ask(folder: &Path) -> Result<Vec<Finding>> {
+fn ask(folder: &Path, task: u32) -> Result<Vec<Finding>> {
     let (ours, theirs) = UnixStream::pair().map_err(|e| Error::io("socketpair", "", e))?;
     let pass: [BorrowedFd; 1] = [theirs.as_fd()];
-    let namespaces = CloneFlags::CLONE_NEWNS
+    let namespaces = CloneFlags::CLONE_NEWUSER
+        | CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWNET;
-    let child = start::make(Birth { task: start::PROBE, namespaces, uid: 0, gid: 0 }, &pass)?;
+    let child = start::make(Birth { task, namespaces, uid: 0, gid: 0 }, &pass)?;
     drop(theirs);
     let folder = std::os::unix::ffi::OsStrExt::as_bytes(folder.as_os_str());
     let answer = start::write_frame(&ours, folder).and_then(|()| start::read_frame(&ours, 1 << 20));
@@ -169,7 +190,10 @@ pub(super) fn inside(mut newborn: Newborn) -> i32 {
     let Some(control) = newborn.passed.pop().map(UnixStream::from) else { return 2 };
     let Ok(folder) = start::read_frame(&control, 4096) else { return 2 };
     let folder = Path::new(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&folder));
-    let answer: Answer = newborn.map_ids().map(|()| try_all(folder));
+    let answer: Answer = newborn.map_ids().and_then(|()| match newborn.birth.task {
+        start::OVERLAY => mount::make_all_private().map(|()| overlay(folder)),
+        _ => Ok(try_all(folder)),
+    });
     let sent = postcard::to_stdvec(&answer).is_ok_and(|bytes| start::write_frame(&control, &bytes).is_ok());
     i32::from(!sent)
 }
@@ -192,10 +216,10 @@ fn try_all(folder: &Path) -> Vec<Finding> {
 }
 
 fn overlay(folder: &Path) -> Vec<Finding> {
-    let (name, needed) = ("overlay", "snapshots are stacked, not copied");
+    let (name, needed) = (OVERLAY_NAME, "snapshots are stacked, not copied");
     let refused = |errno, log: Vec<String>| {
         let error = super::init::overlay_refused(errno, 1, log);
-        Finding::from_error(name, State::Missing, "no rule can run without snapshots", &error)
+        Finding::from_error(name, State::Weak, "snapshots are copied, which is slower", &error)
     };
     let text = |part: &str| folder.join(part).to_string_lossy().into_owned();
     let made = || -> Result<bool, mount::Refused> {
@@ -249,7 +273,7 @@ fn listener() -> Finding {
         Finding::from_errno(name, State::Weak, "a rule that gives a file to another owner fails", call, errno)
     };
     let tried = process::spawn(|| {
-        let program = filter::program(Owners::Recorded, 0, 0);
+        let program = filter::program(Owners::Recorded, (0, 0), Open::default());
         let done = nix::sys::prctl::set_no_new_privs().and_then(|()| seccomp::filter_with_listener(&program));
         done.err().map_or(0, |errno| errno as i32)
     });

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::build_file::spec::{Limits, Step};
+use crate::sandbox::place::Isolation;
+use crate::sandbox::seen::Known;
 
 /// What is wanted.
 #[derive(Debug, Clone, Default)]
@@ -16,9 +18,13 @@ pub struct Spec {
     pub upper: PathBuf,
     /// An empty folder for the kernel, on the same file system as `upper`.
     pub work: PathBuf,
+    /// Instead of these three: a folder that is the root as it is, and takes what changes.
+    pub tree: Option<PathBuf>,
+    /// What keeps the steps apart from the rest of the machine.
+    pub isolation: Isolation,
     /// An empty folder to mount the root at.
     pub root: PathBuf,
-    /// A folder on the same file system as `upper`; it is `/tmp` while the sandbox lives. `home` is made in it.
+    /// A folder on the same file system as `upper`, or `tree`; it is `/tmp` while the sandbox lives. `home` is made in it.
     pub tmp: PathBuf,
     /// More that is mounted, in this order.
     pub mounts: Vec<Bind>,
@@ -44,6 +50,8 @@ pub struct Spec {
     pub standard: Standard,
     /// The steps have no capability at all.
     pub no_capabilities: bool,
+    /// `stat` shows the owners that are recorded: these, and what the steps ask for.
+    pub seen: Option<Known>,
     /// Files below `/run/secrets`.
     pub secrets: Vec<Secret>,
 }

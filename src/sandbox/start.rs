@@ -8,8 +8,10 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use nix::sched::CloneFlags;
+use nix::sys::stat::SFlag;
 
 use crate::error::{Error, Result};
+use crate::sandbox::place::Isolation;
 use crate::sandbox::plan::{Order, Reply};
 use crate::sandbox::spec::{Outcome, Spec};
 use crate::sys::nursery::{Birth, Child, Nursery, Stillborn};
@@ -25,6 +27,8 @@ pub(super) const ROLE: &str = "sandbox";
 pub(super) const SANDBOX: u32 = 0;
 /// What a child of the nursery is for: to try what this machine can.
 pub(super) const PROBE: u32 = 1;
+/// What a child of the nursery is for: to try whether there is an overlay.
+pub(super) const OVERLAY: u32 = 2;
 
 static NURSERY: Mutex<Option<Nursery>> = Mutex::new(None);
 
@@ -50,9 +54,10 @@ pub fn run_on_terminal(spec: &Spec, relay: impl FnOnce(OwnedFd) + Send) -> Resul
     let (ours, theirs) = UnixStream::pair().map_err(|e| Error::io("socketpair", "", e))?;
     std::thread::scope(|scope| {
         // Where init ends before it has one, the socket says so.
-        scope.spawn(move || match process::receive_descriptor(&ours) {
-            Ok(Some((_, Some(terminal)))) => relay(terminal),
-            _ => {}
+        scope.spawn(move || {
+            if let Ok(Some((_, Some(terminal)))) = process::receive_descriptor(&ours) {
+                relay(terminal);
+            }
         });
         converse(spec, theirs.into(), None)
     })
@@ -120,7 +125,14 @@ pub(super) fn make(birth: Birth, pass: &[BorrowedFd]) -> Result<Child> {
 }
 
 fn namespaces(spec: &Spec) -> CloneFlags {
-    let all = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
+    if spec.isolation == Isolation::Chroot {
+        return CloneFlags::empty();
+    }
+    let all = CloneFlags::CLONE_NEWUSER
+        | CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWPID
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS;
     // The path of our control group tells who started us.
     // In a rule of another tapeout there is none to be had, and none needed.
     let most = std::fs::read_to_string("/proc/sys/user/max_cgroup_namespaces").unwrap_or_default();
@@ -172,31 +184,42 @@ struct Tmp<'a> {
 impl<'a> Tmp<'a> {
     fn put_in(spec: &'a Spec) -> Result<Self> {
         // A link would be hidden rather than followed, and the rule of the next builder surprised.
-        for lower in spec.lower.iter().rev() {
+        for lower in spec.tree.iter().chain(spec.lower.iter().rev()) {
             match std::fs::symlink_metadata(lower.join("tmp")) {
                 Ok(found) if found.is_dir() => break,
                 Ok(_) => return Err(not_a_folder("/tmp")),
                 Err(_) => {}
             }
         }
-        let upper = file::open_path(&spec.upper)?;
-        if file::stat_at(upper.as_fd(), b"tmp")?.is_some() {
-            file::remove_tree_at(upper.as_fd(), b"tmp")?;
+        let top = file::open_path(Self::top(spec))?;
+        if file::stat_at(top.as_fd(), b"tmp")?.is_some() {
+            file::remove_tree_at(top.as_fd(), b"tmp")?;
         }
         let parent = file::open_path(&spec.tmp)?;
         if file::stat_at(parent.as_fd(), b"home")?.is_none() {
             file::mkdir_at(parent.as_fd(), b"home", 0o755)?;
         }
-        std::fs::rename(&spec.tmp, spec.upper.join("tmp")).map_err(|e| Error::io("rename", &spec.tmp, e))?;
-        file::chmod_at(upper.as_fd(), b"tmp", 0o1777)?;
-        file::set_xattr(upper.as_fd(), b"tmp", b"user.overlay.opaque", b"y")?;
+        std::fs::rename(&spec.tmp, Self::top(spec).join("tmp")).map_err(|e| Error::io("rename", &spec.tmp, e))?;
+        file::chmod_at(top.as_fd(), b"tmp", 0o1777)?;
+        if spec.tree.is_none() {
+            file::set_xattr(top.as_fd(), b"tmp", b"user.overlay.opaque", b"y")?;
+        }
         Ok(Self { spec })
     }
 
+    /// The folder that is the root, or its top layer.
+    fn top(spec: &Spec) -> &Path {
+        spec.tree.as_ref().unwrap_or(&spec.upper)
+    }
+
     fn take_out(self) -> Result<()> {
-        let inside = self.spec.upper.join("tmp");
+        let (top, inside) = (file::open_path(Self::top(self.spec))?, Self::top(self.spec).join("tmp"));
+        if file::stat_at(top.as_fd(), b"tmp")?.is_none_or(|stat| file::kind(&stat) != SFlag::S_IFDIR) {
+            // Where it is no mount, a step may have moved it away.
+            return std::fs::create_dir(&self.spec.tmp).map_err(|e| Error::io("mkdir", &self.spec.tmp, e));
+        }
         // The step may have closed it, and a folder that can't be written can't be moved elsewhere.
-        file::chmod_at(file::open_path(&self.spec.upper)?.as_fd(), b"tmp", 0o700)?;
+        file::chmod_at(top.as_fd(), b"tmp", 0o700)?;
         std::fs::rename(&inside, &self.spec.tmp).map_err(|e| Error::io("rename", &inside, e))
     }
 }

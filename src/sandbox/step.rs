@@ -13,7 +13,7 @@ use nix::sys::resource::Resource;
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
-use crate::sandbox::filter::{self, Owners};
+use crate::sandbox::filter::{self, Open, Owners};
 use crate::sandbox::init::io_error;
 use crate::sandbox::plan::Order;
 use crate::sandbox::spec::Standard;
@@ -36,25 +36,33 @@ enum Stage {
     Limits,
     Capabilities,
     Filter,
+    Listener,
     Execute,
 }
 
-const STAGES: [Stage; 7] = [
+const STAGES: [Stage; 8] = [
     Stage::Terminal,
     Stage::Descriptors,
     Stage::Folder,
     Stage::Limits,
     Stage::Capabilities,
     Stage::Filter,
+    Stage::Listener,
     Stage::Execute,
 ];
 
 /// Starts a step. When this returns, its program runs.
-pub(super) fn start(order: &Order, number: usize, output: &File, terminal: Option<&str>) -> Result<Started> {
+pub(super) fn start(
+    order: &Order,
+    number: usize,
+    output: &File,
+    terminal: Option<&str>,
+    open: Open,
+) -> Result<Started> {
     let (ours, theirs) = UnixStream::pair().map_err(|e| Error::io("socketpair", "", e))?;
     // What it says before its program runs waits in the socket.
     let pid = process::spawn(|| {
-        let Err((stage, errno)) = become_step(order, number, output, terminal, &theirs);
+        let Err((stage, errno)) = become_step(order, number, output, terminal, &theirs, open);
         let mut report = vec![stage as u8];
         report.extend_from_slice(&(errno as i32).to_le_bytes());
         let _ = (&theirs).write_all(&report);
@@ -81,6 +89,9 @@ fn failed(order: &Order, number: usize, stage: u8, mut socket: &UnixStream) -> E
     let error = match STAGES.into_iter().find(|s| *s as u8 == stage) {
         Some(Stage::Folder) => io_error("chdir", &order.cwd, errno),
         Some(Stage::Execute) => not_executed(order, program, Errno::from_raw(errno)),
+        Some(Stage::Listener) => Error::failed("owners = \"seen\" can't be had here")
+            .why("something around us listens to seccomp already, and the kernel allows one listener")
+            .next("run it outside of that container"),
         Some(stage) => io_error(&format!("{stage:?}").to_lowercase(), program, errno),
         None => Error::failed("it reported nonsense"),
     };
@@ -111,6 +122,7 @@ fn become_step(
     output: &File,
     terminal: Option<&str>,
     report: &UnixStream,
+    open: Open,
 ) -> Result<std::convert::Infallible, (Stage, Errno)> {
     let at = |stage| move |errno| (stage, errno);
     nix::unistd::setsid().map_err(at(Stage::Terminal))?;
@@ -127,11 +139,18 @@ fn become_step(
         // Init has them already.
         (Standard::Given, _) => {}
         _ => {
-            let null = File::open("/dev/null").map_err(|e| (Stage::Descriptors, opened(e)))?;
-            process::set_standard(null.as_fd(), 0).map_err(at(Stage::Descriptors))?;
+            // Without namespaces it is init's own, since there may be no node.
+            if !order.chroot {
+                let null = File::open("/dev/null").map_err(|e| (Stage::Descriptors, opened(e)))?;
+                process::set_standard(null.as_fd(), 0).map_err(at(Stage::Descriptors))?;
+            }
             process::set_standard(output.as_fd(), 1).map_err(at(Stage::Descriptors))?;
             process::set_standard(output.as_fd(), 2).map_err(at(Stage::Descriptors))?;
         }
+    }
+    if order.chroot {
+        // No namespace ends with init.
+        nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(at(Stage::Limits))?;
     }
     process::close_all_on_exec();
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
@@ -144,11 +163,14 @@ fn become_step(
     let keep = filter::capabilities(order.no_capabilities || order.uid != 0);
     process::keep_only(&keep).map_err(|_| (Stage::Capabilities, Errno::EPERM))?;
     nix::sys::prctl::set_no_new_privs().map_err(at(Stage::Filter))?;
-    match seccomp::filter_with_listener(&filter::program(Owners::Recorded, order.uid, order.gid)) {
+    let mapped = (order.uid, order.gid);
+    let owners = if order.seen.is_some() { Owners::Seen } else { Owners::Recorded };
+    match seccomp::filter_with_listener(&filter::program(owners, mapped, open)) {
         Ok(listener) => process::send_descriptor(report, listener.as_fd()).map_err(at(Stage::Filter))?,
         // Somebody around us has a listener (LXD), or the kernel knows none (before 5.0).
+        Err(errno @ (Errno::EBUSY | Errno::EINVAL)) if owners == Owners::Seen => return Err((Stage::Listener, errno)),
         Err(Errno::EBUSY | Errno::EINVAL) => {
-            seccomp::filter(&filter::program(Owners::MappedOnly, order.uid, order.gid)).map_err(at(Stage::Filter))?;
+            seccomp::filter(&filter::program(Owners::MappedOnly, mapped, open)).map_err(at(Stage::Filter))?;
             (&*report).write_all(&[0]).map_err(|_| (Stage::Filter, Errno::EPIPE))?;
         }
         Err(errno) => return Err((Stage::Filter, errno)),

@@ -13,6 +13,8 @@
 //! caches/HEX/files/       the content of a cache: HEX is the digest of its path inside, which `path` holds
 //! caches/HEX/lock         flock: held by the rule that has it mounted
 //! logs/HEX                what the steps of that request printed
+//! trees/N/                snapshots where no overlay can be had (changeset/kept_tree.rs); may be removed
+//! squashed/HEX/           many changesets as one folder, hard-linked (execute/squash.rs); may be removed
 //! runs/LABEL-VALUES       what a rule came to last, for `log` and `explain` (runs.rs)
 //! failed/LABEL-VALUES/    what it left when it failed, for `shell --failed`
 //! uses/HEX                digests of what a command used, one after the other (gc.rs)
@@ -58,7 +60,7 @@ pub use cache::Cache;
 pub use scratch::{Scratch, wait_until_clean};
 
 /// What a store has from the start; the first is itself.
-const FOLDERS: [&str; 13] = [
+const FOLDERS: [&str; 15] = [
     "",
     "blobs/sha256",
     "changesets",
@@ -71,6 +73,8 @@ const FOLDERS: [&str; 13] = [
     "runs",
     "failed",
     "uses",
+    "trees",
+    "squashed",
     "tmp",
 ];
 
@@ -180,6 +184,21 @@ impl Store {
     /// Its folder.
     pub fn path(&self) -> &Path {
         &self.0.path
+    }
+
+    /// Names this boot of the machine.
+    pub fn boot(&self) -> &str {
+        &self.0.boot
+    }
+
+    /// The folder with kept trees: snapshots where no overlay can be had.
+    pub fn trees_path(&self) -> PathBuf {
+        self.path().join("trees")
+    }
+
+    /// Where many changesets lie as one folder, or would.
+    pub fn squashed_path(&self, digest: &Digest) -> PathBuf {
+        self.path().join("squashed").join(digest.hex())
     }
 
     /// A private folder below `tmp`, removed when it is dropped.

@@ -227,6 +227,61 @@ pub fn stat_at(dir: BorrowedFd, name: &[u8]) -> Result<Option<FileStat>> {
     }
 }
 
+/// What a file is shown as.
+#[derive(Debug, Clone, Copy)]
+pub struct Shown {
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// A device that it stands for: is it a character device, major, minor.
+    pub device: Option<(bool, u32, u32)>,
+}
+
+/// The bytes of a struct of numbers that the kernel has filled.
+fn bytes_of<T: Copy>(value: &T) -> Vec<u8> {
+    // SAFETY: `value` is live and as long as said. It was zeroed before the kernel filled it, so its
+    // padding is set too.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast::<u8>(), size_of::<T>()) }.to_vec()
+}
+
+fn kind_of_device(character: bool) -> u32 {
+    if character { libc::S_IFCHR } else { libc::S_IFBLK }
+}
+
+/// fstat(2), as the kernel lays it out for programs of this machine, with another owner.
+pub fn stat_as(fd: BorrowedFd, shown: &Shown) -> nix::Result<Vec<u8>> {
+    // SAFETY: stat is plain numbers, for which zeros are a value.
+    let mut found: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: fstat fills the struct that it is given, a live local.
+    if unsafe { libc::fstat(fd.as_raw_fd(), &raw mut found) } < 0 {
+        return Err(nix::Error::last());
+    }
+    (found.st_uid, found.st_gid) = (shown.uid, shown.gid);
+    if let Some((character, major, minor)) = shown.device {
+        found.st_mode = found.st_mode & !libc::S_IFMT | kind_of_device(character);
+        found.st_rdev = libc::makedev(major, minor);
+    }
+    Ok(bytes_of(&found))
+}
+
+/// statx(2) of an open file, the same way.
+pub fn statx_as(fd: BorrowedFd, mask: u32, shown: &Shown) -> nix::Result<Vec<u8>> {
+    // SAFETY: statx is plain numbers, for which zeros are a value.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    let flags = libc::AT_EMPTY_PATH;
+    // SAFETY: the path is a static C string, `found` a live local of the type that the call fills.
+    if unsafe { libc::statx(fd.as_raw_fd(), c"".as_ptr(), flags, mask, &raw mut found) } < 0 {
+        return Err(nix::Error::last());
+    }
+    (found.stx_uid, found.stx_gid) = (shown.uid, shown.gid);
+    if let Some((character, major, minor)) = shown.device {
+        found.stx_mode = found.stx_mode & !(libc::S_IFMT as u16) | kind_of_device(character) as u16;
+        (found.stx_rdev_major, found.stx_rdev_minor) = (major, minor);
+    }
+    Ok(bytes_of(&found))
+}
+
 /// The kind bits of a mode.
 pub fn kind(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode & libc::S_IFMT)
@@ -413,7 +468,53 @@ pub fn handle(fd: BorrowedFd) -> Result<Vec<u8>> {
     let mut identity = b"inode".to_vec();
     identity.extend_from_slice(&stat.st_dev.to_le_bytes());
     identity.extend_from_slice(&stat.st_ino.to_le_bytes());
+    for number in born(fd).ok().flatten().map_or([0, 0], |(seconds, nanoseconds)| [seconds, nanoseconds]) {
+        identity.extend_from_slice(&number.to_le_bytes());
+    }
     Ok(identity)
+}
+
+/// When a file was made, which no call can set: seconds and nanoseconds; `None`: its file system
+/// doesn't say.
+pub fn born(fd: BorrowedFd) -> nix::Result<Option<(i64, i64)>> {
+    // SAFETY: statx is plain numbers, for which zeros are a value.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is a static C string, `found` a live local of the type that the call fills.
+    let n =
+        unsafe { libc::statx(fd.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_BTIME, &raw mut found) };
+    nix::errno::Errno::result(n)?;
+    let known = found.stx_mask & libc::STATX_BTIME != 0;
+    Ok(known.then_some((found.stx_btime.tv_sec, i64::from(found.stx_btime.tv_nsec))))
+}
+
+/// The time that a file gets which is made now.
+pub fn now() -> (i64, i64) {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a live local of the type that the call fills.
+    unsafe { libc::clock_gettime(libc::CLOCK_REALTIME_COARSE, &raw mut now) };
+    (now.tv_sec, now.tv_nsec)
+}
+
+/// Does a write through a shared mapping change the times of a file, as POSIX wants it (tmpfs does
+/// not)? Tried with an empty file, open for reading and writing.
+pub fn tells_mapped_writes(file: &File) -> io::Result<bool> {
+    const SIZE: usize = 4096;
+    file.set_len(SIZE as u64)?;
+    let long_ago = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1);
+    file.set_times(std::fs::FileTimes::new().set_modified(long_ago))?;
+    let (access, how) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+    // SAFETY: a new mapping, placed by the kernel, of an open file that is as long as it.
+    let place = unsafe { libc::mmap(std::ptr::null_mut(), SIZE, access, how, file.as_raw_fd(), 0) };
+    if place == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the mapping is SIZE bytes long, writable, ours alone, and gone after the second call.
+    unsafe {
+        place.cast::<u8>().write_volatile(1);
+        libc::msync(place, SIZE, libc::MS_SYNC);
+        libc::munmap(place, SIZE);
+    }
+    Ok(file.metadata()?.modified()? != long_ago)
 }
 
 /// Makes `to` (empty) hold what `from` holds: shared blocks where the file system can

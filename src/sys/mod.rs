@@ -7,6 +7,7 @@
 pub mod file;
 pub mod mount;
 pub mod nursery;
+pub mod proc;
 pub mod process;
 pub mod root;
 pub mod seccomp;

@@ -1,5 +1,5 @@
 //! A nursery: one process of ours, executed once, with one thread and clean memory, that makes
-//! others by clone(2), each in namespaces of its own.
+//! others by clone(2), each in namespaces of its own where there are any.
 //!
 //! Whoever schedules sandboxes has threads, and after a fork in such a process the child may do next
 //! to nothing (fork(2)); so a child must be executed anew, which costs more than all the rest. The
@@ -27,7 +27,7 @@ const MOST: usize = 8;
 pub struct Birth {
     /// Says the callback of [`serve`] what this one is for.
     pub task: u32,
-    /// Its namespaces, besides the user namespace, which it always gets.
+    /// Its namespaces; with none of its own it is in all of ours.
     pub namespaces: CloneFlags,
     /// The ID that it has inside.
     pub uid: u32,
@@ -135,8 +135,11 @@ pub struct Newborn {
 }
 
 impl Newborn {
-    /// Maps one ID, the one that we have outside.
+    /// Maps one ID, the one that we have outside, where there is a namespace to map it in.
     pub fn map_ids(&self) -> Result<()> {
+        if !self.birth.namespaces.contains(CloneFlags::CLONE_NEWUSER) {
+            return Ok(());
+        }
         process::map_ids((self.birth.uid, self.birth.gid), self.outside)
     }
 }
@@ -157,7 +160,7 @@ pub fn serve(run: fn(Newborn) -> i32) -> ! {
         let mut request = [0u8; 16];
         let Ok((16, passed)) = receive(socket.as_fd(), &mut request) else { std::process::exit(0) };
         let Some(birth) = Birth::parse(&request) else { std::process::exit(1) };
-        let answer = match clone(birth.namespaces | CloneFlags::CLONE_NEWUSER) {
+        let answer = match clone(birth.namespaces) {
             Ok(None) => {
                 // SAFETY: as above; a child waits for children of its own.
                 let _ = unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) };

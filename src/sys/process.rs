@@ -179,6 +179,19 @@ pub fn harden_self() -> Result<()> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(|errno| Error::io("prctl(PR_SET_PDEATHSIG)", "", errno))
 }
 
+/// Whoever descends from us and loses its parent becomes our child.
+pub fn adopt_orphans() -> Result<()> {
+    nix::sys::prctl::set_child_subreaper(true).map_err(|errno| Error::io("prctl(PR_SET_CHILD_SUBREAPER)", "", errno))
+}
+
+/// chroot(2) to an open folder.
+pub fn change_root(root: BorrowedFd) -> Result<()> {
+    nix::unistd::fchdir(root)
+        .and_then(|()| nix::unistd::chroot("."))
+        .and_then(|()| nix::unistd::chdir("/"))
+        .map_err(|errno| Error::io("chroot", super::file::shown(root, b""), errno))
+}
+
 /// Closes every descriptor from 3 on but these.
 pub fn close_all_but(keep: &[BorrowedFd]) {
     let mut keep: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd() as u32).collect();
@@ -347,6 +360,25 @@ pub fn read_string(thread: i32, address: u64) -> nix::Result<Vec<u8>> {
         }
     }
     Err(if got == PAGE { Errno::ENAMETOOLONG } else { Errno::EFAULT })
+}
+
+/// Eight bytes of another process's memory, as a number.
+pub fn read_number(thread: i32, address: u64) -> nix::Result<u64> {
+    use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+    let mut bytes = [0u8; 8];
+    let from = [RemoteIoVec { base: address as usize, len: bytes.len() }];
+    match process_vm_readv(Pid::from_raw(thread), &mut [io::IoSliceMut::new(&mut bytes)], &from)? {
+        8 => Ok(u64::from_ne_bytes(bytes)),
+        _ => Err(Errno::EFAULT),
+    }
+}
+
+/// process_vm_writev(2): into the memory of another process, all of it or an error.
+pub fn write_memory(thread: i32, address: u64, bytes: &[u8]) -> nix::Result<()> {
+    use nix::sys::uio::{RemoteIoVec, process_vm_writev};
+    let to = [RemoteIoVec { base: address as usize, len: bytes.len() }];
+    let written = process_vm_writev(Pid::from_raw(thread), &[io::IoSlice::new(bytes)], &to)?;
+    if written == bytes.len() { Ok(()) } else { Err(Errno::EFAULT) }
 }
 
 /// fchownat(2) of the very file that is open, O_PATH too. `u32::MAX` leaves a half as it is.

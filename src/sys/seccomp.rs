@@ -202,6 +202,18 @@ pub fn proceed(listener: BorrowedFd, id: u64) {
     respond(listener, libc::seccomp_notif_resp { id, val: 0, error: 0, flags });
 }
 
+/// Answers with a descriptor that becomes the caller's own (5.14).
+pub fn give(listener: BorrowedFd, id: u64, fd: BorrowedFd, close_on_exec: bool) -> nix::Result<()> {
+    let flags = libc::SECCOMP_ADDFD_FLAG_SEND as u32;
+    let newfd_flags = if close_on_exec { libc::O_CLOEXEC as u32 } else { 0 };
+    let given = libc::seccomp_notif_addfd { id, flags, srcfd: fd.as_raw_fd() as u32, newfd: 0, newfd_flags };
+    // SAFETY: ADDFD reads a seccomp_notif_addfd, which `given` is.
+    match unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD as _, &raw const given) } {
+        0.. => Ok(()),
+        _ => Err(Errno::last()),
+    }
+}
+
 fn respond(listener: BorrowedFd, response: libc::seccomp_notif_resp) {
     // An error here means that the caller died, and nobody waits for the answer.
     // SAFETY: SEND reads a seccomp_notif_resp, which `response` is.

@@ -5,6 +5,7 @@ use crate::cli::args::{Bootstrap as Args, Global};
 use crate::cli::{context, ui};
 use crate::error::Result;
 use crate::execute::base::{Base, Settings, Wanted};
+use crate::execute::room;
 
 /// Makes a builder, or says that it is there.
 pub fn run(global: &Global, args: &Args) -> Result<()> {
@@ -34,7 +35,11 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     let wanted = Wanted { config, epoch: ours.and_then(|w| w.epoch), folder: &directory, lock_path };
     // A tag that can't be one is refused before anything is downloaded.
     store.builder(&args.tag)?;
-    Base::ready(&store, wanted, &settings, &ui::Progress::start(&directory))?;
+    let progress = ui::Progress::start(&directory);
+    Base::ready(&store, wanted, &settings, &progress)?;
+    if room::is_open() {
+        room::tell(&store, &progress)?;
+    }
     store.sync()?;
     if let Some(builder) = store.builder(&args.tag)? {
         if global.json {

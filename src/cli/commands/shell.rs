@@ -10,7 +10,7 @@ use crate::execute::shell::{self, Room};
 use crate::graph;
 use crate::label::Label;
 use crate::report::{Event, Report};
-use crate::sandbox::{self, Standard, Status};
+use crate::sandbox::{self, Isolation, Standard, Status};
 use crate::store::Store;
 
 /// Opens a shell, or runs a command, where a rule runs; gives the exit code.
@@ -87,7 +87,8 @@ fn enter(mut room: Room, args: &Args, report: &dyn Report) -> Result<u8> {
         [] => shell::default_shell(),
         command => Step::Argv(command.to_vec()),
     }];
-    let outcome = if terminal::is_one() {
+    // Without namespaces there are no terminals of its own: pipes carry, and there is no job control.
+    let outcome = if terminal::is_one() && room.spec.isolation == Isolation::Namespaces {
         room.spec.standard = Standard::Terminal;
         if let Ok(term) = std::env::var("TERM") {
             room.spec.env.entry("TERM".to_string()).or_insert(term);

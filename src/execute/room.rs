@@ -1,0 +1,132 @@
+//! Where a rule runs: its snapshot, stacked by an overlay or as a kept tree, whichever this place
+//! gives; and what it left, captured.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock};
+
+use crate::changeset::{self, Captured, KeptTree, Options};
+use crate::error::Result;
+use crate::execute::squash;
+use crate::report::{Event, Report};
+use crate::sandbox::{Isolation, Place, Recorded, Snapshots, Spec, Wish};
+use crate::store::{Scratch, Store};
+use crate::sys::root::Root;
+use crate::tree::Stack;
+
+static WISH: OnceLock<Wish> = OnceLock::new();
+static PLACE: Mutex<Option<Place>> = Mutex::new(None);
+
+/// What the command line asks for. It counts when it comes before the first room.
+pub fn wish(wish: Wish) {
+    let _ = WISH.set(wish);
+}
+
+/// What this place gives, found out once a command.
+pub fn place(store: &Store) -> Result<Place> {
+    let mut place = PLACE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if let Some(known) = &*place {
+        return Ok(known.clone());
+    }
+    let scratch = store.scratch()?;
+    let found = Place::find(WISH.get().copied().unwrap_or_default(), scratch.path())?;
+    Ok(place.insert(found).clone())
+}
+
+/// Says once a command what is weaker or slower here than elsewhere.
+pub fn tell(store: &Store, report: &dyn Report) -> Result<()> {
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    let place = place(store)?;
+    if !TOLD.swap(true, Ordering::Relaxed) {
+        place.notes.iter().for_each(|text| report.event(Event::Note { text }));
+    }
+    Ok(())
+}
+
+/// Is there no boundary around the rules of this command?
+pub fn is_open() -> bool {
+    WISH.get().is_some_and(|wish| wish.isolation == Some(Isolation::Chroot))
+}
+
+/// The room of one sandbox.
+pub struct Room {
+    scratch: Scratch,
+    tree: Option<KeptTree>,
+    lower: Vec<PathBuf>,
+    isolation: Isolation,
+}
+
+impl Room {
+    /// Makes the snapshot ready.
+    pub fn of(store: &Store, snapshot: &Stack) -> Result<Self> {
+        let place = place(store)?;
+        let scratch = store.scratch()?;
+        scratch.folder("upper")?;
+        let (tree, lower) = match place.snapshots {
+            Snapshots::Copy => (Some(KeptTree::at(store, snapshot)?), vec![]),
+            Snapshots::Overlay => (None, squash::folders(store, snapshot)?),
+        };
+        Ok(Self { scratch, tree, lower, isolation: place.isolation })
+    }
+
+    /// What a sandbox needs to know of it. `/tmp` inside is the folder `tmp` of the scratch folder.
+    pub fn spec(&self) -> Result<Spec> {
+        Ok(Spec {
+            lower: self.lower.clone(),
+            upper: self.upper(),
+            work: self.scratch.folder("work")?,
+            root: self.scratch.folder("root")?,
+            tmp: self.scratch.folder("tmp")?,
+            tree: self.tree.as_ref().map(|tree| tree.path().to_path_buf()),
+            isolation: self.isolation,
+            hostname: "tapeout".to_string(),
+            ..Spec::default()
+        })
+    }
+
+    fn upper(&self) -> PathBuf {
+        self.scratch.path().join("upper")
+    }
+
+    /// A private folder that goes with the room.
+    pub fn scratch(&self) -> &Scratch {
+        &self.scratch
+    }
+
+    /// Where what the rule changed can be read: all of the snapshot, or only that.
+    pub fn changed(&self) -> Result<Root> {
+        match &self.tree {
+            Some(tree) => Ok(tree.root().clone()),
+            None => Root::open(&self.upper()),
+        }
+    }
+
+    /// Takes what the rule changed; `keep` names it and gives it to the store.
+    pub fn capture<T>(
+        self,
+        snapshot: &Stack,
+        recorded: &[Recorded],
+        options: &Options,
+        keep: impl FnOnce(Captured, &Path) -> Result<T>,
+    ) -> Result<T> {
+        let upper = self.upper();
+        let root = Root::open(&upper)?;
+        let captured = match self.tree {
+            Some(tree) => tree.capture(&root, snapshot, recorded, options)?,
+            None => changeset::capture(&root, snapshot, recorded, options)?,
+        };
+        keep(captured, &upper)
+    }
+
+    /// Throws away what a failed rule changed, after `left` had a look at it.
+    pub fn give_up(self, snapshot: &Stack, recorded: &[Recorded], left: &dyn Fn(&Path)) -> Result<()> {
+        let upper = self.upper();
+        if let Some(tree) = self.tree {
+            // What was left is told as an upper folder, whatever made it; what can't be told is left out.
+            let root = Root::open(&upper)?;
+            drop(tree.capture(&root, snapshot, recorded, &Options::default()));
+        }
+        left(&upper);
+        Ok(())
+    }
+}

@@ -1,0 +1,113 @@
+//! `/proc` of this process, also after it has changed its root to a place that has none.
+
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::sync::OnceLock;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use nix::unistd::Pid;
+
+use crate::error::Result;
+
+static KEPT: OnceLock<OwnedFd> = OnceLock::new();
+
+/// Keeps `/proc` open, for the time when it can't be named any more. The first call counts.
+pub fn keep_open() -> Result<()> {
+    let _ = KEPT.set(super::file::open_path(std::path::Path::new("/proc"))?);
+    Ok(())
+}
+
+/// Where names in `/proc` start.
+fn start() -> nix::Result<OwnedFd> {
+    match KEPT.get() {
+        Some(kept) => kept.try_clone().map_err(|_| Errno::EMFILE),
+        None => nix::fcntl::open("/proc", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()),
+    }
+}
+
+/// Opens `/proc/NAME`, a link of it followed.
+pub fn open(name: &str, flags: OFlag) -> nix::Result<OwnedFd> {
+    nix::fcntl::openat(start()?, name, flags | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+/// What the link `/proc/NAME` says.
+pub fn link(name: &str) -> nix::Result<Vec<u8>> {
+    nix::fcntl::readlinkat(start()?, name).map(OsStringExt::into_vec)
+}
+
+/// The text of `/proc/NAME`.
+pub fn read(name: &str) -> nix::Result<String> {
+    let mut text = String::new();
+    std::fs::File::from(open(name, OFlag::O_RDONLY)?)
+        .read_to_string(&mut text)
+        .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
+    Ok(text)
+}
+
+/// The path, as our root has it, of what is open here.
+pub fn name_of(fd: BorrowedFd) -> nix::Result<Vec<u8>> {
+    link(&format!("self/fd/{}", fd.as_raw_fd()))
+}
+
+/// All processes that descend from this one and are not dead.
+pub fn descendants() -> nix::Result<Vec<Pid>> {
+    let mut parents = std::collections::BTreeMap::new();
+    for name in super::file::list(open(".", OFlag::O_RDONLY | OFlag::O_DIRECTORY)?.as_fd()).map_err(|_| Errno::EIO)? {
+        let Some(pid) = std::str::from_utf8(&name).ok().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        // Its name, in brackets, may hold anything: what follows the last one counts (proc_pid_stat(5)).
+        let Ok(stat) = read(&format!("{pid}/stat")) else { continue };
+        let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+        if let (Some(state), Some(Ok(parent))) = (fields.next(), fields.next().map(str::parse::<i32>)) {
+            parents.insert(pid, (parent, !matches!(state, "Z" | "X")));
+        }
+    }
+    let own = nix::unistd::getpid().as_raw();
+    let descends = |mut pid: i32| {
+        for _ in 0..parents.len() {
+            match parents.get(&pid) {
+                Some((parent, _)) if *parent == own => return true,
+                Some((parent, _)) => pid = *parent,
+                None => return false,
+            }
+        }
+        false
+    };
+    Ok(parents
+        .iter()
+        .filter(|(pid, (_, alive))| *alive && descends(**pid))
+        .map(|(pid, _)| Pid::from_raw(*pid))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descendants_are_found_and_nobody_else() {
+        let mut child = std::process::Command::new("/bin/sh").args(["-c", "sleep 60 & wait"]).spawn().unwrap();
+        let found = loop {
+            let found = descendants().unwrap();
+            if found.len() >= 2 {
+                break found;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        };
+        assert!(found.contains(&Pid::from_raw(child.id() as i32)));
+        assert!(!found.contains(&nix::unistd::getpid()) && !found.contains(&nix::unistd::getppid()));
+        for pid in found {
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_open_has_its_name() {
+        let file = std::fs::File::open("/etc/passwd").unwrap();
+        assert_eq!(name_of(file.as_fd()).unwrap(), b"/etc/passwd");
+        assert!(read("self/status").unwrap().starts_with("Name:"));
+    }
+}
