@@ -12,12 +12,14 @@ use tapeout::build_file::spec::{Compression, Step};
 use tapeout::changeset::{self, Options};
 use tapeout::digest::Digest;
 use tapeout::image::config::{self, ImageLayer};
-use tapeout::image::layer::write_layer;
+use tapeout::image::layer::{Packing, write_layer};
 use tapeout::image::layout::{self, Layout, LayoutImage};
 use tapeout::sandbox::{self, Spec};
 use tapeout::store::{Scratch, Store};
 use tapeout::sys::process;
 use tapeout::tree::{Change, Changeset, Content, Entry, Layer, Node, Picked, RootPath, Selection, Stack};
+
+const PLAIN: Packing = Packing { compression: Compression::None, level: None, threads: NonZeroUsize::MIN };
 
 fn busybox() -> PathBuf {
     ["/bin/busybox", "/usr/bin/busybox"]
@@ -248,11 +250,11 @@ fn odd_files_come_through() {
         selection.insert(path.clone(), Picked { entry: change.now.clone(), content, why: String::new() });
     }
     let files = |digest: &Digest| room.store.changeset_files(digest);
-    let written = write_layer(&selection, &files, Compression::None, 0, NonZeroUsize::MIN, std::io::sink());
+    let written = write_layer(&selection, &files, PLAIN, 0, std::io::sink());
     assert!(written.unwrap_err().what().contains(".wh.name"));
     selection.remove(&path("odd/.wh.name"));
     let mut tar = vec![];
-    write_layer(&selection, &files, Compression::None, 0, NonZeroUsize::MIN, &mut tar).unwrap();
+    write_layer(&selection, &files, PLAIN, 0, &mut tar).unwrap();
     let listed = list(&tar);
     for expected in [
         format!("-rw-r--r-- 0/0 0 1970-01-01 00:00 odd/{long} link to odd/hard").as_str(),
@@ -327,9 +329,8 @@ fn image_of(room: &Room, folder: &str, compression: Compression, to: &Path) {
         let selection: Selection =
             layer.changeset.changes.iter().filter(|(p, _)| p.top() == folder.as_bytes()).map(picked).collect();
         let mut blob = room.store.begin().unwrap();
-        let info =
-            write_layer(&selection, &files, compression, 1_000_000_000, NonZeroUsize::new(2).unwrap(), &mut blob)
-                .unwrap();
+        let packing = Packing { compression, level: None, threads: NonZeroUsize::new(2).unwrap() };
+        let info = write_layer(&selection, &files, packing, 1_000_000_000, &mut blob).unwrap();
         assert_eq!(blob.finish().unwrap().digest, info.digest);
         layers.push(ImageLayer { info, created_by: format!("//rule:{}", layers.len()) });
     }
@@ -534,8 +535,7 @@ fn any_tree_has_one_name_and_comes_out_of_gnu_tar_as_it_went_in() {
         let temp = tempfile::tempdir().unwrap();
         let archive = temp.path().join("layer.tar");
         let none = |_: &Digest| unreachable!("all content is inline");
-        write_layer(&selection, &none, Compression::None, 77, NonZeroUsize::MIN, File::create(&archive).unwrap())
-            .unwrap();
+        write_layer(&selection, &none, PLAIN, 77, File::create(&archive).unwrap()).unwrap();
         let out = temp.path().join("out");
         fs::create_dir(&out).unwrap();
         output(

@@ -4,16 +4,20 @@
 
 mod common;
 
+mod airgap;
 mod bootstrap;
 mod carried;
 mod changesets;
 mod cli;
+mod escapes;
 mod full_disk;
 mod graph;
+mod host;
 mod identities;
 mod keeping;
 mod kept_graph;
 mod killed;
+mod layers;
 mod newcomer;
 mod nothing_of_the_host;
 mod outside_tools;

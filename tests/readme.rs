@@ -7,9 +7,9 @@ use std::path::Path;
 use crate::common::image::fingerprint;
 use crate::common::{User, Workspace, have, places};
 
-/// The fenced blocks that follow `<!-- test: NAME -->`, in order: file name or language, and text.
-fn blocks(name: &str) -> Vec<(String, String)> {
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("README.md");
+/// The fenced blocks of a page that follow `<!-- test: NAME -->`, in order: file name or language, and text.
+pub fn blocks(page: &str, name: &str) -> Vec<(String, String)> {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).expect("the page");
     let mut found = vec![];
     for part in readme.split(&format!("<!-- test: {name} -->\n")).skip(1) {
         let mut lines = part.lines().skip_while(|line| line.is_empty());
@@ -17,7 +17,7 @@ fn blocks(name: &str) -> Vec<(String, String)> {
         let text: Vec<&str> = lines.take_while(|line| *line != "```").collect();
         found.push((language.to_owned(), text.join("\n") + "\n"));
     }
-    assert!(!found.is_empty(), "README.md has no block after <!-- test: {name} -->");
+    assert!(!found.is_empty(), "{page} has no block after <!-- test: {name} -->");
     found
 }
 
@@ -61,7 +61,7 @@ fn type_in(workspace: &Workspace, script: &str) -> crate::common::Outcome {
 fn the_first_command_ends_with_a_bundle_and_again_it_does_nothing() {
     let workspace = newcomer().stored_in(Workspace::debian().store().to_owned());
     workspace.copy(&crate::common::examples::source(), "examples");
-    let command = &blocks("bundle")[0].1;
+    let command = &blocks("README.md", "bundle")[0].1;
     type_in(&workspace, command).success();
     let bundle = workspace.path("examples/tapeout-out/shop/shop/build_pod");
     for part in [
@@ -82,6 +82,26 @@ fn the_first_command_ends_with_a_bundle_and_again_it_does_nothing() {
     assert_eq!(bundle.metadata().expect("bundle").modified().expect("mtime"), made, "it was written again");
 }
 
+/// Nothing is downloaded: the one network that there is has nobody in it.
+#[test]
+fn the_quick_start_ends_in_an_image_that_other_tools_read() {
+    if !have(&["unshare", "skopeo"]) {
+        return;
+    }
+    let workspace = newcomer();
+    let tapeout = workspace.everything().join("bin/tapeout");
+    std::os::unix::fs::symlink(places::binary(), tapeout).expect("symlink");
+    let workspace = workspace.behind(&["/usr/bin/unshare", "-r", "-n"]);
+    for (language, text) in blocks("README.md", "quick") {
+        match language.split_once(' ') {
+            Some((_, file)) => drop(workspace.file(file, text)),
+            None => drop(type_in(&workspace, &text).success().says("/usr/local/bin/hello")),
+        }
+    }
+    let layout = format!("oci:{}", workspace.output("hello/hello/build_image").display());
+    workspace.tool("skopeo", &["inspect", &layout]).success().stdout_has("sha256:");
+}
+
 #[test]
 fn the_tutorial_builds_what_it_says() {
     if !have(&["busybox"]) {
@@ -91,7 +111,7 @@ fn the_tutorial_builds_what_it_says() {
     let tapeout = workspace.everything().join("bin/tapeout");
     std::os::unix::fs::symlink(places::binary(), tapeout).expect("symlink");
     let workspace = workspace.stored_in(Workspace::debian().store().to_owned());
-    for (language, text) in blocks("tutorial") {
+    for (language, text) in blocks("README.md", "tutorial") {
         match language.split_once(' ') {
             // ```python app/build.star
             Some((_, file)) => drop(workspace.file(file, text)),

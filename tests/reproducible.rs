@@ -53,3 +53,100 @@ fn two_users_on_two_days_in_two_places_get_the_same_images_and_the_same_bundle()
     }
     assert_eq!(fingerprint(&mine), fingerprint(&yours));
 }
+
+/// A workspace in the builder of busybox alone that uses what could differ: sources with modes and links, owners,
+/// devices, hard links, times, rules side by side, every compression, a base, a pod with a volume.
+const EVERYTHING: &str = r#"
+rule("sources", deps = ["//base:build"], sources = glob(["src/**"]), run = """
+mkdir -p /opt/s; cp -a src/. /opt/s/; ls -la --full-time src >/opt/s/listing 2>&1 || ls -la src >/opt/s/listing
+""")
+rule("owners", deps = ["//base:build"], run = """
+mkdir -p /opt/o; cd /opt/o
+for name in $(seq 1 40); do echo $name >$name; done
+chown 33:33 7; chmod 4711 7; ln 7 seven; mknod null c 1 3; (umask 0; mknod open c 1 5; mkfifo pipe); ln -s 7 link
+truncate -s 3000000 sparse; printf end >>sparse
+""")
+rule("world", deps = ["//base:build"], run = """
+mkdir -p /opt/w
+{ env | sort; id; hostname; umask; pwd; stat -c '%U %a' / /tmp .; stat -c %Y . /bin/busybox; } >/opt/w/world
+""")
+tapeout("one/tapeout", deps = [":sources", ":owners"], include = ["/opt/s", "/opt/o"], files = [file("/etc/x", source = "src/b")])
+tapeout("two/tapeout", deps = [":world", ":owners"], include = ["/opt/w", "/opt/o/sparse"], paths = ["/bin/busybox"])
+image("one", deps = [":one/tapeout"], user = "www-data", labels = {"b": "1", "a": "2"}, env = {"Z": "1", "A": "2"})
+image("two", deps = [":two/tapeout", ":one/tapeout"], compression = "gzip")
+image("three", base = ":one", deps = [":two/tapeout"], compression = "none")
+pod(
+    "all",
+    containers = [container("one", image = ":one"), container("two", image = ":two", mounts = [mount("data", "/data")])],
+    volumes = [volume("data", files = [file("/data", source = "src")])],
+)
+"#;
+
+/// The sources of [`EVERYTHING`], written in this order.
+const SOURCES: [(&str, u32); 5] =
+    [("a", 0o644), ("b", 0o755), ("sub/c", 0o644), ("sub/deeper/d", 0o600), ("z \u{e9}", 0o644)];
+
+fn fill(workspace: &Workspace, below: &str, backwards: bool) {
+    let mut order = SOURCES.to_vec();
+    if backwards {
+        order.reverse();
+    }
+    for (name, mode) in order {
+        let path = format!("{below}app/src/{name}");
+        workspace.file(&path, format!("source {name}\n").repeat(100));
+        fs::set_permissions(workspace.path(&path), fs::Permissions::from_mode(mode)).expect("chmod");
+    }
+    std::os::unix::fs::symlink("sub/c", workspace.path(&format!("{below}app/src/link"))).expect("symlink");
+    workspace.file(&format!("{below}app/build.star"), EVERYTHING);
+    workspace.file(&format!("{below}tapeout.toml"), crate::common::workspace::tiny_toml());
+}
+
+/// One thing differs at a time, so that what shows is named: then all bytes of all images and of the bundle are
+/// compared.
+#[test]
+fn nothing_but_the_inputs_shows_in_any_byte() {
+    if !have(&["root", "busybox", "faketime", "unshare"]) {
+        return;
+    }
+    let plain = || Workspace::empty(User::plain());
+    let shell = |script: &str| vec!["/bin/sh".to_string(), "-c".into(), format!("{script}; exec \"$@\""), "sh".into()];
+    let behind = |workspace: Workspace, words: Vec<String>| {
+        workspace.behind(&words.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let build = |workspace: &Workspace, below: &str, backwards: bool, options: &str| {
+        fill(workspace, below, backwards);
+        let folder = if below.is_empty() { String::new() } else { format!("-C {below} ") };
+        workspace.run(&format!("build {folder}{options} //app:*")).success();
+        fingerprint(&workspace.path(&format!("{below}tapeout-out")))
+    };
+    let expected = build(&plain(), "", false, "--jobs 1");
+    assert!(expected.len() > 20, "{expected:#?}");
+
+    let stored = |name: &str| {
+        let workspace = plain();
+        let store = workspace.everything().join(name);
+        workspace.stored_in(store)
+    };
+    let faked = ["/usr/bin/faketime", "-f", "+400d"].map(String::from).to_vec();
+    let elsewhere = ["/usr/bin/unshare", "--uts", "/bin/sh", "-c", "hostname elsewhere; exec \"$@\"", "sh"];
+    let axes = [
+        ("another user", Workspace::empty(User::other()), "", false, ""),
+        ("root", Workspace::empty(User::root()), "", false, ""),
+        ("root on a host of another name", Workspace::empty(User::root()).behind(&elsewhere), "", false, ""),
+        ("umask", behind(plain(), shell("umask 077")), "", false, ""),
+        ("open umask", behind(plain(), shell("umask 0")), "", false, ""),
+        ("time zone", plain().env("TZ", "Asia/Tokyo"), "", false, ""),
+        ("locale", plain().env("LANG", "tr_TR.UTF-8").env("LC_ALL", "tr_TR.UTF-8"), "", false, ""),
+        ("a variable of the caller", plain().env("SOURCE_DATE_EPOCH", "7").env("CFLAGS", "-O9"), "", false, ""),
+        ("day", behind(plain(), faked), "", false, ""),
+        ("store path", stored("a store/much deeper"), "", false, ""),
+        ("workspace path", plain(), "some/where/else/", false, ""),
+        ("file order on disk", plain(), "", true, ""),
+        ("jobs", plain(), "", false, "--jobs 4"),
+    ];
+    for (name, workspace, below, backwards, options) in axes {
+        let found = build(&workspace, below, backwards, options);
+        let differs: Vec<_> = expected.keys().filter(|path| found.get(*path) != expected.get(*path)).collect();
+        assert!(differs.is_empty() && found.len() == expected.len(), "{name}: {differs:#?}");
+    }
+}

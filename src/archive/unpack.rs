@@ -91,7 +91,7 @@ pub fn unpack_plain(
 }
 
 /// Unpacks a zip file.
-pub fn unpack_zip(zip: File, into: &Root, options: &Options, owners: &mut Owners) -> Result<()> {
+pub fn unpack_zip(zip: impl Read + io::Seek, into: &Root, options: &Options, owners: &mut Owners) -> Result<()> {
     let bad = |e: zip::result::ZipError| Error::failed(format!("the zip file can't be read: {e}"));
     let mut zip = zip::ZipArchive::new(zip).map_err(bad)?;
     let limits = &options.limits;
@@ -122,7 +122,7 @@ pub fn is_zip(start: &[u8]) -> bool {
     start.starts_with(b"PK\x03\x04") || start.starts_with(b"PK\x05\x06")
 }
 
-fn zip_item(entry: &mut zip::read::ZipFile<'_, File>, depth: usize) -> Result<Item> {
+fn zip_item(entry: &mut zip::read::ZipFile<'_, impl Read>, depth: usize) -> Result<Item> {
     let path = RootPath::new(entry.name_raw())?;
     if path.as_bytes().split(|b| *b == b'/').count() > depth {
         return Err(Error::failed(format!("{path} has more than {depth} parts")));

@@ -14,6 +14,7 @@ use super::spec::{
     Archive, Compression, Export, Fetched, Git, Ids, Image, Layers, Libraries, Limits, Owners, Rule, Source, Spec,
     Step, Tapeout, Wheel,
 };
+use crate::archive::compress::{GZIP_MOST, ZSTD_MOST};
 use crate::error::Result;
 use crate::label::{Label, Package};
 
@@ -612,6 +613,7 @@ impl<'a> Attributes<'a> {
                 false
             }
         };
+        let (compression, level) = self.compression();
         let image = Image {
             base: None,
             whole_builder,
@@ -622,13 +624,12 @@ impl<'a> Attributes<'a> {
             working_dir: self.absolute_path("working_dir").unwrap_or_default(),
             ports: self.image_ports(),
             volumes: self.absolute_paths("volumes"),
+            stop_signal: self.stop_signal(),
             labels: self.dict("labels"),
             annotations: self.dict("annotations"),
             layers: self.choice("layers", &[("rule", Layers::Rule), ("single", Layers::Single)]),
-            compression: self.choice(
-                "compression",
-                &[("zstd", Compression::Zstd), ("gzip", Compression::Gzip), ("none", Compression::None)],
-            ),
+            compression,
+            level,
             exclude: self.patterns("exclude"),
             check: self.steps("check"),
             version: self.version(),
@@ -637,6 +638,52 @@ impl<'a> Attributes<'a> {
             self.fault("working_dir", Some(&image.working_dir), "working_dir can't be below /proc", None);
         }
         image
+    }
+
+    /// `zstd`, or with a level `zstd:19`.
+    fn compression(&mut self) -> (Compression, Option<u8>) {
+        let Some(text) = self.text("compression") else { return Default::default() };
+        let (name, level) = text.split_once(':').map_or((text.as_str(), None), |(name, level)| (name, Some(level)));
+        let known = match name {
+            "zstd" => Some((Compression::Zstd, ZSTD_MOST)),
+            "gzip" => Some((Compression::Gzip, GZIP_MOST)),
+            "none" => Some((Compression::None, 0)),
+            _ => None,
+        };
+        let number = level.map(|level| level.parse::<u8>().ok());
+        match (known, number) {
+            (Some((compression, _)), None) => (compression, None),
+            (Some((compression, most)), Some(Some(level))) if (1..=most).contains(&level) => (compression, Some(level)),
+            _ => {
+                self.fault(
+                    "compression",
+                    Some(&text),
+                    format!("compression can't be {text:?}"),
+                    Some(&format!("it is zstd, gzip or none; a level may follow: zstd:1 to zstd:{ZSTD_MOST}, gzip:1 to gzip:{GZIP_MOST}")),
+                );
+                Default::default()
+            }
+        }
+    }
+
+    /// As signal(7) has them; runtimes take the numbers too.
+    fn stop_signal(&mut self) -> String {
+        let text = self.text("stop_signal").unwrap_or_default();
+        let name = text.strip_prefix("SIG").unwrap_or_default();
+        let (name, more) = name.split_once(['+', '-']).map_or((name, None), |(name, more)| (name, Some(more)));
+        let named = match more {
+            None => SIGNALS.contains(&name),
+            Some(more) => ["RTMIN", "RTMAX"].contains(&name) && more.parse::<u8>().is_ok_and(|n| n <= 30),
+        };
+        if !text.is_empty() && !named && !text.parse::<u8>().is_ok_and(|n| (1..=64).contains(&n)) {
+            self.fault(
+                "stop_signal",
+                Some(&text),
+                format!("not a signal: {text:?}"),
+                Some("write it as signal(7) does: SIGINT, SIGQUIT, SIGRTMIN+3"),
+            );
+        }
+        text
     }
 
     fn image_ports(&mut self) -> Vec<String> {
@@ -682,6 +729,13 @@ impl<'a> Attributes<'a> {
         Some(version)
     }
 }
+
+/// Signals by name, without the SIG.
+const SIGNALS: &[&str] = &[
+    "ABRT", "ALRM", "BUS", "CHLD", "CONT", "FPE", "HUP", "ILL", "INT", "IO", "KILL", "PIPE", "PROF", "PWR", "QUIT",
+    "RTMAX", "RTMIN", "SEGV", "STKFLT", "STOP", "SYS", "TERM", "TRAP", "TSTP", "TTIN", "TTOU", "URG", "USR1", "USR2",
+    "VTALRM", "WINCH", "XCPU", "XFSZ",
+];
 
 /// What may stand in the urls of an archive.
 const ARCHIVE_URLS: &[&str] = &["https:", "http:", "debian:", "input:", "file:"];

@@ -386,6 +386,8 @@ pub struct Image {
     pub ports: Vec<String>,
     /// Absolute paths.
     pub volumes: Vec<String>,
+    /// The signal that asks it to end, `SIGINT`; empty: the runtime's default.
+    pub stop_signal: String,
     /// Labels of the config.
     pub labels: BTreeMap<String, String>,
     /// Annotations of the manifest.
@@ -394,6 +396,8 @@ pub struct Image {
     pub layers: Layers,
     /// How layers are compressed.
     pub compression: Compression,
+    /// And how hard; `None`: the format's default.
+    pub level: Option<u8>,
     /// Patterns pruned after the joint point.
     pub exclude: Vec<String>,
     /// Runs in the finished image.

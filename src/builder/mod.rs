@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::sys::root::Root;
 
 pub mod debian;
+pub mod host;
 pub mod ids;
 pub mod image;
 pub mod lock_file;
@@ -41,6 +42,8 @@ pub enum From {
     OciArchive(PathBuf, Option<String>),
     /// `docker-archive:FILE[:NAME]`
     DockerArchive(PathBuf, Option<String>),
+    /// `host`
+    Host,
 }
 
 impl From {
@@ -48,6 +51,7 @@ impl From {
     pub fn in_folder(self, folder: &Path) -> Self {
         match self {
             Self::Debian(suite) => Self::Debian(suite),
+            Self::Host => Self::Host,
             Self::Tar(path) => Self::Tar(folder.join(path)),
             Self::Folder(path) => Self::Folder(folder.join(path)),
             Self::Layout(path, tag) => Self::Layout(folder.join(path), tag),
@@ -62,10 +66,13 @@ impl std::str::FromStr for From {
 
     fn from_str(text: &str) -> Result<Self> {
         let bad = |why: &str| {
-            Error::request(format!("a builder can't be made from {text:?}"))
-                .why(why)
-                .next("write debian:SUITE, tar:FILE, dir:DIR, oci:DIR[:TAG], oci-archive:FILE or docker-archive:FILE")
+            Error::request(format!("a builder can't be made from {text:?}")).why(why).next(
+                "write debian:SUITE, tar:FILE, dir:DIR, oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE or host",
+            )
         };
+        if text == "host" {
+            return Ok(Self::Host);
+        }
         let (kind, rest) = text.split_once(':').ok_or_else(|| bad("it has no kind before a colon"))?;
         if rest.is_empty() {
             return Err(bad("nothing follows the colon"));
@@ -82,7 +89,7 @@ impl std::str::FromStr for From {
             "oci" => Ok(Self::Layout(path, tag)),
             "oci-archive" => Ok(Self::OciArchive(path, tag)),
             "docker-archive" => Ok(Self::DockerArchive(path, tag)),
-            "docker" | "host" | "rule" => Err(bad("that kind is not there yet")),
+            "docker" | "rule" => Err(bad("that kind is not there yet")),
             _ => Err(bad("that kind is not known")),
         }
     }
@@ -123,6 +130,8 @@ pub struct Request<'a> {
     pub locked: bool,
     /// Take new versions (`--update`).
     pub update: bool,
+    /// Of these packages alone; empty: of all.
+    pub update_only: &'a [String],
     /// Where Debian's packages are to be had; its suite is that of `from`.
     pub archive: &'a Archive<'a>,
     /// `SOURCE_DATE_EPOCH`; `None`: the date of the lock's index, else 1980-01-02.
@@ -138,6 +147,7 @@ pub const EPOCH: i64 = 315_619_200;
 pub fn make(request: &Request, configure: &dyn Configure) -> Result<Builder> {
     let builder = match request.from {
         From::Debian(_) => make_debian(request, configure)?,
+        From::Host => host::make(request)?,
         _ => make_rootfs(request)?,
     };
     let store = request.archive.store;
@@ -165,7 +175,7 @@ pub fn ensure_lock(request: &Request) -> Result<Lock> {
                     archive.suite,
                     archive.architecture
                 ))
-                .next("remove it, or run tapeout bootstrap --update"));
+                .next("remove it, or run tapeout lock --update"));
             }
             let mut lock = old.clone();
             let unlocked = lock.unlocked(request.packages);
@@ -179,7 +189,7 @@ pub fn ensure_lock(request: &Request) -> Result<Lock> {
             lock
         }
         _ if request.locked => return Err(stale(format!("{} would be written", request.lock.display()))),
-        old => archive.new_lock(request.packages, old.as_ref())?,
+        old => archive.new_lock(request.packages, old.as_ref(), request.update_only)?,
     };
     if old.as_ref() != Some(&lock) {
         lock.write(request.lock)?;
@@ -193,7 +203,7 @@ fn make_debian(request: &Request, configure: &dyn Configure) -> Result<Builder> 
     let packages: Vec<&LockedPackage> = lock.builder_packages(request.packages)?.into_values().collect();
     let time = request.epoch.or_else(|| lock.date()).unwrap_or(EPOCH);
     let part = part_of_lock(&lock, &packages, time);
-    if packages.iter().any(|p| !archive.store.has_blob(&p.digest)) {
+    if packages.iter().any(|p| !archive.store.gives(&p.digest)) {
         download(&packages, &archive.sources()?, archive.http, archive.store, request.progress)?;
     }
     let unpacked = unpacked(request, &packages, &part, time)?;
@@ -239,6 +249,7 @@ fn identity(request: &Request, lock: Option<&Lock>, time: i64) -> Result<Digest>
             let packages: Vec<&LockedPackage> = lock.builder_packages(request.packages)?.into_values().collect();
             part_of_lock(lock, &packages, time).to_string()
         }
+        (From::Host, _) => host::fingerprint(),
         (from, _) => format!("{from:?}"),
     };
     Ok(Digest::of(format!("tapeout made 1\n{from}\n{time}\n")))
@@ -295,7 +306,7 @@ fn unpack_rootfs(request: &Request, root: &Root, archive: impl Fn() -> Result<Ro
         From::Layout(path, tag) => image::from_layout(&Root::open(path)?, tag.as_deref(), architecture, root),
         From::OciArchive(path, tag) => image::from_oci_archive(path, tag.as_deref(), architecture, &archive()?, root),
         From::DockerArchive(path, tag) => image::from_docker_archive(path, tag.as_deref(), &archive()?, root),
-        From::Debian(suite) => Err(Error::failed(format!("debian:{suite} is no root filesystem"))),
+        From::Debian(_) | From::Host => Err(Error::failed(format!("{} is no root filesystem", request.written))),
     }
 }
 
@@ -312,6 +323,7 @@ mod tests {
             parse("docker-archive:x.tar:repo/name:1").unwrap(),
             From::DockerArchive("x.tar".into(), Some("repo/name:1".into()))
         );
+        assert_eq!(parse("host").unwrap(), From::Host);
         assert_eq!(parse("tar:a:b.tar").unwrap(), From::Tar("a:b.tar".into()));
         for bad in ["bookworm", "debian:", "debian:../x", "debian:a b", "ftp:x", "host:x"] {
             let error = parse(bad).unwrap_err();

@@ -355,7 +355,7 @@ fn hash(
 
 /// Names a changeset whose entries are all known: reads each content once for the canonical
 /// stream. A content of another size than its entry says is an error.
-pub fn digest_of(changeset: &Changeset, mut open: impl FnMut(&RootPath) -> Result<File>) -> Result<Digest> {
+pub fn digest_of<R: Read>(changeset: &Changeset, mut open: impl FnMut(&RootPath) -> Result<R>) -> Result<Digest> {
     let mut buffer = vec![0; PIECE];
     stream_digest(changeset, &mut |path, _, put| {
         let mut file = open(path)?;

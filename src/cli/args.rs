@@ -71,6 +71,16 @@ pub enum Command {
     /// Make the folder one stands in a workspace
     #[command(after_help = "Example:\n  mkdir work && cd work && tapeout init")]
     Init,
+    /// Write the exact packages of all of the workspace into tapeout.lock, and say what changed
+    #[command(
+        after_help = "Examples:\n  tapeout lock\n  tapeout lock --update\n  tapeout lock --update openssl libssl3"
+    )]
+    Lock(Lock),
+    /// Bring all that a build needs from outside into the store, or into one file
+    #[command(
+        after_help = "Examples:\n  tapeout fetch //...\n  tapeout fetch //shop:shop/build_pod -o inputs.oci.tar\n  tapeout --offline build //shop:shop/build_pod --inputs inputs.oci.tar"
+    )]
+    Fetch(Fetch),
     /// Show rules and parameters, with their docs
     #[command(after_help = "Examples:\n  tapeout list //app:*\n  tapeout list --rdeps //lib:build //...")]
     List(List),
@@ -148,6 +158,9 @@ pub struct Build {
     /// How many rules run at once [default: the number of processors]
     #[arg(short, long, value_name = "N")]
     pub jobs: Option<NonZeroUsize>,
+    /// A file that tapeout fetch wrote: what is in it is read there, and not fetched
+    #[arg(long = "inputs", value_name = "FILE")]
+    pub input_files: Vec<PathBuf>,
     /// Print what would run, in order, and what is cached
     #[arg(long)]
     pub dry_run: bool,
@@ -166,6 +179,45 @@ pub struct Build {
     /// What the rules that name this secret may read at /run/secrets/NAME: a file's content, or a variable's value
     #[arg(long = "secret", value_name = "NAME=file:PATH|env:VARIABLE")]
     pub secrets: Vec<String>,
+}
+
+/// `tapeout lock`
+#[derive(Debug, Args)]
+pub struct Lock {
+    /// Take the newest versions of the mirror's index; with names, of these packages alone where the others' are still there
+    #[arg(long, value_name = "PACKAGE", num_args = 0..)]
+    pub update: Option<Vec<String>>,
+    /// Where Debian packages come from, instead of tapeout.toml's or the host's apt sources
+    #[arg(long, value_name = "URL")]
+    pub mirror: Option<String>,
+    /// A keyring to verify the package index with, instead of Debian's own
+    #[arg(long, value_name = "FILE")]
+    pub keyring: Option<PathBuf>,
+}
+
+/// `tapeout fetch`
+#[derive(Debug, Args)]
+pub struct Fetch {
+    /// Labels and patterns
+    #[arg(required = true, value_name = "LABEL")]
+    pub labels: Vec<String>,
+    #[command(flatten)]
+    pub ask: Ask,
+    /// Write all of it, with the lock, into this file: an OCI archive for build --inputs
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Leave out what this file has already
+    #[arg(long, value_name = "FILE", requires = "output")]
+    pub since: Vec<PathBuf>,
+    /// Fail where the lock would have to change
+    #[arg(long)]
+    pub locked: bool,
+    /// Where Debian packages come from, instead of tapeout.toml's or the host's apt sources
+    #[arg(long, value_name = "URL")]
+    pub mirror: Option<String>,
+    /// A keyring to verify the package index with, instead of Debian's own
+    #[arg(long, value_name = "FILE")]
+    pub keyring: Option<PathBuf>,
 }
 
 /// `tapeout bootstrap`

@@ -43,6 +43,8 @@ fn run(cli: &Cli) -> Result<u8> {
     match &cli.command {
         Command::Build(args) => commands::build::run(global, args),
         Command::Bootstrap(args) => commands::bootstrap::run(global, args),
+        Command::Lock(args) => commands::lock::run(global, args),
+        Command::Fetch(args) => commands::fetch::run(global, args),
         Command::Init => commands::init::run(global),
         Command::List(args) => commands::list::run(global, args),
         Command::Graph(args) => commands::graph::run(global, args),

@@ -21,6 +21,7 @@ use crate::execute::rule;
 use crate::remote::http::{Http, Network};
 use crate::report::{Event, Report};
 use crate::store::Store;
+use crate::store::inputs::{Input, Role};
 use crate::tree::Stack;
 
 /// What a workspace builds in when it says nothing.
@@ -41,6 +42,10 @@ pub struct Settings {
     pub dry: bool,
     /// The lock takes the newest versions.
     pub update: bool,
+    /// Of these packages alone; empty: of all.
+    pub update_only: Vec<String>,
+    /// The builder is not made; the lock may grow.
+    pub only_lock: bool,
 }
 
 /// What `//base:build` does for a union of packages.
@@ -60,7 +65,13 @@ pub struct Base {
     pub changesets: Vec<Digest>,
     /// `SOURCE_DATE_EPOCH`.
     pub epoch: i64,
-    tag: String,
+    config: BuilderConfig,
+    from: From,
+    written: String,
+    /// `SOURCE_DATE_EPOCH` of the workspace.
+    asked_epoch: Option<i64>,
+    /// It is in the store.
+    made: bool,
     packages: BTreeMap<String, String>,
     store: Store,
     settings: Settings,
@@ -89,6 +100,13 @@ pub struct Wanted<'a> {
 impl Base {
     /// Finds the builder in the store, or makes it.
     pub fn ready(store: &Store, wanted: Wanted, settings: &Settings, report: &dyn Report) -> Result<Self> {
+        let mut base = Self::planned(store, wanted, settings, report)?;
+        base.make(report)?;
+        Ok(base)
+    }
+
+    /// Finds the builder in the store, or says what it would be made from: its lock is there, and nothing has run.
+    pub fn planned(store: &Store, wanted: Wanted, settings: &Settings, report: &dyn Report) -> Result<Self> {
         // Without a word on how to make it, the builder is whatever was bootstrapped under its tag.
         let kept = match wanted.config.from {
             None => store.builder(&wanted.config.tag)?,
@@ -101,7 +119,10 @@ impl Base {
         let mut base = Self {
             changesets: vec![],
             epoch: wanted.epoch.unwrap_or(builder::EPOCH),
-            tag: wanted.config.tag.clone(),
+            from: from.clone(),
+            written,
+            asked_epoch: wanted.epoch,
+            made: false,
             packages: BTreeMap::new(),
             store: store.clone(),
             settings: settings.clone(),
@@ -110,49 +131,193 @@ impl Base {
             architecture: debian::host_architecture()?,
             suite: if let From::Debian(suite) = &from { suite.clone() } else { "bookworm".to_string() },
             mirrors: settings.mirror.iter().chain(&wanted.config.mirror).take(1).cloned().collect(),
-            lock_path: wanted.lock_path.clone(),
+            lock_path: wanted.lock_path,
             lock: None,
+            config: wanted.config,
         };
+        if base.is_host() {
+            report.event(Event::Note {
+                text: "the builder is this machine's own toolchain (host): what is built in it is not reproducible",
+            });
+        }
         let progress = Told { report, phase: Mutex::new(String::new()) };
-        let request = builder::Request {
-            tag: &wanted.config.tag,
-            from: &from,
-            written: &written,
-            packages: &wanted.config.packages,
-            lock: &wanted.lock_path,
-            locked: settings.locked,
-            update: settings.update,
-            archive: &base.archive(),
-            epoch: wanted.epoch,
-            progress: &progress,
-        };
+        if matches!(from, From::Debian(_)) && !base.lock_path.exists() && !settings.locked {
+            base.adopt_lock(report)?;
+        }
         let lock = match &from {
-            From::Debian(_) if settings.dry && !wanted.lock_path.exists() => return Ok(base),
-            From::Debian(_) => Some(builder::ensure_lock(&request)?),
+            From::Debian(_) if settings.dry && !base.lock_path.exists() => return Ok(base),
+            From::Debian(_) => Some(base.with_request(&progress, settings.update, builder::ensure_lock)?),
             _ => None,
         };
-        let epoch = wanted.epoch.or(lock.as_ref().and_then(Lock::date)).unwrap_or(builder::EPOCH);
+        base.epoch = base.asked_epoch.or(lock.as_ref().and_then(Lock::date)).unwrap_or(builder::EPOCH);
         let bootstrapped = kept.filter(|_| lock.is_none());
-        let made =
-            match bootstrapped.map_or_else(|| builder::current(&request, lock.as_ref(), epoch), |b| Ok(Some(b)))? {
-                Some(current) => Some(current),
-                None if settings.dry => None,
-                None => {
-                    let began = Instant::now();
-                    let made = builder::make(&request, &InSandbox { base: &base, epoch })?;
-                    progress.end();
-                    let detail = format!("{} packages, {:.1} s", made.packages.len(), began.elapsed().as_secs_f64());
-                    report.event(Event::Done { verb: "builder", what: &made.tag, detail: &detail });
-                    Some(made)
-                }
-            };
-        base.epoch = epoch;
-        if let Some(made) = made {
-            base.changesets = made.changesets;
-            base.packages = made.packages;
-        }
+        let current = match bootstrapped {
+            Some(builder) => Some(builder),
+            None => {
+                base.with_request(&progress, false, |request| builder::current(request, lock.as_ref(), base.epoch))?
+            }
+        };
         base.lock = lock.map(|lock| Mutex::new((lock.clone(), lock)));
+        if let Some(current) = current {
+            base.is(current);
+        }
         Ok(base)
+    }
+
+    /// Is it this machine's own toolchain?
+    pub fn is_host(&self) -> bool {
+        self.from == From::Host
+    }
+
+    /// Makes the builder, where it isn't there.
+    pub fn make(&mut self, report: &dyn Report) -> Result<()> {
+        if self.made || self.settings.dry || self.settings.only_lock {
+            return Ok(());
+        }
+        let progress = Told { report, phase: Mutex::new(String::new()) };
+        let began = Instant::now();
+        let made = self.with_request(&progress, false, |request| {
+            builder::make(request, &InSandbox { base: self, epoch: self.epoch })
+        });
+        progress.end();
+        let made = made?;
+        let detail = format!("{} packages, {:.1} s", made.packages.len(), began.elapsed().as_secs_f64());
+        report.event(Event::Done { verb: "builder", what: &made.tag, detail: &detail });
+        self.is(made);
+        Ok(())
+    }
+
+    fn is(&mut self, builder: builder::Builder) {
+        self.made = true;
+        self.changesets = builder.changesets;
+        self.packages = builder.packages;
+    }
+
+    fn with_request<T>(
+        &self,
+        progress: &dyn Progress,
+        update: bool,
+        act: impl FnOnce(&builder::Request) -> Result<T>,
+    ) -> Result<T> {
+        act(&builder::Request {
+            tag: &self.config.tag,
+            from: &self.from,
+            written: &self.written,
+            packages: &self.config.packages,
+            lock: &self.lock_path,
+            locked: self.settings.locked,
+            update,
+            update_only: &self.settings.update_only,
+            archive: &self.archive(),
+            epoch: self.asked_epoch,
+            progress,
+        })
+    }
+
+    /// A workspace without a lock takes that of a file of inputs, if what it says is signed.
+    fn adopt_lock(&self, report: &dyn Report) -> Result<()> {
+        let Some(inputs) = self.store.inputs() else { return Ok(()) };
+        let Some(input) = inputs.of(Role::Lock).last() else { return Ok(()) };
+        let mut text = String::new();
+        let mut blob = self.store.blob(&input.digest)?;
+        std::io::Read::read_to_string(&mut blob, &mut text).map_err(|e| Error::io("read", &input.title, e))?;
+        let lock = Lock::parse(&text, &input.title)?;
+        let releases: Vec<Digest> = inputs.of(Role::Release).map(|input| input.digest).collect();
+        self.archive().reader().check_lock(&lock, &releases)?;
+        lock.write(&self.lock_path)?;
+        report.event(Event::Note { text: &format!("{} is the lock of the inputs", self.lock_path.display()) });
+        Ok(())
+    }
+
+    /// The lock as it stands now.
+    pub fn lock(&self) -> Option<Lock> {
+        self.lock.as_ref().map(|lock| held(lock).0.clone())
+    }
+
+    // What comes from outside.
+
+    /// The packages of a Debian builder that isn't made yet, or of any for a file of inputs.
+    pub fn builder_packages(&self) -> Result<Vec<LockedPackage>> {
+        let Some(lock) = &self.lock else { return Ok(vec![]) };
+        if self.made && !self.settings.only_lock {
+            return Ok(vec![]);
+        }
+        Ok(held(lock).0.builder_packages(&self.config.packages)?.into_values().cloned().collect())
+    }
+
+    /// The packages that a union adds to the builder; the lock learns what it didn't have.
+    pub fn packages_of(&self, union: &[String], report: &dyn Report) -> Result<Vec<LockedPackage>> {
+        match &self.lock {
+            Some(lock) => self.locked(lock, union, report),
+            None => self.check(union).map(|()| vec![]),
+        }
+    }
+
+    /// The indexes that must be read for a union, because the lock doesn't have all of it, and aren't there.
+    pub fn lacks_index(&self, union: &[String]) -> Result<Vec<Digest>> {
+        let Some(lock) = self.lock.as_ref().filter(|_| self.settings.offline) else { return Ok(vec![]) };
+        let lock = held(lock);
+        if lock.0.unlocked(union).is_empty() {
+            return Ok(vec![]);
+        }
+        let pins = lock.0.index.iter().map(|pin| Digest::from_hex(&pin.sha256)).collect::<Result<Vec<_>>>()?;
+        Ok(pins.into_iter().filter(|digest| !self.store.gives(digest)).collect())
+    }
+
+    /// Is one of the mirrors a folder of this machine?
+    pub fn has_local_mirror(&self) -> bool {
+        self.archive().sources().is_ok_and(|sources| sources.iter().any(|source| source.uri.starts_with("file:")))
+    }
+
+    /// Brings packages into the store that aren't there.
+    pub fn bring(&self, packages: &[&LockedPackage], report: &dyn Report) -> Result<()> {
+        if packages.iter().all(|package| self.store.gives(&package.digest)) {
+            return Ok(());
+        }
+        let progress = Told { report, phase: Mutex::new(String::new()) };
+        let brought = download::download(packages, &self.archive().sources()?, &self.http, &self.store, &progress);
+        progress.end();
+        brought
+    }
+
+    /// The same for what a request installs.
+    pub fn bring_named(&self, packages: &BTreeMap<String, Digest>, report: &dyn Report) -> Result<()> {
+        let Some(lock) = &self.lock else { return Ok(()) };
+        let wanted: Vec<LockedPackage> = {
+            let lock = held(lock);
+            let named = |package: &&LockedPackage| packages.values().any(|digest| *digest == package.digest);
+            lock.0.packages.values().filter(named).cloned().collect()
+        };
+        self.bring(&wanted.iter().collect::<Vec<_>>(), report)
+    }
+
+    /// The lock and the signed index that it pins, for a file of inputs; `left_out` is told what no mirror has.
+    pub fn lock_inputs(&self, left_out: &mut dyn FnMut(String)) -> Result<Vec<Input>> {
+        let Some(lock) = &self.lock else { return Ok(vec![]) };
+        let lock = held(lock).0.clone();
+        let archive = self.archive();
+        let sources = archive.sources().unwrap_or_default();
+        let text = self.store.put(lock.to_text().as_bytes())?;
+        let title = "tapeout.lock".to_string();
+        let mut found = vec![Input { role: Role::Lock, title, key: None, digest: text.digest, size: text.size }];
+        let mut add = |role: Role, title: String, key: Option<String>, digest: Digest| -> Result<()> {
+            found.push(Input { role, title, key, digest, size: self.store.blob(&digest)?.size() });
+            Ok(())
+        };
+        for pin in &lock.index {
+            let reader = archive.reader();
+            match reader.keep_pinned(&sources, pin) {
+                Ok(digest) => add(Role::Index, format!("{}_{}_Packages", pin.suite, pin.component), None, digest)?,
+                Err(error) => left_out(format!("the package index of {} of {}: {error}", pin.suite, pin.date)),
+            }
+            match reader.release_of(&sources, pin) {
+                Some(digest) => {
+                    add(Role::Release, format!("{}_InRelease", pin.suite), Some(pin.suite.clone()), digest)?
+                }
+                None => left_out(format!("the signature of the package index of {} of {}", pin.suite, pin.date)),
+            }
+        }
+        Ok(found)
     }
 
     /// The builder that a workspace gets when it names none.
@@ -176,25 +341,11 @@ impl Base {
 
     // Packages of rules.
 
-    /// What `//base:build` does for a union of packages: brings the packages into the store, and
-    /// says how they are installed.
+    /// What `//base:build` does for a union of packages: how they are installed.
     pub fn install(&self, union: &[String], report: &dyn Report) -> Result<Install> {
-        let missing = match &self.lock {
-            Some(lock) => self.locked(lock, union, report)?,
-            None => {
-                self.check(union)?;
-                vec![]
-            }
-        };
+        let missing = self.packages_of(union, report)?;
         if missing.is_empty() {
             return Ok(Install::default());
-        }
-        let all: Vec<_> = missing.iter().collect();
-        if all.iter().any(|p| !self.store.has_blob(&p.digest)) && !self.settings.dry {
-            let progress = Told { report, phase: Mutex::new(String::new()) };
-            let downloaded = download::download(&all, &self.archive().sources()?, &self.http, &self.store, &progress);
-            progress.end();
-            downloaded?;
         }
         Ok(Install {
             before: install::install_steps(&missing),
@@ -222,7 +373,14 @@ impl Base {
                 ),
             });
         }
-        locks.0.missing(union, &self.packages)
+        let have = match self.made {
+            true => self.packages.clone(),
+            false => {
+                let builder = locks.0.builder_packages(&self.config.packages)?;
+                builder.into_values().map(|package| (package.name.clone(), package.version.clone())).collect()
+            }
+        };
+        locks.0.missing(union, &have)
     }
 
     /// On a builder without a lock `packages` is a check.
@@ -232,9 +390,16 @@ impl Base {
         if self.lock.is_some() || missing.is_empty() || self.changesets.is_empty() {
             return Ok(());
         }
-        Err(Error::request(format!("the builder {} has no package {}", self.tag, missing.join(", ")))
-            .why("it has no lock, so packages can't be added to it")
-            .next("use a builder that has them, or one from debian:SUITE"))
+        Err(Error::request(format!("the builder {} has no package {}", self.config.tag, missing.join(", ")))
+            .why(match (self.is_host(), self.packages.is_empty()) {
+                (true, true) => "it is this machine, whose packages can't be told: it has no /var/lib/dpkg/status",
+                (true, false) => "it is this machine, to which tapeout adds nothing",
+                (false, _) => "it has no lock, so packages can't be added to it",
+            })
+            .next(match self.is_host() {
+                true => "install them on this machine, or use a builder from debian:SUITE",
+                false => "use a builder that has them, or one from debian:SUITE",
+            }))
     }
 
     /// New numbers for the names that an installation added; the lock learns those that it didn't know.
@@ -325,7 +490,7 @@ impl Configure for InSandbox<'_> {
         }
         let snapshot = Stack(run.lower.iter().map(|digest| store.changeset(digest)).collect::<Result<_>>()?);
         let (layer, _) = rule::run(store, &request, &snapshot, None, &[], &|_| ())
-            .map_err(|e| e.context(format!("configure the builder {}", self.base.tag)))?;
+            .map_err(|e| e.context(format!("configure the builder {}", self.base.config.tag)))?;
         Ok(layer.digest)
     }
 }

@@ -139,7 +139,15 @@ impl<'a> Build<'a> {
         }
         self.options.secrets.are_in_no_build_file(self.graph)?;
         self.has_secrets(&wanted)?;
-        let deps: Vec<_> = self.graph.instances.iter().map(|i| i.deps.clone()).collect();
+        let mut deps: Vec<_> = self.graph.instances.iter().map(|i| i.deps.clone()).collect();
+        // The joint point of an image on a base looks at what the base has.
+        for instance in &self.graph.instances {
+            if let Spec::Image(crate::build_file::spec::Image { base: Some(base), .. }) = &instance.spec {
+                for joint in instance.deps.iter().filter(|id| self.is_base_tapeout(**id)) {
+                    deps[*joint].push(*base);
+                }
+            }
+        }
         let result = schedule::run(&deps, self.options.jobs, |id| {
             if !wanted(id) {
                 return Ok(());
@@ -207,6 +215,7 @@ impl<'a> Build<'a> {
             return Ok(Some(digest));
         }
         self.permit_network(instance, &request)?;
+        self.base.bring_named(&request.packages, self.report)?;
         let digest = self.run_request(id, &request, &snapshot)?;
         self.remember(id, (&key, &key), Some(digest), Some(&request));
         Ok(Some(digest))
@@ -345,6 +354,18 @@ impl<'a> Build<'a> {
 
     pub(super) fn done(&self, verb: &str, id: Id, detail: &str) {
         self.report.event(Event::Done { verb, what: &self.name(id), detail });
+    }
+
+    /// Who wants something from outside, for people.
+    pub(super) fn wanting(&self, by: Option<Id>) -> String {
+        match by {
+            None => "the builder".to_string(),
+            Some(id) if snapshot::is_base_build(self.graph, id) => {
+                let rule = self.graph.instances.iter().find(|other| other.base_build == Some(id));
+                rule.map_or_else(|| self.name(id), |rule| rule.label.to_string())
+            }
+            Some(id) => self.graph.instances[id].label.to_string(),
+        }
     }
 
     /// An instance for people: its label, and what tells it from others of that label.

@@ -16,9 +16,8 @@ use crate::sandbox::{Snapshots, Spec, Status};
 use crate::store::{Scratch, Store};
 use crate::sys::file;
 use crate::sys::root::Root;
+use crate::tapeout::program::PATH;
 use crate::tree::{Content, Entry, Node, RootPath, Selection};
-
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Runs the check of an image whose files, all layers together, are `files`. What it prints goes to `kept`.
 pub fn run(store: &Store, image: &Image, user: (u32, u32), files: &Selection, epoch: i64, kept: &Path) -> Result<()> {

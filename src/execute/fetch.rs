@@ -16,6 +16,7 @@ use crate::execute::request::key;
 use crate::remote::http::shown;
 use crate::remote::python_index;
 use crate::report::Event;
+use crate::store::inputs::Role;
 use crate::store::{Partial, Store};
 use crate::sys::root::Root;
 use crate::tree::RootPath;
@@ -45,13 +46,38 @@ impl Expected {
         }
     }
 
-    /// The blob that it is, if the store has it.
-    pub fn known(&self, store: &Store) -> Option<Digest> {
-        let digest = match self {
-            Self::Sha256(digest) => *digest,
-            Self::Sha512(hex) => remembered::<Digest>(store, &key("sha512", hex.as_bytes()))?,
+    /// The blob that it is, if the store or a file of inputs has it.
+    pub fn known(&self, store: &Store) -> Result<Option<Digest>> {
+        let given = |digest: Digest| store.gives(&digest).then_some(digest);
+        let hex = match self {
+            Self::Sha256(digest) => return Ok(given(*digest)),
+            Self::Sha512(hex) => hex,
         };
-        store.has_blob(&digest).then_some(digest)
+        let action = key("sha512", hex.as_bytes());
+        if let Some(digest) = remembered::<Digest>(store, &action).and_then(given) {
+            return Ok(Some(digest));
+        }
+        for input in store.inputs().into_iter().flat_map(|inputs| inputs.of(Role::File)) {
+            if input.key.as_deref() != Some(hex) || !store.gives(&input.digest) {
+                continue;
+            }
+            let mut hash = Sink { partial: io::sink(), sha512: Some(Sha512::new()) };
+            io::copy(&mut store.blob(&input.digest)?, &mut hash).map_err(|e| Error::io("read", &input.title, e))?;
+            if hash.sha512().as_ref() == Some(hex) {
+                remember(store, &action, &input.digest)?;
+                return Ok(Some(input.digest));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl std::fmt::Display for Expected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Sha256(digest) => write!(f, "{digest}"),
+            Self::Sha512(hex) => write!(f, "sha512:{hex}"),
+        }
     }
 }
 
@@ -67,11 +93,13 @@ fn remember(store: &Store, key: &Digest, what: &impl Serialize) -> Result<()> {
 /// A file that lies in a rule's folder: where, and which blob it is.
 pub type Laid = (String, Digest);
 
-/// The file that was chosen for a wheel: its name and its blob.
+/// The file that was chosen for a wheel.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Chosen {
-    file: String,
-    digest: Digest,
+pub struct Chosen {
+    /// Its name in the index.
+    pub file: String,
+    /// Its blob.
+    pub digest: Digest,
 }
 
 /// Is all there that these sources would fetch?
@@ -79,9 +107,9 @@ pub fn all_here(store: &Store, sources: &[Source]) -> bool {
     sources.iter().all(|source| match source {
         Source::Path(_) | Source::Input(_) => true,
         Source::Fetched(fetched) => {
-            Expected::parse(&fetched.digest).is_ok_and(|expected| expected.known(store).is_some())
+            Expected::parse(&fetched.digest).is_ok_and(|expected| matches!(expected.known(store), Ok(Some(_))))
         }
-        Source::Wheel(wheel) => chosen(store, wheel).is_some(),
+        Source::Wheel(wheel) => chosen(store, wheel).is_some() || left_out(store, wheel),
     })
 }
 
@@ -131,14 +159,43 @@ fn wheel_key(wheel: &Wheel) -> Digest {
     key("wheel", &document)
 }
 
-fn chosen(store: &Store, wheel: &Wheel) -> Option<Chosen> {
-    remembered(store, &wheel_key(wheel)).filter(|chosen: &Chosen| store.has_blob(&chosen.digest))
+/// The file that a wheel is, if the store or a file of inputs has it.
+pub fn chosen(store: &Store, wheel: &Wheel) -> Option<Chosen> {
+    let known = remembered(store, &wheel_key(wheel)).filter(|chosen: &Chosen| store.gives(&chosen.digest));
+    known.or_else(|| {
+        let named = store.inputs().into_iter().flat_map(|inputs| inputs.of(Role::Wheel));
+        let files: Vec<_> = named
+            .filter(|input| wheel.sha256.contains(&input.digest.hex()) && store.gives(&input.digest))
+            .filter(|input| python_index::is_file_name(&input.title))
+            .map(|input| python_index::IndexFile {
+                name: input.title.clone(),
+                url: String::new(),
+                sha256: input.digest.hex(),
+            })
+            .collect();
+        let best = python_index::best(&files, &wheel.python, std::env::consts::ARCH)?;
+        Some(Chosen { file: best.name.clone(), digest: Digest::from_hex(&best.sha256).ok()? })
+    })
 }
 
-fn wheel_file(build: &Build, instance: &Instance, wheel: &Wheel) -> Result<Option<Laid>> {
+/// How a file of inputs says that an optional wheel has no file for this machine.
+pub fn left_out_name(wheel: &Wheel) -> String {
+    format!("{} {} for Python {}", wheel.name, wheel.version, wheel.python)
+}
+
+/// Was it known, where the inputs were fetched, that no file of an optional wheel fits?
+pub fn left_out(store: &Store, wheel: &Wheel) -> bool {
+    wheel.optional && store.inputs().is_some_and(|inputs| inputs.left_out(&left_out_name(wheel)))
+}
+
+/// The file of a wheel, fetched where nobody has it yet; `None`: it is optional, and none fits.
+pub fn wheel_file(build: &Build, instance: &Instance, wheel: &Wheel) -> Result<Option<Laid>> {
     let laid = |chosen: Chosen| Some((format!("{}/{}", wheel.folder, chosen.file), chosen.digest));
     if let Some(chosen) = chosen(build.store, wheel) {
         return Ok(laid(chosen));
+    }
+    if left_out(build.store, wheel) {
+        return Ok(None);
     }
     let mut pages = vec![];
     for index in &wheel.indexes {
@@ -185,7 +242,7 @@ fn wheel_file(build: &Build, instance: &Instance, wheel: &Wheel) -> Result<Optio
 
 /// The blob of a file: the store's, or fetched from the first place that gives it.
 pub fn get(build: &Build, instance: &Instance, urls: &[String], expected: &Expected) -> Result<Digest> {
-    if let Some(digest) = expected.known(build.store) {
+    if let Some(digest) = expected.known(build.store)? {
         return Ok(digest);
     }
     let file = urls.first().and_then(|url| url.rsplit('/').next()).unwrap_or_default();
@@ -242,16 +299,22 @@ fn get_from(build: &Build, instance: &Instance, url: &str, expected: &Expected, 
 }
 
 /// Hashes what goes into the store once more, where it must be known by another hash.
-struct Sink {
-    partial: Partial,
+struct Sink<W> {
+    partial: W,
     sha512: Option<Sha512>,
 }
 
-impl Sink {
+impl<W> Sink<W> {
+    fn sha512(&self) -> Option<String> {
+        let sum = self.sha512.clone()?.finalize();
+        Some(sum.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}")))
+    }
+}
+
+impl Sink<Partial> {
     fn finish(self, store: &Store, expected: &Expected) -> Result<Digest> {
-        match (expected, self.sha512) {
-            (Expected::Sha512(expected), Some(sha512)) => {
-                let hex = sha512.finalize().iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+        match (expected, self.sha512()) {
+            (Expected::Sha512(expected), Some(hex)) => {
                 if hex != *expected {
                     return Err(Error::failed("the content is not what its digest says")
                         .why(format!("expected sha512:{expected}, got sha512:{hex}")));
@@ -266,7 +329,7 @@ impl Sink {
     }
 }
 
-impl Write for Sink {
+impl<W: Write> Write for Sink<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let n = self.partial.write(bytes)?;
         if let Some(sha512) = &mut self.sha512 {
@@ -305,9 +368,9 @@ mod tests {
             sink.finish(&store, &expected)
         };
         assert!(put(b"other").is_err());
-        assert_eq!((expected.known(&store), store.has_blob(&Digest::of("other"))), (None, false));
+        assert_eq!((expected.known(&store).unwrap(), store.has_blob(&Digest::of("other"))), (None, false));
         assert_eq!(put(b"content").unwrap(), Digest::of("content"));
-        assert_eq!(expected.known(&store), Some(Digest::of("content")));
+        assert_eq!(expected.known(&store).unwrap(), Some(Digest::of("content")));
         assert!(Expected::parse("sha512:ab").is_err() && Expected::parse("md5:ab").is_err());
     }
 }

@@ -2,13 +2,13 @@
 //! it is written the check inside of it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+use std::io::{self, Write};
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::build_file::spec::{Compression, Id, Image, Layers, Spec};
+use crate::build_file::spec::{Id, Image, Layers, Spec};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::base::counted;
@@ -17,10 +17,10 @@ use crate::execute::check;
 use crate::execute::request::own_key;
 use crate::execute::tapeout::is_base_tapeout;
 use crate::image::config::{self, ImageLayer};
-use crate::image::layer::{self, LayerInfo};
+use crate::image::layer::{self, LayerInfo, Packing};
 use crate::image::layout::{self, LayoutImage};
 use crate::label::Label;
-use crate::store::Blob;
+use crate::store::{Blob, Unhashed};
 use crate::tapeout;
 use crate::tree::{Content, Entry, Node, RootPath, Selection};
 
@@ -37,6 +37,8 @@ pub struct Built {
     pub config: Blob,
     /// The layers, the lowest first.
     pub layers: Vec<ImageLayer>,
+    /// The blob with all its files, as its layers together show them.
+    pub files: Digest,
     /// User and group as numbers.
     pub user: (u32, u32),
     /// Where its layout was written, if it was asked for.
@@ -67,35 +69,41 @@ impl Built {
     }
 }
 
+/// The annotation of an image that another machine would make otherwise.
+const NOT_REPRODUCIBLE: &str = "tapeout.not-reproducible";
+
 impl Build<'_> {
     /// Makes an image, and writes its layout where it was asked for.
     pub(super) fn image(&self, id: Id, image: &Image) -> Result<Built> {
-        let mut built = match self.cached_image(id, image)? {
-            Some(built) => {
-                self.done("cached", id, "");
-                built
-            }
-            None => self.make_image(id, image).inspect_err(|_| {
-                let _ = self.image_key(id, image).map(|key| self.remember(id, (&key, &key), None, None));
-            })?,
-        };
+        let label = &self.graph.instances[id].label;
+        let path = self.options.output.join(label.package().path()).join(label.name());
+        let asked = self.graph.requested.contains(&id);
         let key = self.image_key(id, image)?;
-        self.remember(id, (&key, &key), Some(built.manifest.digest), None);
-        if self.graph.requested.contains(&id) {
-            let label = &self.graph.instances[id].label;
-            let path = self.options.output.join(label.package().path()).join(label.name());
-            if layout::Layout::open(&path)
-                .and_then(|l| l.image_tagged(Some(&built.tag)))
-                .is_ok_and(|found| found.digest == built.manifest.digest)
-            {
-                built.path = Some(path);
-                return Ok(built);
+        if let Some(mut built) = self.cached_image(id, image)? {
+            self.done("cached", id, "");
+            if asked && !is_written(&path, &built) {
+                self.write_layout(id, layout::New::begin(&path)?, &built, &path)?;
             }
-            layout::write(&path, &[built.in_layout(built.tag.clone())], &|digest| self.store.blob_path(digest))?;
-            self.done("wrote", id, &path.display().to_string());
+            self.remember(id, (&key, &key), Some(built.manifest.digest), None);
+            built.path = asked.then_some(path);
+            return Ok(built);
+        }
+        // Layers go to the store and to the layout at once.
+        let new = if asked { Some(layout::New::begin(&path)?) } else { None };
+        let mut built =
+            self.make_image(id, image, new.as_ref()).inspect_err(|_| self.remember(id, (&key, &key), None, None))?;
+        self.remember(id, (&key, &key), Some(built.manifest.digest), None);
+        if let Some(new) = new {
+            self.write_layout(id, new, &built, &path)?;
             built.path = Some(path);
         }
         Ok(built)
+    }
+
+    fn write_layout(&self, id: Id, new: layout::New, built: &Built, path: &Path) -> Result<()> {
+        new.finish(&[built.in_layout(built.tag.clone())], &|digest| self.store.blob_path(digest))?;
+        self.done("wrote", id, &path.display().to_string());
+        Ok(())
     }
 
     /// The selections that become this image's layers, the lowest first; those of its base left out.
@@ -121,7 +129,8 @@ impl Build<'_> {
             spec: image,
             selections: &self.selections_of(id)?,
             base: image.base.map(|base| self.built(base).map(|built| built.manifest.digest)).transpose()?,
-            builder: if image.whole_builder { &self.base.changesets } else { &[] },
+            // What is marked for its builder is another image.
+            builder: if image.whole_builder || self.base.is_host() { &self.base.changesets } else { &[] },
             epoch: self.options.epoch,
             architecture: config::ARCHITECTURE,
         };
@@ -142,7 +151,7 @@ impl Build<'_> {
         let Some(bytes) = self.store.action(&self.image_key(id, image)?) else { return Ok(None) };
         let built: Option<Built> = serde_json::from_slice(&bytes).ok();
         let whole = |b: &Built| {
-            [b.manifest.digest, b.config.digest]
+            [b.manifest.digest, b.config.digest, b.files]
                 .iter()
                 .chain(b.layers.iter().map(|l| &l.info.digest))
                 .all(|d| self.store.has_blob(d))
@@ -150,7 +159,7 @@ impl Build<'_> {
         Ok(built.filter(whole))
     }
 
-    fn make_image(&self, id: Id, image: &Image) -> Result<Built> {
+    fn make_image(&self, id: Id, image: &Image, new: Option<&layout::New>) -> Result<Built> {
         let instance = &self.graph.instances[id];
         let (mut names, mut selections): (Vec<String>, Vec<Selection>) = (vec![], vec![]);
         if image.whole_builder {
@@ -168,38 +177,44 @@ impl Build<'_> {
         }
         self.prune(id, image, &mut selections)?;
         self.clash(id, &names, &selections)?;
-        let base_files = self.base_files(image)?;
+        let below = image.base.map(|base| self.built(base)).transpose()?;
+        let base_files = below.map_or_else(|| Ok(Selection::new()), |built| self.read_selection(&built.files))?;
         tapeout::settle::settle(std::slice::from_ref(&base_files), &mut selections);
         if image.layers == Layers::Single {
             names = vec![instance.label.to_string()];
             selections = vec![selections.into_iter().flatten().collect()];
         }
-        let user = self.numbers(id, image, &base_files, &selections)?;
-        let below = image.base.map(|base| self.built(base)).transpose()?;
+        let files = tapeout::lookup::merged(std::iter::once(&base_files).chain(&selections));
+        tapeout::program::check(image, &files).map_err(|e| e.at(instance.place.clone(), ""))?;
+        let user = self.numbers(id, image, &files)?;
         let mut layers = below.map(|built| built.layers.clone()).unwrap_or_default();
         for (created_by, selection) in names.into_iter().zip(&selections).filter(|(_, selection)| !selection.is_empty())
         {
-            let info = self.layer(selection, image.compression)?;
+            let info = self.layer(selection, image, new)?;
             layers.push(ImageLayer { info, created_by });
         }
         let named = (!image.user.is_empty()).then_some(user);
         let config = config::config(image, named, &layers, self.options.epoch)?;
         let name = instance.label.name().trim_end_matches("/build_image").to_string();
-        let annotations = config::annotations(image, &name, self.options.epoch)?;
+        let mut annotations = config::annotations(image, &name, self.options.epoch)?;
+        if self.base.is_host() {
+            annotations
+                .insert(NOT_REPRODUCIBLE.to_string(), "built with the tools of one machine (builder host)".to_string());
+        }
         let manifest = config::manifest(&config, &layers, &annotations)?;
         if !image.check.is_empty() {
-            let mut files = base_files;
-            files.extend(selections.into_iter().flatten());
             let log = self.store.log_path(&self.image_key(id, image)?);
             check::run(self.store, image, user, &files, self.options.epoch, &log)
                 .map_err(|e| e.at(instance.place.clone(), "its check"))?;
         }
+        let kept = postcard::to_stdvec(&files).map_err(|e| Error::failed(format!("can't keep a selection: {e}")))?;
         let built = Built {
             name,
             tag: image.version.clone().unwrap_or_else(|| "latest".to_string()),
             manifest: self.store.put(&manifest)?,
             config: self.store.put(&config)?,
             layers,
+            files: self.store.put(&kept)?.digest,
             user,
             path: None,
         };
@@ -230,9 +245,9 @@ impl Build<'_> {
 
     /// Two rules that put different things at one path are an error, unless one comes after the other.
     fn clash(&self, id: Id, names: &[String], selections: &[Selection]) -> Result<()> {
-        let instance_of = |name: &str| {
-            self.order.as_written(id).into_iter().find(|&i| self.graph.instances[i].label.to_string() == name)
-        };
+        let below = self.order.as_written(id);
+        let of_label = below.into_iter().rev().map(|i| (self.graph.instances[i].label.to_string(), i));
+        let instances: BTreeMap<String, Id> = of_label.collect();
         let mut first: BTreeMap<&RootPath, (usize, &Entry)> = BTreeMap::new();
         for (at, selection) in selections.iter().enumerate() {
             for (path, picked) in selection {
@@ -241,8 +256,8 @@ impl Build<'_> {
                     first.insert(path, (at, entry));
                     continue;
                 };
-                let ordered = match (instance_of(&names[before]), instance_of(&names[at])) {
-                    (Some(before), Some(at)) => self.order.below[at].contains(&before),
+                let ordered = match (instances.get(&names[before]), instances.get(&names[at])) {
+                    (Some(before), Some(&at)) => self.order.below[at].contains(before),
                     _ => true,
                 };
                 let folders = entry.is_folder() && other.is_folder();
@@ -282,17 +297,11 @@ impl Build<'_> {
         }
     }
 
-    /// All files of the base image, as its layers show them.
-    fn base_files(&self, image: &Image) -> Result<Selection> {
-        image.base.map_or_else(|| Ok(Selection::new()), |base| self.image_files(base))
-    }
-
     /// The image's user and group as numbers, from the image's own tables.
-    fn numbers(&self, id: Id, image: &Image, base: &Selection, selections: &[Selection]) -> Result<(u32, u32)> {
+    fn numbers(&self, id: Id, image: &Image, files: &Selection) -> Result<(u32, u32)> {
         let table = |path: &str| -> Result<String> {
             let path = RootPath::new(path)?;
-            let found = selections.iter().rev().find_map(|s| s.get(&path)).or_else(|| base.get(&path));
-            let Some(picked) = found else { return Ok(String::new()) };
+            let Some(picked) = files.get(&path) else { return Ok(String::new()) };
             let bytes = match &picked.content {
                 Content::Inline(bytes) => bytes.clone(),
                 Content::Stored { changeset, path } => {
@@ -310,12 +319,12 @@ impl Build<'_> {
             .map_err(|e| e.at(self.graph.instances[id].place.clone(), "user"))
     }
 
-    /// A layer, compressed once for the same files.
-    fn layer(&self, selection: &Selection, compression: Compression) -> Result<LayerInfo> {
+    /// A layer, compressed once for the same files. One that is made now goes into the new layout too.
+    fn layer(&self, selection: &Selection, image: &Image, new: Option<&layout::New>) -> Result<LayerInfo> {
         // Why a file was picked is no part of the layer.
         let content: BTreeMap<&RootPath, (&Option<Entry>, &Content)> =
             selection.iter().map(|(path, p)| (path, (&p.entry, &p.content))).collect();
-        let document = postcard::to_stdvec(&(content, compression, self.options.epoch))
+        let document = postcard::to_stdvec(&(content, image.compression, image.level, self.options.epoch))
             .map_err(|e| Error::failed(format!("can't write a request: {e}")))?;
         let action = own_key("layer", &document);
         if let Some(info) =
@@ -324,19 +333,44 @@ impl Build<'_> {
         {
             return Ok(info);
         }
-        let mut partial = self.store.begin()?;
-        let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        let info = layer::write_layer(
-            selection,
-            &|digest| self.store.changeset_files(digest),
-            compression,
-            self.options.epoch,
-            threads,
-            &mut partial,
-        )?;
-        partial.finish_as(&info.digest)?;
+        let packing = Packing {
+            compression: image.compression,
+            level: image.level,
+            threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+        };
+        let mut both = Both { kept: self.store.begin_unhashed()?, written: new.map(layout::New::blob).transpose()? };
+        let files = |digest: &Digest| self.store.changeset_files(digest);
+        let info = layer::write_layer(selection, &files, packing, self.options.epoch, &mut both)?;
+        both.kept.finish(Blob { digest: info.digest, size: info.size })?;
+        both.written.map_or(Ok(()), |written| written.finish(&info.digest))?;
         let document = serde_json::to_vec(&info).map_err(|e| Error::failed(e.to_string()))?;
         self.store.record_action(&action, &document)?;
         Ok(info)
+    }
+}
+
+/// Is this very image there already?
+fn is_written(path: &Path, built: &Built) -> bool {
+    let found = layout::Layout::open(path).and_then(|layout| layout.image_tagged(Some(&built.tag)));
+    found.is_ok_and(|found| found.digest == built.manifest.digest)
+}
+
+/// A layer on its way to the store, and to a layout.
+struct Both {
+    kept: Unhashed,
+    written: Option<layout::NewBlob>,
+}
+
+impl Write for Both {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.kept.write(bytes)?;
+        if let Some(written) = &mut self.written {
+            written.write_all(&bytes[..n])?;
+        }
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

@@ -3,6 +3,7 @@
 pub mod base;
 pub mod build;
 pub mod check;
+pub mod commit;
 pub mod environment;
 pub mod explain;
 pub mod fetch;
@@ -21,3 +22,4 @@ pub mod sources;
 mod squash;
 mod tapeout;
 pub mod unpack;
+pub mod wants;

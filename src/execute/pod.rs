@@ -15,7 +15,6 @@ use crate::image::layout;
 use crate::label::Label;
 use crate::pod::{self, Image, Request};
 use crate::report::Event;
-use crate::tree::Selection;
 
 /// All that a bundle depends on.
 #[derive(Serialize)]
@@ -48,7 +47,7 @@ impl Build<'_> {
         let mut trees = BTreeMap::new();
         for container in &pod.containers {
             if let ImageRef::Built(image) = container.image {
-                trees.insert(image, self.image_files(image)?);
+                trees.insert(image, self.read_selection(&self.built(image)?.files)?);
             }
         }
         let mut images = BTreeMap::new();
@@ -115,18 +114,5 @@ impl Build<'_> {
         };
         let bytes = serde_json::to_vec(&document).map_err(|e| Error::failed(format!("can't write a request: {e}")))?;
         Ok(own_key("pod", &bytes))
-    }
-
-    /// All files of an image, as its layers together show them.
-    pub(super) fn image_files(&self, id: Id) -> Result<Selection> {
-        let Spec::Image(image) = &self.graph.instances[id].spec else { return Ok(Selection::new()) };
-        let mut files = match image.base {
-            Some(base) => self.image_files(base)?,
-            None => Selection::new(),
-        };
-        for (_, digest) in self.selections_of(id)? {
-            files.extend(self.read_selection(&digest)?);
-        }
-        Ok(files)
     }
 }

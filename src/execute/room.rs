@@ -1,18 +1,21 @@
 //! Where a rule runs: its snapshot, stacked by an overlay or as a kept tree, whichever this place
 //! gives; and what it left, captured.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock};
 
+use crate::builder::host;
 use crate::changeset::{self, Captured, KeptTree, Options};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::execute::squash;
 use crate::report::{Event, Report};
-use crate::sandbox::{Isolation, Place, Recorded, Snapshots, Spec, Wish};
-use crate::store::{Scratch, Store};
+use crate::sandbox::{Above, Isolation, Place, Recorded, Snapshots, Spec, Wish};
+use crate::store::{self, Scratch, Store};
 use crate::sys::root::Root;
-use crate::tree::Stack;
+use crate::tree::{Layer, Stack};
 
 static WISH: OnceLock<Wish> = OnceLock::new();
 static PLACE: Mutex<Option<Place>> = Mutex::new(None);
@@ -53,6 +56,7 @@ pub struct Room {
     scratch: Scratch,
     tree: Option<KeptTree>,
     lower: Vec<PathBuf>,
+    places: Vec<Above>,
     isolation: Isolation,
 }
 
@@ -62,17 +66,25 @@ impl Room {
         let place = place(store)?;
         let scratch = store.scratch()?;
         scratch.folder("upper")?;
-        let (tree, lower) = match place.snapshots {
+        let host = |layer: &Layer| store::is_of_the_host(&store.changeset_files_path(&layer.digest));
+        if place.snapshots == Snapshots::Copy && snapshot.0.iter().any(host) {
+            return Err(Error::request("the builder host needs an overlay, and this place has none")
+                .why("this machine's files are read in place, and copying all of /usr would take longer than it is worth")
+                .next("see `tapeout doctor`, or use a builder of its own: debian:SUITE"));
+        }
+        let (tree, mut lower) = match place.snapshots {
             Snapshots::Copy => (Some(KeptTree::at(store, snapshot)?), vec![]),
             Snapshots::Overlay => (None, squash::folders(store, snapshot)?),
         };
-        Ok(Self { scratch, tree, lower, isolation: place.isolation })
+        let places = places_of_the_host(&mut lower, &scratch)?;
+        Ok(Self { scratch, tree, lower, places, isolation: place.isolation })
     }
 
     /// What a sandbox needs to know of it. `/tmp` inside is the folder `tmp` of the scratch folder.
     pub fn spec(&self) -> Result<Spec> {
         Ok(Spec {
             lower: self.lower.clone(),
+            places: self.places.clone(),
             upper: self.upper(),
             work: self.scratch.folder("work")?,
             root: self.scratch.folder("root")?,
@@ -82,6 +94,11 @@ impl Room {
             hostname: "tapeout".to_string(),
             ..Spec::default()
         })
+    }
+
+    /// Does it stand on this machine's own files?
+    pub fn is_on_host(&self) -> bool {
+        !self.places.is_empty()
     }
 
     fn upper(&self) -> PathBuf {
@@ -129,4 +146,29 @@ impl Room {
         left(&upper);
         Ok(())
     }
+}
+
+/// Where the host itself is among the folders of a snapshot, it is taken out: each of its top folders becomes the
+/// lowest of a stack of its own.
+fn places_of_the_host(lower: &mut Vec<PathBuf>, scratch: &Scratch) -> Result<Vec<Above>> {
+    let before = lower.len();
+    lower.retain(|folder| !store::is_of_the_host(folder));
+    if lower.len() == before {
+        return Ok(vec![]);
+    }
+    let mut places = vec![];
+    for top in host::tops() {
+        let upper = scratch.path().join("upper").join(top);
+        fs::create_dir(&upper).map_err(|e| Error::io("mkdir", &upper, e))?;
+        fs::set_permissions(&upper, fs::Permissions::from_mode(0o755)).map_err(|e| Error::io("chmod", &upper, e))?;
+        let is_folder = |path: &PathBuf| fs::symlink_metadata(path).is_ok_and(|stat| stat.is_dir());
+        let above = lower.iter().map(|folder| folder.join(top)).filter(is_folder);
+        places.push(Above {
+            inside: format!("/{top}"),
+            lower: std::iter::once(Path::new("/").join(top)).chain(above).collect(),
+            work: scratch.folder(&format!("work-{top}"))?,
+            upper,
+        });
+    }
+    Ok(places)
 }

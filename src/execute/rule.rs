@@ -64,8 +64,9 @@ pub fn run(
     if let Some(error) = failure(&outcome.status, outcome.failed_step, &request.steps) {
         // What it wrote may hold a secret, and those are kept nowhere.
         let keep: &dyn Fn(&Path) = if secrets.is_empty() { left } else { &|_| {} };
+        let on_host = room.is_on_host();
         room.give_up(snapshot, &outcome.recorded, keep)?;
-        return Err(log::told(error, &kept));
+        return Err(of_the_host(log::told(error, &kept), !on_host));
     }
     let map = renumber.map(|renumber| renumber.map(&room.changed()?)).transpose()?.unwrap_or_default();
     let options = Options { time: request.time, owner: request.user };
@@ -103,6 +104,20 @@ pub(super) fn spec(store: &Store, request: &Request, snapshot: &Stack, room: &Ro
     })
 }
 
+/// What belongs to somebody else on this machine can't be written in place, and programs tell it in words that mislead.
+fn of_the_host(error: Error, is_ours: bool) -> Error {
+    let said = [Errno::EOVERFLOW.desc(), Errno::EACCES.desc()];
+    if is_ours || !error.reasons().iter().any(|reason| said.iter().any(|said| reason.contains(said))) {
+        return error;
+    }
+    error
+        .why(
+            "on the builder host a file of this machine can't be changed or renamed in place: its owner isn't mapped \
+             (EACCES, EOVERFLOW)",
+        )
+        .next("let the rule remove it and write a new one, or use a builder of its own: debian:SUITE")
+}
+
 /// The caches of a rule by their paths. All take them in the same order, so that no two rules wait
 /// for each other.
 fn caches<'a>(store: &Store, request: &'a Request) -> Result<BTreeMap<&'a str, Cache>> {
@@ -130,7 +145,12 @@ fn lay_out(store: &Store, packages: &BTreeMap<String, Digest>, scratch: &Scratch
     let folder = scratch.folder("packages")?;
     for (name, digest) in packages {
         let to = folder.join(name);
-        fs::hard_link(store.blob_path(digest), &to).map_err(|e| Error::io("link", &to, e))?;
+        if store.has_blob(digest) {
+            fs::hard_link(store.blob_path(digest), &to).map_err(|e| Error::io("link", &to, e))?;
+        } else {
+            let mut made = fs::File::create_new(&to).map_err(|e| Error::io("create", &to, e))?;
+            std::io::copy(&mut store.blob(digest)?, &mut made).map_err(|e| Error::io("copy", &to, e))?;
+        }
     }
     Ok(folder)
 }

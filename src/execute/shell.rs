@@ -6,7 +6,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::build::Build;
 use crate::execute::request::Request;
-use crate::execute::{check, room, rule, squash};
+use crate::execute::{check, room, rule};
 use crate::sandbox::{self, Snapshots};
 use crate::store::runs::Whose;
 use crate::store::{Scratch, Store};
@@ -41,9 +41,9 @@ impl Build<'_> {
         let label = &instance.label;
         match &instance.spec {
             Spec::Image(image) => {
-                let user = self.built(id)?.user;
-                let (scratch, spec) =
-                    check::finished(self.store, image, user, &self.image_files(id)?, self.options.epoch)?;
+                let built = self.built(id)?;
+                let files = self.read_selection(&built.files)?;
+                let (scratch, spec) = check::finished(self.store, image, built.user, &files, self.options.epoch)?;
                 Ok(Room { spec, what: format!("the image {label}"), _folders: Folders::Scratch { _it: scratch } })
             }
             _ => {
@@ -82,26 +82,24 @@ pub fn left(store: &Store, whose: &Whose) -> Result<Option<Room>> {
             .next(format!("see what it sees: tapeout shell {}", whose.label)));
     }
     let stack = Stack(stack.iter().map(|digest| store.changeset(digest)).collect::<Result<_>>()?);
-    let mut lower = squash::folders(store, &stack)?;
-    lower.push(left.upper);
-    let scratch = store.scratch()?;
-    let spec = sandbox::Spec {
-        lower,
-        upper: scratch.folder("upper")?,
-        work: scratch.folder("work")?,
-        root: scratch.folder("root")?,
-        tmp: scratch.folder("tmp")?,
+    let room = room::Room::of(store, &stack)?;
+    if room.is_on_host() {
+        return Err(Error::request("--failed is not there for the builder host")
+            .why("parts of it are stacked on this machine's own folders")
+            .next(format!("see what it sees: tapeout shell {}", whose.label)));
+    }
+    let mut spec = sandbox::Spec {
         env: request.env,
         cwd: request.working_dir,
         uid: request.user.0,
         gid: request.user.1,
-        hostname: "tapeout".to_string(),
-        ..sandbox::Spec::default()
+        ..room.spec()?
     };
+    spec.lower.push(left.upper);
     Ok(Some(Room {
         spec,
         what: format!("what {} left when it failed", whose.label),
-        _folders: Folders::Scratch { _it: scratch },
+        _folders: Folders::Room { _it: room },
     }))
 }
 

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use walkdir::WalkDir;
 
+use crate::archive::section::Section;
 use crate::build_file::spec::Source;
 use crate::changeset;
 use crate::digest::{Digest, Hashing};
@@ -73,7 +74,22 @@ pub fn gather(store: &Store, package: &Package, from: &From, sources: &[Source],
 #[derive(Default)]
 struct Found {
     changes: BTreeMap<RootPath, Change>,
-    files: BTreeMap<RootPath, PathBuf>,
+    files: BTreeMap<RootPath, Content>,
+}
+
+/// Where the content of a source lies.
+enum Content {
+    Path(PathBuf),
+    Blob(Digest),
+}
+
+impl Content {
+    fn open(&self, store: &Store) -> Result<Section> {
+        match self {
+            Self::Path(path) => Section::whole(open(path)?).map_err(|e| Error::io("fstat", path, e)),
+            Self::Blob(digest) => store.blob(digest),
+        }
+    }
 }
 
 impl Found {
@@ -92,13 +108,12 @@ impl Found {
         if let Some(parent) = inside.parent() {
             self.folders_to(&parent);
         }
-        let from = store.blob_path(digest);
-        let size = fs::metadata(&from).map_err(|e| Error::io("stat", &from, e))?.len();
+        let size = store.blob(digest)?.size();
         self.add(
             inside.clone(),
             Entry { node: Node::File { size, digest: *digest, group: None }, ..Entry::file(b"", 0o644) },
         );
-        self.files.insert(inside.clone(), from);
+        self.files.insert(inside.clone(), Content::Blob(*digest));
         Ok(())
     }
 
@@ -132,7 +147,7 @@ impl Found {
                 let mode = if metadata.permissions().mode() & 0o111 != 0 { 0o755 } else { 0o644 };
                 let node = Node::File { size, digest, group: None };
                 self.add(path.clone(), Entry { node, ..Entry::file(b"", mode) });
-                self.files.insert(path, found.path().to_path_buf());
+                self.files.insert(path, Content::Path(found.path().to_path_buf()));
             } else {
                 return Err(Error::request(format!(
                     "a source that is neither file, folder nor link: {}",
@@ -147,7 +162,7 @@ impl Found {
 
     fn keep(mut self, store: &Store, time: i64) -> Result<Layer> {
         // Copied before it is named: a file that is edited meanwhile is taken as it was copied.
-        let digest = changeset::digest_of(&self.changeset(time), |path| open(&self.files[path]));
+        let digest = changeset::digest_of(&self.changeset(time), |path| self.files[path].open(store));
         if let Ok(digest) = digest
             && store.has_changeset(&digest)
         {
@@ -155,7 +170,7 @@ impl Found {
         }
         let scratch = store.scratch()?;
         let files = scratch.folder("files")?;
-        self.copy_to(&files, time)?;
+        self.copy_to(store, &files, time)?;
         let changeset = self.changeset(time);
         let digest = changeset::digest_of(&changeset, |path| open(&path.below(&files)))?;
         store.keep_changeset(digest, changeset, &files)
@@ -165,7 +180,7 @@ impl Found {
         Changeset { time, changes: self.changes.clone() }
     }
 
-    fn copy_to(&mut self, files: &Path, time: i64) -> Result<()> {
+    fn copy_to(&mut self, store: &Store, files: &Path, time: i64) -> Result<()> {
         for (path, change) in &mut self.changes {
             let Some(entry) = &mut change.now else { continue };
             let to = path.below(files);
@@ -181,7 +196,7 @@ impl Found {
                 Node::File { size, digest, .. } => {
                     let from = &self.files[path];
                     let mut hashing = Hashing::new(File::create_new(&to).map_err(|e| Error::io("create", &to, e))?);
-                    io::copy(&mut open(from)?, &mut hashing).map_err(|e| Error::io("copy", from, e))?;
+                    io::copy(&mut from.open(store)?, &mut hashing).map_err(|e| Error::io("copy", &to, e))?;
                     (_, *digest, *size) = hashing.finish();
                     set_mode(&to, entry.mode)?;
                 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::build_file::spec::{Id, Libraries, Spec, Tapeout};
+use crate::build_file::spec::{Id, Image, Libraries, Spec, Tapeout};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::base::counted;
@@ -28,7 +28,7 @@ struct Document<'a> {
     joined: Vec<(Digest, Libraries)>,
     user: &'a str,
     env: BTreeMap<String, String>,
-    base: Vec<Digest>,
+    base: Option<Digest>,
 }
 
 /// Is it the joint point of every image?
@@ -87,6 +87,8 @@ impl Build<'_> {
             return Err(Error::failed("not a tapeout rule"));
         };
         let joined = self.joined(id)?.into_iter().map(|(_, digest, libraries)| (digest, libraries)).collect();
+        // Of the image that it is for a joint point alone knows.
+        let image = self.image_of(id).map(|(_, image)| image).filter(|_| self.is_base_tapeout(id));
         let document = Document {
             spec,
             snapshot: self.snapshot(id, None)?.digests(),
@@ -94,9 +96,9 @@ impl Build<'_> {
             own,
             sources: self.file_sources(id, spec)?,
             joined,
-            user: self.image_user(id),
-            env: self.image_of(id).map(|(_, image)| image.env.clone()).unwrap_or_default(),
-            base: self.base_selections(id)?,
+            user: image.map_or("", |image| image.user.as_str()),
+            env: image.map(|image| image.env.clone()).unwrap_or_default(),
+            base: image.map_or(Ok(None), |image| self.base_files(image))?,
         };
         let bytes = serde_json::to_vec(&document).map_err(|e| Error::failed(format!("can't write a request: {e}")))?;
         Ok(own_key("tapeout", &bytes))
@@ -143,24 +145,17 @@ impl Build<'_> {
         is_base_tapeout(&self.graph.instances[id].label)
     }
 
-    /// The user of the image that this joint point is for.
-    fn image_user(&self, id: Id) -> &str {
-        self.image_of(id).map_or("", |(_, image)| image.user.as_str())
-    }
-
-    fn image_of(&self, id: Id) -> Option<(Id, &crate::build_file::spec::Image)> {
+    /// The image that a joint point is for.
+    fn image_of(&self, id: Id) -> Option<(Id, &Image)> {
         self.graph.instances.iter().enumerate().find_map(|(image_id, instance)| match &instance.spec {
             Spec::Image(image) if instance.deps.contains(&id) => Some((image_id, image)),
             _ => None,
         })
     }
 
-    /// The selections of the base image, where the image stands on one.
-    fn base_selections(&self, id: Id) -> Result<Vec<Digest>> {
-        match self.image_of(id).and_then(|(_, image)| image.base) {
-            None => Ok(vec![]),
-            Some(base) => self.selections_of(base).map(|all| all.into_iter().map(|(_, digest)| digest).collect()),
-        }
+    /// The files of the base image, where the image stands on one.
+    fn base_files(&self, image: &Image) -> Result<Option<Digest>> {
+        image.base.map(|base| self.built(base).map(|built| built.files)).transpose()
     }
 
     /// A selection, read back.
@@ -201,7 +196,8 @@ impl Build<'_> {
     fn close(&self, id: Id, mut picked: Selection, view: &Stack) -> Result<Selection> {
         let read =
             |digests: Vec<Digest>| digests.iter().map(|digest| self.read_selection(digest)).collect::<Result<Vec<_>>>();
-        let base = read(self.base_selections(id)?)?;
+        let image = self.image_of(id).map(|(_, image)| image);
+        let base = read(image.map_or(Ok(None), |image| self.base_files(image))?.into_iter().collect())?;
         let joined = self.joined(id)?;
         let selections = read(joined.iter().map(|(_, digest, _)| *digest).collect())?;
         let layers: Vec<_> = joined
@@ -214,8 +210,8 @@ impl Build<'_> {
             picked: &layers,
             view,
             files: self.store,
-            user: self.image_user(id),
-            env: &self.image_of(id).map(|(_, image)| image.env.clone()).unwrap_or_default(),
+            user: image.map_or("", |image| image.user.as_str()),
+            env: &image.map(|image| image.env.clone()).unwrap_or_default(),
         };
         let closed = tapeout::libraries::close(&request)?;
         for warning in &closed.warnings {

@@ -15,6 +15,7 @@ use crate::changeset;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::build::Build;
+use crate::execute::commit::{self, Entry};
 use crate::execute::fetch::{self, Expected};
 use crate::execute::request::{FORMAT, Outcome, key};
 use crate::execute::sources;
@@ -29,8 +30,6 @@ use crate::tree::RootPath;
 const DEPTH: usize = 10;
 /// Repositories of one commit.
 const REPOSITORIES: usize = 200;
-/// Bytes of a link's target.
-const TARGET: u64 = 4095;
 
 /// What names an unpacked archive.
 #[derive(Serialize)]
@@ -137,7 +136,7 @@ pub fn unpacked(build: &Build, instance: &Instance, time: i64) -> Result<Digest>
         return Ok(digest);
     }
     let digest = match &instance.spec {
-        Spec::Git(git) => unpacking.lay_out(|into, owners| commit(build, git, into, owners)).map_err(here)?,
+        Spec::Git(git) => unpacking.lay_out(|into, owners| lay_out_commit(build, git, into, owners)).map_err(here)?,
         Spec::Archive(archive) => {
             let blob =
                 fetch::get(build, instance, &archive.urls, &Expected::Sha256(Digest::from_hex(&archive.sha256)?))?;
@@ -238,9 +237,83 @@ struct Checkout {
     depth: usize,
 }
 
-/// The tree of a commit, with its submodules if they are wanted.
-fn commit(build: &Build, wanted: &Git, into: &Root, owners: &mut Owners) -> Result<()> {
+/// The tree of a commit, with its submodules if they are wanted: from its blob where there is one, else from
+/// its repository.
+fn lay_out_commit(build: &Build, wanted: &Git, into: &Root, owners: &mut Owners) -> Result<()> {
     let git = git::Git::new(build.options.environment.clone(), build.base.http().network());
+    checkouts(wanted, &mut |checkout, coming| {
+        let put = |owners: &mut Owners, path: &RootPath, entry: Entry| -> Result<()> {
+            let path = checkout.at.join(path.as_bytes())?;
+            folders_to(&path, into, owners)?;
+            let folder = into.folder(&path.parent().unwrap_or_default())?;
+            let executable = matches!(entry, Entry::File(true, _));
+            match entry {
+                Entry::Link(target) => file::symlink_at(target, folder.as_fd(), path.name())?,
+                Entry::File(_, content) => {
+                    let mode = if executable { 0o755 } else { 0o644 };
+                    let mut made = file::create_file_at(folder.as_fd(), path.name(), mode)?;
+                    io::copy(content, &mut made).map_err(|e| Error::io("write", path.as_path(), e))?;
+                }
+            }
+            owners.insert(path, owner(if executable { 0o755 } else { 0o644 }));
+            Ok(())
+        };
+        // As git itself: a submodule is a folder that is empty.
+        let empty = |owners: &mut Owners, at: &RootPath| -> Result<()> {
+            folders_to(at, into, owners)?;
+            let folder = into.folder(&at.parent().unwrap_or_default())?;
+            file::mkdir_at(folder.as_fd(), at.name(), 0o755)?;
+            owners.insert(at.clone(), owner(0o755));
+            Ok(())
+        };
+        if let Some(blob) = commit::known(build.store, &checkout.commit) {
+            let submodules =
+                commit::read(build.store.blob(&blob)?, &checkout.commit, &mut |path, entry| put(owners, path, entry))?;
+            for (path, commit) in submodules {
+                let at = checkout.at.join(path.as_bytes())?;
+                empty(owners, &at)?;
+                if wanted.submodules {
+                    coming.push(Checkout { urls: vec![], commit, at, depth: checkout.depth + 1 });
+                }
+            }
+            return Ok(());
+        }
+        let scratch = build.store.scratch()?;
+        let (url, repository) = clone(build, &git, checkout, &scratch)?;
+        let files = repository.files()?;
+        repository.contents(&files, &mut |file, _, content| match file.kind {
+            TreeKind::Link => put(owners, &file.path, Entry::Link(&commit::link_target(content, &file.path)?)),
+            kind => put(owners, &file.path, Entry::File(kind == TreeKind::File(true), content)),
+        })?;
+        for submodule in submodules(&repository, &url, &files, wanted.submodules, checkout)? {
+            empty(owners, &submodule.at)?;
+            if wanted.submodules {
+                coming.push(submodule);
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Keeps a commit and its submodules as blobs, from which it is laid out without `git` and a network.
+pub fn keep_commit(build: &Build, wanted: &Git) -> Result<()> {
+    if commit::closure(build.store, &wanted.commit, wanted.submodules)?.is_ok() {
+        return Ok(());
+    }
+    let git = git::Git::new(build.options.environment.clone(), build.base.http().network());
+    checkouts(wanted, &mut |checkout, coming| {
+        let scratch = build.store.scratch()?;
+        let (url, repository) = clone(build, &git, checkout, &scratch)?;
+        commit::keep(build.store, &repository, &checkout.commit)?;
+        if wanted.submodules {
+            coming.extend(submodules(&repository, &url, &repository.files()?, true, checkout)?);
+        }
+        Ok(())
+    })
+}
+
+/// Calls `each` for a commit, and for what it adds: submodules, submodules of these.
+fn checkouts(wanted: &Git, each: &mut dyn FnMut(&Checkout, &mut Vec<Checkout>) -> Result<()>) -> Result<()> {
     let mut coming =
         vec![Checkout { urls: wanted.urls.clone(), commit: wanted.commit.clone(), at: RootPath::root(), depth: 0 }];
     let mut done = 0;
@@ -249,61 +322,41 @@ fn commit(build: &Build, wanted: &Git, into: &Root, owners: &mut Owners) -> Resu
         if done > REPOSITORIES || checkout.depth > DEPTH {
             return Err(Error::failed(format!("more than {REPOSITORIES} submodules, or {DEPTH} in one another")));
         }
-        let scratch = build.store.scratch()?;
-        let (url, repository) = clone(build, &git, &checkout, &scratch)?;
-        let files = repository.files()?;
-        for file in &files {
-            folders_to(&checkout.at.join(file.path.as_bytes())?, into, owners)?;
-        }
-        repository.contents(&files, &mut |file, content| {
-            let path = checkout.at.join(file.path.as_bytes())?;
-            let folder = into.folder(&path.parent().unwrap_or_default())?;
-            let executable = file.kind == TreeKind::File(true);
-            if file.kind == TreeKind::Link {
-                let mut target = vec![];
-                content.take(TARGET + 1).read_to_end(&mut target).map_err(|e| Error::io("read", "git", e))?;
-                if target.len() as u64 > TARGET || target.is_empty() || target.contains(&0) {
-                    return Err(Error::failed(format!("{path} is a link that can't be one")));
-                }
-                file::symlink_at(&target, folder.as_fd(), path.name())?;
-            } else {
-                let mut made =
-                    file::create_file_at(folder.as_fd(), path.name(), if executable { 0o755 } else { 0o644 })?;
-                io::copy(content, &mut made).map_err(|e| Error::io("write", path.as_path(), e))?;
-            }
-            owners.insert(path, owner(if executable { 0o755 } else { 0o644 }));
-            Ok(())
-        })?;
+        each(&checkout, &mut coming)?;
+    }
+    Ok(())
+}
+
+/// The submodules of a commit; those that are wanted have the URL of their repository.
+fn submodules(
+    repository: &Repository,
+    url: &str,
+    files: &[git::TreeFile],
+    wanted: bool,
+    checkout: &Checkout,
+) -> Result<Vec<Checkout>> {
+    let mut made = vec![];
+    {
         let submodules = files.iter().filter(|file| file.kind == TreeKind::Submodule);
-        let urls = if wanted.submodules && submodules.clone().next().is_some() {
-            repository.submodules()?
-        } else {
-            Default::default()
-        };
+        let urls =
+            if wanted && submodules.clone().next().is_some() { repository.submodules()? } else { Default::default() };
         for file in submodules {
             let at = checkout.at.join(file.path.as_bytes())?;
-            // As git itself: a folder that is empty.
-            let folder = into.folder(&at.parent().unwrap_or_default())?;
-            file::mkdir_at(folder.as_fd(), at.name(), 0o755)?;
-            owners.insert(at.clone(), owner(0o755));
-            if wanted.submodules {
+            let mut from = vec![];
+            if wanted {
                 let written = urls
                     .get(&file.path)
                     .ok_or_else(|| Error::failed(format!("{at} is a submodule that .gitmodules doesn't name")))?;
-                let written = git::submodule_url(&url, written);
+                let written = git::submodule_url(url, written);
                 if written.starts_with("file:") && !url.starts_with("file:") {
                     return Err(Error::failed(format!("{at} is a submodule that lies on this machine: {written}")));
                 }
-                coming.push(Checkout {
-                    urls: vec![written],
-                    commit: file.object.clone(),
-                    at,
-                    depth: checkout.depth + 1,
-                });
+                from.push(written);
             }
+            made.push(Checkout { urls: from, commit: file.object.clone(), at, depth: checkout.depth + 1 });
         }
     }
-    Ok(())
+    Ok(made)
 }
 
 /// The first repository that has the commit, and its URL.

@@ -80,6 +80,9 @@ pub fn config(image: &Image, user: Option<(u32, u32)>, layers: &[ImageLayer], ep
     if !image.working_dir.is_empty() {
         run = run.working_dir(image.working_dir.clone());
     }
+    if !image.stop_signal.is_empty() {
+        run = run.stop_signal(image.stop_signal.clone());
+    }
     if !image.labels.is_empty() {
         run = run.labels(hash_map(&image.labels));
     }

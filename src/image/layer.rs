@@ -35,14 +35,24 @@ pub struct LayerInfo {
     pub compression: Compression,
 }
 
+/// How a layer is packed.
+#[derive(Debug, Clone, Copy)]
+pub struct Packing {
+    /// The format.
+    pub compression: Compression,
+    /// Its level; `None`: the format's own default.
+    pub level: Option<u8>,
+    /// Threads that compress.
+    pub threads: NonZeroUsize,
+}
+
 /// Writes a selection as a layer. `files` gives the kept files of changesets; all times in it are
-/// `epoch`. The bytes do not depend on `threads`.
+/// `epoch`. The bytes do not depend on the number of threads.
 pub fn write_layer(
     selection: &Selection,
     files: &Files,
-    compression: Compression,
+    packing: Packing,
     epoch: i64,
-    threads: NonZeroUsize,
     out: impl Write,
 ) -> Result<LayerInfo> {
     std::thread::scope(|scope| {
@@ -51,11 +61,11 @@ pub fn write_layer(
         let producer = scope.spawn(move || write_tar(selection, files, epoch, tar_in));
         let hasher = scope.spawn(move || pass_hashed(&tar_out, hashed_in));
         // An error of the writer ends the two threads before it: what they send is no longer taken.
-        let (digest, size) = compress(hashed_out, compression, threads, out)?;
+        let (digest, size) = compress(hashed_out, packing, out)?;
         let joined = |_| Error::failed("a thread that writes a layer ended early");
         producer.join().map_err(joined)??;
         let (diff_id, uncompressed) = hasher.join().map_err(joined)?.map_err(|e| Error::io("write", "layer", e))?;
-        Ok(LayerInfo { diff_id, digest, size, uncompressed, compression })
+        Ok(LayerInfo { diff_id, digest, size, uncompressed, compression: packing.compression })
     })
 }
 
@@ -70,17 +80,13 @@ fn pass_hashed(from: &PieceReader, mut to: PieceWriter) -> io::Result<(Digest, u
     Ok((digest, size))
 }
 
-fn compress(
-    from: PieceReader,
-    compression: Compression,
-    threads: NonZeroUsize,
-    out: impl Write,
-) -> Result<(Digest, u64)> {
+fn compress(from: PieceReader, packing: Packing, out: impl Write) -> Result<(Digest, u64)> {
+    let Packing { compression, level, threads } = packing;
     let out = Hashing::new(out);
     let bad = |e| Error::io("write", "layer", e);
     let mut compressor = match compression {
-        Compression::Zstd => Compressor::zstd(out, threads),
-        Compression::Gzip => Compressor::gzip(out, threads),
+        Compression::Zstd => Compressor::zstd(out, level, threads),
+        Compression::Gzip => Compressor::gzip(out, level, threads),
         Compression::None => Ok(Compressor::plain(out)),
     }
     .map_err(bad)?;
@@ -191,7 +197,8 @@ mod tests {
 
     fn layer(selection: &Selection, compression: Compression, threads: usize) -> Result<(LayerInfo, Vec<u8>)> {
         let mut out = vec![];
-        let info = write_layer(selection, &nothing, compression, 1, NonZeroUsize::new(threads).unwrap(), &mut out)?;
+        let packing = Packing { compression, level: None, threads: NonZeroUsize::new(threads).unwrap() };
+        let info = write_layer(selection, &nothing, packing, 1, &mut out)?;
         Ok((info, out))
     }
 
@@ -217,7 +224,7 @@ mod tests {
                 Compression::Zstd => zstd::stream::decode_all(out.as_slice()).unwrap(),
                 Compression::Gzip => {
                     let mut tar = vec![];
-                    io::Read::read_to_end(&mut flate2::read::GzDecoder::new(out.as_slice()), &mut tar).unwrap();
+                    io::Read::read_to_end(&mut flate2::read::MultiGzDecoder::new(out.as_slice()), &mut tar).unwrap();
                     tar
                 }
                 Compression::None => out,
@@ -264,7 +271,8 @@ mod tests {
             }
         }
         for compression in [Compression::Zstd, Compression::Gzip, Compression::None] {
-            let error = write_layer(&sample(), &nothing, compression, 0, NonZeroUsize::MIN, Full).unwrap_err();
+            let packing = Packing { compression, level: None, threads: NonZeroUsize::MIN };
+            let error = write_layer(&sample(), &nothing, packing, 0, Full).unwrap_err();
             assert!(error.what().contains("No space left"), "{error}");
         }
     }

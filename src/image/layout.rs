@@ -7,15 +7,17 @@
 //! ```
 //!
 //! It is written beside its place and swapped in, so that a reader sees the old one or the new one;
-//! after a kill at most a folder `.NAME.PID.new` is left, which the next write removes. Blobs are
-//! hard links to the store's where the file system allows it: both are read-only files.
+//! after a kill at most a folder `.NAME.PID.new` is left, which the next write removes. A layer that
+//! is being made goes there and to the store at once ([`New::blob`]); one that the old output has
+//! already is taken over; any other is copied from the store. No blob is a hard link to the store's:
+//! whoever writes to the output would write to the store.
 //! Layouts are read as somebody else's: digests and sizes are checked, documents bounded.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use oci_spec::image::{
@@ -27,7 +29,7 @@ use super::config::descriptor;
 use super::json;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
-use crate::sys::file;
+use crate::sys::file::{self, Flowing};
 use crate::sys::root::Root;
 use crate::tree::RootPath;
 
@@ -45,17 +47,101 @@ pub struct LayoutImage {
 /// Writes a layout of these images to `to`, in the place of what was there, whole or not at all.
 /// `blob` says where the blob with a digest lies.
 pub fn write(to: &Path, images: &[LayoutImage], blob: &dyn Fn(&Digest) -> PathBuf) -> Result<()> {
-    replace(to, |new| write_in(new, images, blob))
+    New::begin(to)?.finish(images, blob)
+}
+
+/// A layout that is being written beside its place. Dropped, it leaves nothing.
+#[derive(Debug)]
+pub struct New {
+    replacing: Replacing,
+}
+
+impl New {
+    /// Begins one that is to be at `to`.
+    pub fn begin(to: &Path) -> Result<Self> {
+        let replacing = Replacing::begin(to)?;
+        make_folder(&replacing.new.join("blobs"))?;
+        make_folder(&replacing.new.join(BLOBS))?;
+        Ok(Self { replacing })
+    }
+
+    /// Begins a blob of it, whose digest is known at its end.
+    pub fn blob(&self) -> Result<NewBlob> {
+        let folder = self.replacing.new.join(BLOBS);
+        let path = folder.join("new");
+        let file = File::create_new(&path).map_err(|e| Error::io("create", &path, e))?;
+        Ok(NewBlob { file: Flowing::new(file), path, folder })
+    }
+
+    /// Puts it into its place, with the blobs that weren't written to it, or that the old one has.
+    pub fn finish(self, images: &[LayoutImage], blob: &dyn Fn(&Digest) -> PathBuf) -> Result<()> {
+        let old = self.replacing.to.join(BLOBS);
+        fill(&self.replacing.new, images, &|digest, to| take_over(&old, digest, to) || to.exists(), blob)?;
+        self.replacing.finish()
+    }
+}
+
+const BLOBS: &str = "blobs/sha256";
+
+/// A blob of a new layout. Whoever writes it hashes it.
+#[derive(Debug)]
+pub struct NewBlob {
+    file: Flowing,
+    path: PathBuf,
+    folder: PathBuf,
+}
+
+impl NewBlob {
+    /// Gives it its name.
+    pub fn finish(self, digest: &Digest) -> Result<()> {
+        let to = self.folder.join(digest.hex());
+        let file = self.file.into_inner();
+        file.set_permissions(fs::Permissions::from_mode(0o644)).map_err(|e| Error::io("fchmod", &self.path, e))?;
+        fs::rename(&self.path, &to).map_err(|e| Error::io("rename", &to, e))
+    }
+}
+
+impl Write for NewBlob {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Gives a blob of the old layout a name in the new one, if it is still what it says.
+fn take_over(old: &Path, digest: &Digest, to: &Path) -> bool {
+    let from = old.join(digest.hex());
+    let whole = || {
+        let file = file::open_regular(&from).ok()?;
+        let plain = file.metadata().is_ok_and(|m| m.nlink() == 1 && m.permissions().mode() & 0o7777 == 0o644);
+        (plain && Digest::of_reader(&file).ok()?.0 == *digest).then_some(())
+    };
+    !to.exists() && whole().is_some() && fs::hard_link(&from, to).is_ok()
 }
 
 /// Writes a layout into an empty folder that somebody else swaps in.
 pub fn write_in(folder: &Path, images: &[LayoutImage], blob: &dyn Fn(&Digest) -> PathBuf) -> Result<()> {
-    let documents = documents(images)?;
-    let to = folder.join("blobs/sha256");
     make_folder(&folder.join("blobs"))?;
-    make_folder(&to)?;
+    make_folder(&folder.join(BLOBS))?;
+    fill(folder, images, &|_, _| false, blob)
+}
+
+/// Writes what a layout holds into a folder; `have` may see to a blob by itself.
+fn fill(
+    folder: &Path,
+    images: &[LayoutImage],
+    have: &dyn Fn(&Digest, &Path) -> bool,
+    blob: &dyn Fn(&Digest) -> PathBuf,
+) -> Result<()> {
+    let documents = documents(images)?;
     for digest in blobs(images) {
-        copy(&blob(&digest), &to.join(digest.hex()), &digest)?;
+        let to = folder.join(BLOBS).join(digest.hex());
+        if !have(&digest, &to) {
+            copy(&blob(&digest), &to, &digest)?;
+        }
     }
     documents.into_iter().try_for_each(|(name, bytes)| put(&folder.join(name), &bytes))
 }
@@ -108,36 +194,67 @@ fn put(path: &Path, bytes: &[u8]) -> Result<()> {
 /// whoever writes to the output write to the store.
 fn copy(from: &Path, to: &Path, expected: &Digest) -> Result<()> {
     let mut source = File::open(from).map_err(|e| Error::io("open", from, e))?;
-    let mut hashing = Hashing::new(File::create_new(to).map_err(|e| Error::io("create", to, e))?);
-    io::copy(&mut source, &mut hashing).map_err(|e| Error::io("copy", to, e))?;
+    let file = File::create_new(to).map_err(|e| Error::io("create", to, e))?;
+    let mut hashing = Hashing::new(Flowing::new(file));
+    // `io::copy` goes through 8 KiB, and a layer may have gigabytes.
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match source.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => hashing.write_all(&buffer[..n]).map_err(|e| Error::io("write", to, e))?,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(Error::io("read", from, e)),
+        }
+    }
     let (file, digest, _) = hashing.finish();
     if digest != *expected {
         return Err(Error::failed(format!("the blob {} is damaged", from.display()))
             .why(format!("its content has the digest {digest}"))
             .next("remove that file and build again"));
     }
-    file.set_permissions(fs::Permissions::from_mode(0o644)).map_err(|e| Error::io("fchmod", to, e))
+    file.into_inner().set_permissions(fs::Permissions::from_mode(0o644)).map_err(|e| Error::io("fchmod", to, e))
 }
 
 /// Replaces a folder (or makes it) with what `fill` writes into a new one: in one step, when all is
 /// on the disk.
 pub fn replace(to: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let (Some(parent), Some(name)) = (to.parent(), to.file_name()) else {
-        return Err(Error::request(format!("can't write to {}", to.display())));
-    };
-    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-    fs::create_dir_all(parent).map_err(|e| Error::io("mkdir", parent, e))?;
-    let name = name.to_string_lossy();
-    remove_stale(parent, &name);
-    let new = parent.join(format!(".{name}.{}.new", std::process::id()));
-    make_folder(&new)?;
-    let swapped = fill(&new).and_then(|()| swap(parent, &new, to));
-    if let Err(error) = swapped {
-        // What went wrong first is what is told.
-        let _ = file::remove_tree(&new);
-        return Err(error);
+    let replacing = Replacing::begin(to)?;
+    fill(&replacing.new)?;
+    replacing.finish()
+}
+
+/// A folder that is to take the place of another. Dropped, it leaves nothing.
+#[derive(Debug)]
+struct Replacing {
+    parent: PathBuf,
+    new: PathBuf,
+    to: PathBuf,
+}
+
+impl Replacing {
+    fn begin(to: &Path) -> Result<Self> {
+        let (Some(parent), Some(name)) = (to.parent(), to.file_name()) else {
+            return Err(Error::request(format!("can't write to {}", to.display())));
+        };
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        fs::create_dir_all(parent).map_err(|e| Error::io("mkdir", parent, e))?;
+        let name = name.to_string_lossy();
+        remove_stale(parent, &name);
+        let new = parent.join(format!(".{name}.{}.new", std::process::id()));
+        make_folder(&new)?;
+        Ok(Self { parent: parent.to_path_buf(), new, to: to.to_path_buf() })
     }
-    Ok(())
+
+    fn finish(self) -> Result<()> {
+        swap(&self.parent, &self.new, &self.to)
+    }
+}
+
+impl Drop for Replacing {
+    fn drop(&mut self) {
+        // After the swap nothing is there. What went wrong before is what is told.
+        let _ = file::remove_tree(&self.new);
+    }
 }
 
 fn swap(parent: &Path, new: &Path, to: &Path) -> Result<()> {

@@ -11,7 +11,7 @@ use super::{kube, readme};
 use crate::build_file::spec::Compression;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::image::layer;
+use crate::image::layer::{self, Packing};
 use crate::image::layout::{self, LayoutImage};
 use crate::sys::file;
 use crate::tree::{Content, Entry, Node, RootPath, Selection};
@@ -70,8 +70,8 @@ fn volumes(request: &Request<'_>, plan: &mut Plan, out: &Path) -> Result<()> {
         let path = out.join("volumes").join(format!("{name}.tar.zst"));
         let mut archive = create(&path, 0o644)?;
         let none = |digest: &Digest| Err(Error::failed(format!("a volume has no files of the changeset {digest}")));
-        let info =
-            layer::write_layer(selection, &none, Compression::Zstd, request.epoch, request.threads, &mut archive)?;
+        let packing = Packing { compression: Compression::Zstd, level: None, threads: request.threads };
+        let info = layer::write_layer(selection, &none, packing, request.epoch, &mut archive)?;
         for volume in plan.described.volumes.iter_mut().filter(|v| v.name == *name) {
             volume.digest = Some(info.digest);
         }

@@ -44,6 +44,8 @@ pub struct TreeFile {
     pub path: RootPath,
     /// What.
     pub kind: TreeKind,
+    /// Its mode, as git has it: `0o100644`.
+    pub mode: u32,
     /// Its object; of a submodule the commit.
     pub object: String,
 }
@@ -205,7 +207,8 @@ impl Repository<'_> {
                 _ if mode.starts_with("100") => TreeKind::File(false),
                 _ => return Err(odd()),
             };
-            made.push(TreeFile { path: RootPath::new(&line[tab + 1..])?, kind, object: object.to_string() });
+            let mode = u32::from_str_radix(mode, 8).map_err(|_| odd())?;
+            made.push(TreeFile { path: RootPath::new(&line[tab + 1..])?, kind, mode, object: object.to_string() });
             if made.len() > FILES {
                 return Err(Error::failed(format!("the commit has more than {FILES} files")));
             }
@@ -213,11 +216,16 @@ impl Repository<'_> {
         Ok(made)
     }
 
-    /// Gives the content of each file and link to `take`.
+    /// The commit object itself.
+    pub fn object(&self) -> Result<Vec<u8>> {
+        self.git.run(&self.folder, &[], &["cat-file", "commit", &self.commit])
+    }
+
+    /// Gives the content of each file and link, and its size, to `take`.
     pub fn contents(
         &self,
         files: &[TreeFile],
-        take: &mut dyn FnMut(&TreeFile, &mut dyn Read) -> Result<()>,
+        take: &mut dyn FnMut(&TreeFile, u64, &mut dyn Read) -> Result<()>,
     ) -> Result<()> {
         let mut child = self
             .git
@@ -286,7 +294,7 @@ fn content(
     stdout: &mut BufReader<impl Read>,
     file: &TreeFile,
     left: &mut u64,
-    take: &mut dyn FnMut(&TreeFile, &mut dyn Read) -> Result<()>,
+    take: &mut dyn FnMut(&TreeFile, u64, &mut dyn Read) -> Result<()>,
 ) -> Result<()> {
     let odd = |what: &str| Error::failed(format!("git cat-file: {what}: {}", file.path));
     let mut header = vec![];
@@ -299,7 +307,7 @@ fn content(
         return Err(odd("another object"));
     }
     let mut content = (&mut *stdout).take(size);
-    take(file, &mut content)?;
+    take(file, size, &mut content)?;
     if content.limit() > 0 {
         return Err(odd("it ended early"));
     }

@@ -47,6 +47,12 @@ pub fn files(url: &str, html: &str) -> Result<Vec<IndexFile>> {
     Ok(made)
 }
 
+/// May a file of an index have this name? It is one part of a path.
+pub fn is_file_name(name: &str) -> bool {
+    let good = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+-!".contains(&b));
+    good && !name.is_empty() && !name.starts_with(['.', '-'])
+}
+
 /// A name without percent signs that is one part of a path.
 fn decoded(name: &str) -> Option<String> {
     let mut bytes = vec![];
@@ -62,8 +68,7 @@ fn decoded(name: &str) -> Option<String> {
         rest = &rest[2..];
     }
     let name = String::from_utf8(bytes).ok()?;
-    let good = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+-!".contains(&b));
-    (good && !name.is_empty() && !name.starts_with(['.', '-'])).then_some(name)
+    is_file_name(&name).then_some(name)
 }
 
 /// A link of a page, absolute.

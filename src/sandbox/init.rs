@@ -45,6 +45,8 @@ pub fn take_over_if_asked() {
 
 /// A child of the nursery: the exit code says whether it could tell how it ended.
 fn inside(mut newborn: Newborn) -> i32 {
+    // What is made here (mount points, folders that are carried) must not depend on whoever started us.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     let standard = newborn.passed.split_off(newborn.passed.len().min(2));
     let [control, output] = match <[OwnedFd; 2]>::try_from(std::mem::take(&mut newborn.passed)) {
         Ok(both) => both,
@@ -146,6 +148,7 @@ impl Room {
         match operation {
             Operation::Private => mount::make_all_private(),
             Operation::Overlay { lower, upper, work, root } => self.overlay(lower, upper, work, root),
+            Operation::Above { inside, lower, upper, work } => self.above(inside, lower, upper, work),
             Operation::Tree { tree, root } => self.tree(tree, root),
             Operation::Folders(tree) => {
                 self.root = Some(file::open_path(tree)?);
@@ -207,6 +210,16 @@ impl Room {
         }
         self.upper = Some(upper);
         Ok(())
+    }
+
+    /// A stack of its own at a folder. Its upper folder lies in the snapshot's, which the kernel shows nobody
+    /// once this is mounted on it.
+    fn above(&mut self, inside: &str, lower: &[HostPath], upper: &HostPath, work: &HostPath) -> Result<()> {
+        let (upper, work) = (file::open_path(upper)?, file::open_path(work)?);
+        let made = new_overlay(lower, &upper, &work)?.ok_or_else(|| {
+            Error::failed(format!("this kernel can't show the host's {inside}")).why("it is older than 6.7")
+        })?;
+        mount::attach(made.as_fd(), self.folder(inside, 0o755)?.as_fd())
     }
 
     /// A bind mount of it. Its path on the host can be read in `/proc/self/mountinfo`, which is all that

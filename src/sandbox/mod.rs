@@ -31,5 +31,5 @@ pub use place::{Isolation, Place, Snapshots, Wish};
 pub use plan::{Operation, plan};
 pub use probe::Probe;
 pub use seen::{Facts, Known, KnownFile};
-pub use spec::{Bind, Hit, Outcome, Recorded, Secret, Spec, Standard, Status};
+pub use spec::{Above, Bind, Hit, Outcome, Recorded, Secret, Spec, Standard, Status};
 pub use start::{run, run_on_terminal, run_with};

@@ -65,7 +65,8 @@ struct Nameless {
 pub(super) struct Owners {
     upper: OwnedFd,
     /// Of the snapshot.
-    root_mount: u64,
+    /// Of the snapshot: that of the root, and of what is a stack of its own in it.
+    mounts: Vec<u64>,
     uid: u32,
     gid: u32,
     /// `/proc` is that of a container around us, where threads have other numbers.
@@ -161,7 +162,11 @@ impl Owners {
     /// For a snapshot whose upper folder this is. The sandbox is our root by now.
     pub fn new(upper: OwnedFd, order: &Order, devices: Devices) -> Result<Self> {
         let root = file::open_path(std::path::Path::new("/"))?;
-        let root_mount = mount::place(root.as_fd()).map_err(|errno| Error::io("statx", "/", errno))?.mount;
+        let mut mounts = vec![mount::place(root.as_fd()).map_err(|errno| Error::io("statx", "/", errno))?.mount];
+        for inside in &order.places {
+            let place = file::open_path(std::path::Path::new(inside))?;
+            mounts.push(mount::place(place.as_fd()).map_err(|errno| Error::io("statx", inside, errno))?.mount);
+        }
         let own = nix::unistd::getpid().to_string();
         let outer_proc = proc::link("self").is_ok_and(|number| number != own.as_bytes());
         let namespace = proc::link(MOUNT_NAMESPACE).map_err(|errno| Error::io("readlink", MOUNT_NAMESPACE, errno))?;
@@ -175,7 +180,7 @@ impl Owners {
         };
         Ok(Self {
             upper,
-            root_mount,
+            mounts,
             uid: order.uid,
             gid: order.gid,
             outer_proc,
@@ -321,7 +326,7 @@ impl Owners {
     fn facts(&self, found: &OwnedFd) -> nix::Result<Option<Facts>> {
         let Some(seen) = &self.seen else { return Ok(None) };
         let place = mount::place(found.as_fd())?;
-        if place.mount != self.root_mount && place.mount != seen.tmp_mount {
+        if !self.mounts.contains(&place.mount) && place.mount != seen.tmp_mount {
             return Ok(None);
         }
         if place.links == 0 {
@@ -395,6 +400,8 @@ impl Owners {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let permissions = nix::sys::stat::Mode::from_bits_truncate(mode & 0o7777 & !umask);
         let made = nix::fcntl::openat(&parent, std::ffi::OsStr::from_bytes(name), flags, permissions)?;
+        // Our own umask took bits away as well.
+        nix::sys::stat::fchmod(&made, permissions)?;
         let character = mode & libc::S_IFMT == libc::S_IFCHR;
         // The kernel takes 32 bits of it (sys_mknodat's `unsigned int dev`).
         let device = u64::from(device as u32);
@@ -444,7 +451,7 @@ impl Owners {
     }
 
     fn in_snapshot(&self, end: &End) -> bool {
-        mount::place(end.folder.as_fd()).is_ok_and(|place| place.mount == self.root_mount)
+        mount::place(end.folder.as_fd()).is_ok_and(|place| self.mounts.contains(&place.mount))
     }
 
     /// A new folder takes the place of one that the layers below have under the very path that it has
@@ -474,7 +481,7 @@ impl Owners {
     fn record(&mut self, found: &OwnedFd, mapped: bool, change: impl Fn(&mut Record)) -> nix::Result<()> {
         let place = mount::place(found.as_fd())?;
         let in_seen_tmp = self.seen.as_ref().is_some_and(|seen| seen.tmp_mount == place.mount);
-        if place.mount != self.root_mount && !in_seen_tmp && !self.is_ours_elsewhere(found, &place) {
+        if !self.mounts.contains(&place.mount) && !in_seen_tmp && !self.is_ours_elsewhere(found, &place) {
             return if self.is_lost(found, mapped) { Err(Errno::EINVAL) } else { Ok(()) };
         }
         if place.links == 0 {
@@ -494,7 +501,7 @@ impl Owners {
         let same = || -> nix::Result<bool> {
             let path = name_of(found.as_fd())?;
             let again = mount::place(open_plain(top()?.as_fd(), &path)?.as_fd())?;
-            Ok(again.mount == self.root_mount && (again.device, again.inode) == (place.device, place.inode))
+            Ok(self.mounts.contains(&again.mount) && (again.device, again.inode) == (place.device, place.inode))
         };
         same().unwrap_or(false)
     }

@@ -70,6 +70,17 @@ pub enum Operation {
         /// An empty folder of the host.
         root: HostPath,
     },
+    /// A folder of the snapshot that is a stack of its own.
+    Above {
+        /// Inside.
+        inside: String,
+        /// The lowest first.
+        lower: Vec<HostPath>,
+        /// What changes.
+        upper: HostPath,
+        /// For the kernel.
+        work: HostPath,
+    },
     /// The snapshot, as a folder that is there.
     Tree {
         /// It takes what changes.
@@ -154,6 +165,7 @@ impl fmt::Display for Operation {
         match self {
             Self::Private => write!(f, "keep mounts private"),
             Self::Overlay { lower, upper, .. } => write!(f, "stack {} folders below {}", lower.len(), upper.display()),
+            Self::Above { inside, lower, .. } => write!(f, "stack {} folders at {inside}", lower.len()),
             Self::Tree { tree, .. } => write!(f, "take {} as it is", tree.display()),
             Self::Folders(tree) => write!(f, "take {} as it is, and mount nothing", tree.display()),
             Self::Copy { host, inside } => write!(f, "copy {} to {inside}", host.display()),
@@ -233,9 +245,14 @@ pub fn plan(spec: &Spec) -> Result<Vec<Operation>> {
             root: (&spec.root).into(),
         },
     };
-    let mut plan = vec![
-        Operation::Private,
-        root,
+    let mut plan = vec![Operation::Private, root];
+    plan.extend(spec.places.iter().map(|above| Operation::Above {
+        inside: above.inside.clone(),
+        lower: above.lower.iter().map(HostPath::from).collect(),
+        upper: (&above.upper).into(),
+        work: (&above.work).into(),
+    }));
+    plan.extend([
         Operation::Own("/tmp".into()),
         tmpfs("/run", 0o755),
         tmpfs("/dev", 0o755),
@@ -246,7 +263,7 @@ pub fn plan(spec: &Spec) -> Result<Vec<Operation>> {
         link("/proc/self/fd/0", "/dev/stdin"),
         link("/proc/self/fd/1", "/dev/stdout"),
         link("/proc/self/fd/2", "/dev/stderr"),
-    ];
+    ]);
     plan.extend(DEVICES.map(|name| Operation::Device(name.into())));
     plan.push(Operation::Proc);
     plan.push(Operation::NoControlGroups);
@@ -360,6 +377,8 @@ pub(super) struct Order {
     pub no_capabilities: bool,
     /// The snapshot is a folder as it is.
     pub tree: bool,
+    /// Folders that are a stack of their own.
+    pub places: Vec<String>,
     /// There are no namespaces.
     pub chroot: bool,
     /// The network is that of the machine or container, and not for this rule.
@@ -392,6 +411,7 @@ impl Order {
         }
         Ok(Self {
             tree: spec.tree.is_some(),
+            places: spec.places.iter().map(|above| above.inside.clone()).collect(),
             chroot,
             foreign_network: chroot && !spec.network,
             operations: plan(spec)?,

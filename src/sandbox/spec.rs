@@ -14,6 +14,8 @@ use crate::sandbox::seen::Known;
 pub struct Spec {
     /// Folders of the host that are stacked, the lowest first.
     pub lower: Vec<PathBuf>,
+    /// Folders that are seen in place, over the stack: the host's own.
+    pub places: Vec<Above>,
     /// An empty folder that takes what changes.
     pub upper: PathBuf,
     /// An empty folder for the kernel, on the same file system as `upper`.
@@ -82,6 +84,20 @@ pub enum Standard {
     Given,
     /// A pseudo terminal of the sandbox's own; the caller gets its other side.
     Terminal,
+}
+
+/// A folder inside that is a stack of its own, with a folder of the host lowest. (An overlay of `/` is
+/// refused when its upper folder lies below it.)
+#[derive(Debug, Clone, Default)]
+pub struct Above {
+    /// Inside: a folder at the top.
+    pub inside: String,
+    /// Folders of the host, the lowest first.
+    pub lower: Vec<PathBuf>,
+    /// Takes what changes: the folder of that name in the spec's `upper`, which must be there.
+    pub upper: PathBuf,
+    /// An empty folder for the kernel.
+    pub work: PathBuf,
 }
 
 /// A file or folder of the host, seen inside.

@@ -14,7 +14,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::archive::section::Section;
 use crate::archive::tar_reader::{self, Kind, Limits};
 use crate::archive::tar_writer::{self, Member, TarWriter};
-use crate::digest::Digest;
+use crate::digest::{Digest, HashingReader};
 use crate::error::{self, Error, Result};
 use crate::sys::file;
 use crate::tree::RootPath;
@@ -364,11 +364,11 @@ pub fn write(
                 }
                 Content::Blob(size) => {
                     member(&name, tar_writer::Kind::File(*size), &mut tar)?;
-                    let mut hashed = Hashed { inner: blob(digest)?, hash: crate::digest::Hashing::new(io::sink()) };
+                    let mut hashed = HashingReader::new(blob(digest)?);
                     if *size > 0 {
                         tar.content_from(&mut hashed, &RootPath::new(&name)?, &mut buffer)?;
                     }
-                    let (_, is, _) = hashed.hash.finish();
+                    let (is, _) = hashed.finish().map_err(|e| Error::io("read", digest.hex(), e))?;
                     if is != *digest {
                         return Err(Error::failed(format!("the blob {digest} of the store is damaged"))
                             .why(format!("its content has the digest {is}"))
@@ -380,20 +380,6 @@ pub fn write(
         tar.finish().map(drop)
     })?;
     fs::metadata(to).map(|data| data.len()).map_err(|e| Error::io("stat", to, e))
-}
-
-/// Hashes what is read.
-struct Hashed<R> {
-    inner: R,
-    hash: crate::digest::Hashing<io::Sink>,
-}
-
-impl<R: Read> Read for Hashed<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buffer)?;
-        self.hash.write_all(&buffer[..n])?;
-        Ok(n)
-    }
 }
 
 /// Keys sorted, so that a document has one spelling.
@@ -425,6 +411,7 @@ pub fn whole_file(to: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io;
 
     fn section(content: &[u8]) -> Section {
         let mut file = tempfile::tempfile().unwrap();

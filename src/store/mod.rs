@@ -5,7 +5,7 @@
 //! lock                    flock: builds share it, the collector holds it alone
 //! blobs/sha256/HEX        packages, archives, layers: whole files
 //! changesets/HEX/tree     its SHA-256 (32 bytes), then a `tree::Changeset`
-//! changesets/HEX/files/   its files, as an overlay takes them for a lower layer
+//! changesets/HEX/files/   its files, as an overlay takes them for a lower layer; of the builder `host` a link to `/`
 //! actions/HEX             the result document of the request with this digest, after its own SHA-256
 //! unsynced/BOOT/HEX       the same, but not yet known to be on the disk
 //! graphs/HEX              its SHA-256 (32 bytes), then what an analysis gave: a cache, the newest few
@@ -46,13 +46,14 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
+use crate::archive::section::Section;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
-use crate::sys::file::{self, Lock};
+use crate::sys::file::{self, Flowing, Lock};
 use crate::sys::root::Root;
 use crate::tree::{Changeset, Layer, RootPath};
 
@@ -96,6 +97,8 @@ struct Inner {
     path: PathBuf,
     boot: String,
     changesets: Mutex<BTreeMap<Digest, Arc<Changeset>>>,
+    /// Files of inputs, which give blobs that the store doesn't have.
+    inputs: OnceLock<inputs::Inputs>,
     /// What this command used.
     used: Mutex<BTreeSet<Digest>>,
     /// Held for as long as the store is open.
@@ -173,8 +176,14 @@ impl Store {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let boot: String = boot.chars().filter(|c| c.is_ascii_hexdigit() || *c == '-').collect();
         let boot = if boot.is_empty() { "unknown".to_string() } else { boot.trim().to_string() };
-        let inner =
-            Inner { path: path.to_path_buf(), boot, changesets: Mutex::default(), used: Mutex::default(), _lock: lock };
+        let inner = Inner {
+            path: path.to_path_buf(),
+            boot,
+            changesets: Mutex::default(),
+            inputs: OnceLock::new(),
+            used: Mutex::default(),
+            _lock: lock,
+        };
         let store = Self(Arc::new(inner));
         store.forget_earlier_boots()?;
         scratch::remove_stale(&store.path().join("tmp"));
@@ -230,17 +239,44 @@ impl Store {
         there
     }
 
-    /// A blob for reading.
-    pub fn blob(&self, digest: &Digest) -> Result<File> {
+    /// From now on these give what the store doesn't have.
+    pub fn use_inputs(&self, inputs: inputs::Inputs) {
+        let _ = self.0.inputs.set(inputs);
+    }
+
+    /// The files of inputs of this command.
+    pub fn inputs(&self) -> Option<&inputs::Inputs> {
+        self.0.inputs.get()
+    }
+
+    /// Can it be read: is it in the store, or in a file of inputs?
+    pub fn gives(&self, digest: &Digest) -> bool {
+        self.has_blob(digest) || self.inputs().is_some_and(|inputs| inputs.has(digest))
+    }
+
+    /// A blob for reading: the store's, or that of a file of inputs, whose content was checked.
+    pub fn blob(&self, digest: &Digest) -> Result<Section> {
         let path = self.blob_path(digest);
         self.used(digest);
-        File::open(&path).map_err(|e| Error::io("open", path, e))
+        match File::open(&path) {
+            Ok(file) => Section::whole(file).map_err(|e| Error::io("fstat", &path, e)),
+            Err(e) => match self.inputs().map(|inputs| inputs.blob(digest)).transpose()?.flatten() {
+                Some(section) => Ok(section),
+                None => Err(Error::io("open", path, e)),
+            },
+        }
     }
 
     /// Begins a blob: nothing is there until it is finished.
     pub fn begin(&self) -> Result<Partial> {
         let file = file::nameless_file(&self.path().join("blobs/sha256"))?;
-        Ok(Partial { store: self.clone(), file: Hashing::new(file) })
+        Ok(Partial { store: self.clone(), file: Hashing::new(Flowing::new(file)) })
+    }
+
+    /// Begins a blob whose writer hashes what it writes, so that it isn't hashed twice.
+    pub fn begin_unhashed(&self) -> Result<Unhashed> {
+        let file = file::nameless_file(&self.path().join("blobs/sha256"))?;
+        Ok(Unhashed { store: self.clone(), file: Flowing::new(file) })
     }
 
     /// A small blob.
@@ -498,6 +534,11 @@ fn split_sum(bytes: &[u8]) -> Option<&[u8]> {
     (Digest::of(content).as_bytes() == sum).then_some(content)
 }
 
+/// Is the folder of a changeset the host itself: does it lie where it always was, and nothing in the store?
+pub fn is_of_the_host(files: &Path) -> bool {
+    fs::read_link(files).is_ok_and(|target| target == Path::new("/"))
+}
+
 fn check_format(path: &Path) -> Result<()> {
     let file = path.join("format");
     match fs::read_to_string(&file) {
@@ -517,33 +558,55 @@ fn check_format(path: &Path) -> Result<()> {
 /// A blob that is not one yet. Dropped, it leaves nothing.
 pub struct Partial {
     store: Store,
-    file: Hashing<File>,
+    file: Hashing<Flowing>,
 }
 
 impl Partial {
     /// Names it by its digest.
     pub fn finish(self) -> Result<Blob> {
         let (file, digest, size) = self.file.finish();
-        let path = self.store.blob_path(&digest);
-        file.set_permissions(fs::Permissions::from_mode(0o444)).map_err(|e| Error::io("fchmod", &path, e))?;
-        file::name_file(&file, &path)?;
-        self.store.used(&digest);
-        Ok(Blob { digest, size })
+        name(&self.store, file, Blob { digest, size })
     }
 
     /// The same, if it is what was expected: else it leaves nothing.
     pub fn finish_as(self, expected: &Digest) -> Result<Blob> {
-        let Self { store, file } = self;
-        let (inner, digest, size) = file.finish();
+        let (file, digest, size) = self.file.finish();
         if digest != *expected {
             return Err(Error::failed("the content is not what its digest says")
                 .why(format!("expected {expected}, got {digest} ({size} bytes)")));
         }
-        let path = store.blob_path(&digest);
-        inner.set_permissions(fs::Permissions::from_mode(0o444)).map_err(|e| Error::io("fchmod", &path, e))?;
-        file::name_file(&inner, &path)?;
-        store.used(&digest);
-        Ok(Blob { digest, size })
+        name(&self.store, file, Blob { digest, size })
+    }
+}
+
+fn name(store: &Store, file: Flowing, blob: Blob) -> Result<Blob> {
+    let (file, path) = (file.into_inner(), store.blob_path(&blob.digest));
+    file.set_permissions(fs::Permissions::from_mode(0o444)).map_err(|e| Error::io("fchmod", &path, e))?;
+    file::name_file(&file, &path)?;
+    store.used(&blob.digest);
+    Ok(blob)
+}
+
+/// The same, whose writer hashes. Dropped, it leaves nothing.
+pub struct Unhashed {
+    store: Store,
+    file: Flowing,
+}
+
+impl Unhashed {
+    /// Names it by the digest of what was written, which the writer knows.
+    pub fn finish(self, written: Blob) -> Result<Blob> {
+        name(&self.store, self.file, written)
+    }
+}
+
+impl Write for Unhashed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
     }
 }
 

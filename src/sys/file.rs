@@ -569,6 +569,48 @@ pub fn sync_file_system(fd: BorrowedFd) -> io::Result<()> {
     }
 }
 
+/// A file that begins to reach the disk while it is written, so that a sync at its end finds little left to do.
+#[derive(Debug)]
+pub struct Flowing {
+    file: File,
+    written: u64,
+    begun: u64,
+}
+
+/// So much is written before the disk begins: large enough to lie in one piece.
+const FLOW: u64 = 8 << 20;
+
+impl Flowing {
+    /// An empty file that is open for writing.
+    pub fn new(file: File) -> Self {
+        Self { file, written: 0, begun: 0 }
+    }
+
+    /// The file, which is whole, but not known to be on the disk.
+    pub fn into_inner(self) -> File {
+        self.file
+    }
+}
+
+impl io::Write for Flowing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.file.write(bytes)?;
+        self.written += n as u64;
+        if self.written - self.begun >= FLOW {
+            let (from, length) = (self.begun as i64, (self.written - self.begun) as i64);
+            // Only a hint: a file system that can't has everything to do at the end.
+            // SAFETY: sync_file_range takes an open descriptor and numbers.
+            unsafe { libc::sync_file_range(self.file.as_raw_fd(), from, length, libc::SYNC_FILE_RANGE_WRITE) };
+            self.begun = self.written;
+        }
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
 /// A nameless file in a folder (`O_TMPFILE`), for [`name_file`].
 pub fn nameless_file(folder: &Path) -> Result<File> {
     use std::os::unix::fs::OpenOptionsExt;

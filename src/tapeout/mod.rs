@@ -13,6 +13,7 @@
 //! - `known`: what programs load that no header names
 //! - `skeleton`, `loader_cache`: what every image gets
 //! - `libraries`: the joint point, which drives them all
+//! - `program`: what the image starts must be in it
 //! - `settle`: what is in no layer twice
 //! - `why`: the reasons, and the chain of them
 
@@ -26,6 +27,7 @@ pub mod names;
 pub mod packages;
 pub mod pattern;
 pub mod place;
+pub mod program;
 pub mod script;
 pub mod select;
 pub mod settle;

@@ -124,7 +124,7 @@ fn uncompressed(media_type: &str, blob: Vec<u8>) -> Vec<u8> {
     match media_type {
         "application/vnd.oci.image.layer.v1.tar+zstd" => stream = zstd::decode_all(blob.as_slice()).expect("zstd"),
         "application/vnd.oci.image.layer.v1.tar+gzip" => {
-            flate2::read::GzDecoder::new(blob.as_slice()).read_to_end(&mut stream).expect("gzip");
+            flate2::read::MultiGzDecoder::new(blob.as_slice()).read_to_end(&mut stream).expect("gzip");
         }
         "application/vnd.oci.image.layer.v1.tar" => stream = blob,
         other => panic!("no layer: {other}"),

@@ -1,7 +1,6 @@
 //! One `.deb`: an ar archive with `debian-binary`, `control.tar` and `data.tar` (deb(5)).
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{BufReader, Read};
 
 use crate::archive::decompress::decompress;
@@ -26,7 +25,7 @@ pub struct Unpacked {
 }
 
 /// Unpacks a package below `root` as dpkg does it: a folder onto a link to a folder keeps the link.
-pub fn unpack_deb(file: File, root: &Root) -> Result<Unpacked> {
+pub fn unpack_deb(file: impl Read + Send, root: &Root) -> Result<Unpacked> {
     let mut archive = ar::Archive::new(BufReader::with_capacity(128 * 1024, file));
     let mut control = None;
     while let Some(member) = archive.next_entry() {

@@ -40,7 +40,7 @@ pub fn download(
     store: &Store,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let mut missing: Vec<_> = packages.iter().filter(|p| !store.has_blob(&p.digest)).collect();
+    let mut missing: Vec<_> = packages.iter().filter(|p| !store.gives(&p.digest)).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -49,10 +49,16 @@ pub fn download(
     progress.phase("download", missing.len(), missing.iter().map(|p| p.size).sum());
     let next = AtomicUsize::new(0);
     let errors = Mutex::new(vec![]);
+    let gone = Mutex::new(vec![]);
     let work = || {
         while let Some(package) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
             match fetch(package, sources, http, store, progress) {
-                Ok(()) => progress.done(&package.name),
+                Ok(true) => progress.done(&package.name),
+                // The others are tried all the same: all that is gone is told at once.
+                Ok(false) => {
+                    let name = format!("{} {} ({})", package.name, package.version, package.file);
+                    gone.lock().unwrap_or_else(|e| e.into_inner()).push(name);
+                }
                 Err(error) => {
                     next.store(missing.len(), Ordering::Relaxed);
                     errors
@@ -68,16 +74,30 @@ pub fn download(
             scope.spawn(work);
         }
     });
-    Error::all(errors.into_inner().unwrap_or_else(|e| e.into_inner())).map_or(Ok(()), Err)
+    let mut errors = errors.into_inner().unwrap_or_else(|e| e.into_inner());
+    let mut gone = gone.into_inner().unwrap_or_else(|e| e.into_inner());
+    if !gone.is_empty() {
+        gone.sort();
+        let what = if gone.len() == 1 { "a package".to_string() } else { format!("{} packages", gone.len()) };
+        let mut error = Error::failed(format!("no mirror has {what} of the lock any more"));
+        for name in gone {
+            error = error.why(name);
+        }
+        errors.push(error.next(
+            "take newer versions with tapeout lock --update, or name a mirror that keeps old ones with --mirror",
+        ));
+    }
+    Error::all(errors).map_or(Ok(()), Err)
 }
 
+/// `false`: no mirror has it.
 fn fetch(
     package: &LockedPackage,
     sources: &[Source],
     http: &Http,
     store: &Store,
     progress: &dyn Progress,
-) -> Result<()> {
+) -> Result<bool> {
     // A suite and its updates share a pool, so another source may have it too.
     let own = sources.iter().filter(|s| s.suite == package.suite);
     let others = sources.iter().filter(|s| s.suite != package.suite);
@@ -93,9 +113,7 @@ fn fetch(
             e.context(shown(&url))
                 .next("the mirror gave something else than its signed index says: name another one with --mirror")
         })?;
-        return Ok(());
+        return Ok(true);
     }
-    Err(Error::failed(format!("no mirror has {} any more", package.file)).next(
-        "name a mirror that keeps old versions with --mirror, or take newer versions with tapeout bootstrap --update",
-    ))
+    Ok(false)
 }

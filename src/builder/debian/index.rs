@@ -12,6 +12,7 @@ use super::release::Release;
 use super::signature::{Keyring, MAX_RELEASE, signed_text};
 use super::sources::Source;
 use crate::archive::decompress::decompress;
+use crate::builder::lock_file::Lock;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::remote::http::Http;
@@ -95,9 +96,10 @@ impl Reader<'_> {
     pub fn newest(&self, sources: &[Source], seen: &[Pinned]) -> Result<Index> {
         let mut index = Index::default();
         for source in sources {
-            let release = self.release(source, seen)?;
+            let (release, signed) = self.release(source, seen)?;
             for component in &source.components {
                 let (pinned, bytes) = self.packages(source, &release, component)?;
+                self.keep_release(&pinned, &signed)?;
                 index.add(&bytes, &source.suite, self.architecture)?;
                 index.pinned.push(pinned);
             }
@@ -111,10 +113,10 @@ impl Reader<'_> {
         let mut index = Index::default();
         for pin in pins {
             let digest = Digest::from_hex(&pin.sha256)?;
-            if !self.store.has_blob(&digest) {
+            if !self.store.gives(&digest) {
                 let gone = |e: Error| {
                     e.why(format!("the lock pins the index of {} that was made at {}", pin.suite, pin.date))
-                        .next("make a new lock with tapeout bootstrap --update")
+                        .next("make a new lock with tapeout lock --update")
                 };
                 let source = sources
                     .iter()
@@ -133,7 +135,75 @@ impl Reader<'_> {
         Ok(index)
     }
 
-    fn release(&self, source: &Source, seen: &[Pinned]) -> Result<Release> {
+    /// Keeps the signed file that names an index, for whoever can't ask the mirror.
+    fn keep_release(&self, pinned: &Pinned, signed: &[u8]) -> Result<()> {
+        let blob = self.store.put(signed)?;
+        self.store.record_action(&release_key(pinned), blob.digest.to_string().as_bytes())
+    }
+
+    /// The signed file that names a pinned index: as it was kept, or the mirror's, while that is the same one.
+    pub fn release_of(&self, sources: &[Source], pin: &Pinned) -> Option<Digest> {
+        let kept = self.store.action(&release_key(pin)).and_then(|bytes| String::from_utf8(bytes).ok()?.parse().ok());
+        kept.filter(|digest| self.store.has_blob(digest)).or_else(|| {
+            let source = sources.iter().find(|source| source.suite == pin.suite)?;
+            let (release, signed) = self.release(source, &[]).ok()?;
+            let same = super::release::shown_time(release.date) == pin.date && names(&release, pin);
+            self.store.put(&signed).ok().filter(|_| same).map(|blob| blob.digest)
+        })
+    }
+
+    /// The lock that a file of inputs brought: every package of it stands in an index that a signed file names.
+    pub fn check_lock(&self, lock: &Lock, releases: &[Digest]) -> Result<()> {
+        let unsigned = |pin: &Pinned, why: String| {
+            Error::failed(format!("nothing says that the index of {} of {} is the distribution's", pin.suite, pin.date))
+                .why(why)
+                .next("copy tapeout.lock into the workspace, from where the inputs were fetched")
+        };
+        for pin in &lock.index {
+            let mut why = "there is no InRelease that names it".to_string();
+            let signed = releases.iter().any(|digest| match self.signed(digest) {
+                Ok(release) => names(&release, pin) && release.check(&pin.suite, release.date, None).is_ok(),
+                Err(error) => {
+                    why = error.reasons().first().cloned().unwrap_or_else(|| error.what().to_string());
+                    false
+                }
+            });
+            if !signed {
+                return Err(unsigned(pin, why));
+            }
+        }
+        let index = self.pinned(&[], &lock.index)?;
+        for locked in lock.packages.values() {
+            let same = |package: &&Package| {
+                (package.version.to_string(), package.digest, package.size, &package.filename)
+                    == (locked.version.clone(), locked.digest, locked.size, &locked.file)
+            };
+            if !index.packages.get(&locked.name).is_some_and(|versions| versions.iter().any(|p| same(&p))) {
+                return Err(Error::failed(format!(
+                    "the lock has {} {}, which the distribution's index doesn't have",
+                    locked.name, locked.version
+                ))
+                .next("copy tapeout.lock into the workspace, from where the inputs were fetched"));
+            }
+        }
+        Ok(())
+    }
+
+    /// A release that lies in the store or a file of inputs.
+    fn signed(&self, digest: &Digest) -> Result<Release> {
+        let mut bytes = vec![];
+        let blob = self.store.blob(digest)?;
+        blob.take(MAX_RELEASE).read_to_end(&mut bytes).map_err(|e| Error::io("read", "InRelease", e))?;
+        Release::parse(&signed_text(&bytes, self.keyring, self.now, "InRelease")?)
+    }
+
+    /// Brings a pinned index into the store, where a mirror still has it.
+    pub fn keep_pinned(&self, sources: &[Source], pin: &Pinned) -> Result<Digest> {
+        self.pinned(sources, std::slice::from_ref(pin))?;
+        Digest::from_hex(&pin.sha256)
+    }
+
+    fn release(&self, source: &Source, seen: &[Pinned]) -> Result<(Release, Vec<u8>)> {
         let url = format!("{}/dists/{}/InRelease", source.uri, source.suite);
         let file = self.http.get(&url, MAX_RELEASE)?;
         let text = signed_text(&file, self.keyring, self.now, &crate::remote::http::shown(&url))?;
@@ -144,7 +214,7 @@ impl Reader<'_> {
             .filter_map(|pin| super::release::parse_time(&pin.date))
             .max();
         release.check(&source.suite, self.now, seen)?;
-        Ok(release)
+        Ok((release, file))
     }
 
     fn packages(&self, source: &Source, release: &Release, component: &str) -> Result<(Pinned, Vec<u8>)> {
@@ -157,7 +227,7 @@ impl Reader<'_> {
             return Err(Error::failed(format!("the mirror has no {folder}/Packages for {}", source.suite))
                 .next("name another mirror with --mirror"));
         };
-        if !self.store.has_blob(&digest) {
+        if !self.store.gives(&digest) {
             let base = format!("{}/dists/{}", source.uri, source.suite);
             let by_hash = format!("{base}/{folder}/by-hash/SHA256/{}", digest.hex());
             let plain = format!("{base}/{path}");
@@ -226,6 +296,16 @@ impl Index {
         index.sort();
         index
     }
+}
+
+/// The action under which the signed file of an index is kept.
+fn release_key(pinned: &Pinned) -> Digest {
+    Digest::of(format!("tapeout release 1\n{}\n{}\n", pinned.suite, pinned.sha256))
+}
+
+/// Does a release have this very index?
+fn names(release: &Release, pin: &Pinned) -> bool {
+    release.files.values().any(|(digest, size)| digest.hex() == pin.sha256 && *size == pin.size)
 }
 
 /// One stanza; `None`: not for this architecture.

@@ -75,7 +75,8 @@ impl Archive<'_> {
         Ok(urls)
     }
 
-    fn reader(&self) -> Reader<'_> {
+    /// For the package index.
+    pub fn reader(&self) -> Reader<'_> {
         Reader {
             http: self.http,
             store: self.store,
@@ -86,8 +87,9 @@ impl Archive<'_> {
     }
 
     /// A lock of the base system and `more`, at the versions of the newest index. It may not be older
-    /// than that of the lock that was there, whose numbers of users stay.
-    pub fn new_lock(&self, more: &[String], old: Option<&Lock>) -> Result<Lock> {
+    /// than that of the lock that was there, whose numbers of users stay. With `only`, all that was locked
+    /// stays in it, and what isn't named keeps its version, where the index still has that.
+    pub fn new_lock(&self, more: &[String], old: Option<&Lock>, only: &[String]) -> Result<Lock> {
         let seen = old.map(|l| l.index.as_slice()).unwrap_or_default();
         let index = self.reader().newest(&self.sources()?, seen)?;
         let mut lock = Lock {
@@ -101,7 +103,28 @@ impl Archive<'_> {
         }
         let base = resolve::minbase(&index);
         let names = [base.as_slice(), more].concat();
-        let chosen = resolve::resolve(&index, &names, &BTreeMap::new())?;
+        let mut kept = BTreeMap::new();
+        if let (Some(old), false) = (old, only.is_empty()) {
+            if let [name, ..] = old.unlocked(only).as_slice() {
+                return Err(Error::request(format!("the lock has no package {name}"))
+                    .next("name packages that are in it, or none, for all of them"));
+            }
+            let there = |p: &&LockedPackage| {
+                let versions = index.packages.get(&p.name).map_or(&[][..], Vec::as_slice);
+                versions.iter().any(|package| package.version.to_string() == p.version)
+            };
+            let stays = old.packages.values().filter(there).filter(|p| !only.contains(&p.name));
+            kept.extend(stays.map(|p| (p.name.clone(), p.version.clone())));
+        }
+        let chosen = match old.filter(|_| !only.is_empty()) {
+            Some(old) => {
+                let all = old.packages.keys().filter(|name| index.packages.contains_key(*name)).chain(&names);
+                let all: Vec<String> = all.cloned().collect();
+                resolve::resolve(&index, &all, &kept)
+                    .map_err(|e| e.next("take the newest versions of all of them: tapeout lock --update"))?
+            }
+            None => resolve::resolve(&index, &names, &kept)?,
+        };
         add(&mut lock, chosen.values());
         let closed: Vec<String> =
             lock.closure(base.iter().map(String::as_str))?.into_keys().map(String::from).collect();
@@ -303,6 +326,7 @@ mod tests {
                     lock: &self.path("tapeout.lock"),
                     locked,
                     update: false,
+                    update_only: &[],
                     archive,
                     epoch: None,
                     progress: &download::Silent,
@@ -395,7 +419,7 @@ mod tests {
         world.bootstrap("store", &[], false).unwrap();
         world.publish("Fri, 10 Jul 2026 10:16:37 UTC", &[(BASE, deb(BASE, &[], &[])), (AWK, deb(AWK, &[], &[]))]);
         let lock = Lock::read(&world.path("tapeout.lock")).unwrap();
-        let error = world.with("store", |archive| archive.new_lock(&[], lock.as_ref())).unwrap_err();
+        let error = world.with("store", |archive| archive.new_lock(&[], lock.as_ref(), &[])).unwrap_err();
         assert!(error.what().contains("older"), "{error}");
     }
 

@@ -31,6 +31,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         offline: global.offline,
         dry: false,
         update: args.update,
+        ..Settings::default()
     };
     let wanted = Wanted { config, epoch: ours.and_then(|w| w.epoch), folder: &directory, lock_path };
     // A tag that can't be one is refused before anything is downloaded.

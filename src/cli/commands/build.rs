@@ -12,10 +12,12 @@ use crate::error::Result;
 use crate::execute::base::{Base, Settings, Wanted};
 use crate::execute::build::{self, Build, Forecast, Options, Output};
 use crate::execute::secrets::{self, Secrets};
+use crate::execute::wants;
 use crate::graph;
 use crate::label::Label;
 use crate::report::Report;
 use crate::store::Store;
+use crate::store::inputs::Inputs;
 
 /// Builds what the labels name, or says what would be built.
 pub fn run(global: &Global, args: &Args) -> Result<()> {
@@ -32,9 +34,13 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         locked: args.locked,
         offline: global.offline,
         dry: args.dry_run,
-        update: false,
+        ..Settings::default()
     };
-    let base = Base::ready(&store, wanted(&request.workspace), &settings, &progress)?;
+    if !args.input_files.is_empty() {
+        let paths: Vec<_> = args.input_files.iter().map(|path| directory.join(path)).collect();
+        store.use_inputs(Inputs::open(&paths)?);
+    }
+    let mut base = Base::planned(&store, wanted(&request.workspace), &settings, &progress)?;
     let options = Options {
         workspace: request.workspace.root.clone(),
         jobs: args.jobs.unwrap_or_else(processors),
@@ -53,6 +59,13 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     if args.dry_run {
         return dry_run(global, &store, &graph, &base, &options);
     }
+    if global.offline {
+        let planned = Build::new(&store, &graph, &base, &options, &crate::report::Silent);
+        let checked = wants::check(&planned, &args.labels);
+        base.save_lock()?;
+        checked?;
+    }
+    base.make(&progress)?;
     let built = build(&store, &graph, &base, &options, &progress);
     base.save_lock()?;
     let outcomes = built?;
@@ -102,6 +115,7 @@ struct Planned<'a> {
     packages: &'a [String],
     parameters: &'a std::collections::BTreeMap<Label, Value>,
     hermetic: bool,
+    reproducible: bool,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     secrets: &'a [String],
 }
@@ -120,6 +134,7 @@ fn dry_run(global: &Global, store: &Store, graph: &Graph, base: &Base, options: 
             packages: &instance.packages,
             parameters: &instance.parameters,
             hermetic: !matches!(&instance.spec, Spec::Rule(rule) if rule.network),
+            reproducible: !base.is_host(),
             secrets: secrets::wanted(&instance.spec),
         })
         .collect();
@@ -143,6 +158,9 @@ fn dry_run(global: &Global, store: &Store, graph: &Graph, base: &Base, options: 
         }
         if !step.hermetic {
             text.push_str("  (not hermetic: it has the host's network)");
+        }
+        if !step.reproducible {
+            text.push_str("  (not reproducible: the builder is this machine)");
         }
         if !step.secrets.is_empty() {
             text.push_str(&format!("  (needs --secret {})", step.secrets.join(", ")));

@@ -39,7 +39,9 @@ pub fn run(global: &Global, args: &List) -> Result<()> {
     if global.json {
         return ui::print_json(&definitions);
     }
-    ui::print(&table(&definitions));
+    let builder = request.workspace.builder.as_ref().and_then(|builder| builder.from.as_deref());
+    let marked = if builder == Some("host") { "not reproducible: the builder is this machine (host)\n" } else { "" };
+    ui::print(&format!("{marked}{}", table(&definitions)));
     Ok(())
 }
 
