@@ -125,6 +125,11 @@ impl Label {
         self.name.rsplit('/').next().unwrap_or(&self.name)
     }
 
+    /// `//base:build`, where packages are installed.
+    pub fn is_base_build(&self) -> bool {
+        self.package.path() == "base" && self.name() == "build"
+    }
+
     /// `build` or `…/build`.
     pub fn is_build(&self) -> bool {
         self.last() == "build"

@@ -4,14 +4,16 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use tapeout::build_file::workspace::Workspace;
+use tapeout::build_file::workspace;
 use tapeout::error::{Error, Kind};
 use tapeout::graph::{Request, analyse_by};
 use tapeout::label::Package;
 
+use crate::common::{Workspace, have};
+
 fn ask(folder: &Path) -> Result<usize, Error> {
     let request = Request {
-        workspace: Workspace::open(folder)?,
+        workspace: workspace::Workspace::open(folder)?,
         patterns: vec!["//:a".to_string()],
         here: Package::new("")?,
         parameters: vec![],
@@ -45,6 +47,8 @@ fn hostile_build_files_end_in_an_error_with_the_line() {
     let doubled = |start: &str| {
         format!("def f():\n    x = {start}\n    for i in range(60):\n        x = x + x\n    return x\ny = f()\n")
     };
+    let calls: String = (0..1000).map(|n| format!("def f{n}():\n    return f{}()\n", n + 1)).collect();
+    let calls = format!("{calls}def f1000():\n    return 0\nf0()\n");
     let cases: Vec<(&str, String, usize)> = vec![
         ("endless loops", loops.to_string(), 5),
         ("recursion", "def f(n):\n    return f(n + 1)\nf(0)\n".to_string(), 2),
@@ -64,10 +68,22 @@ fn hostile_build_files_end_in_an_error_with_the_line() {
         ("a function of the parameters", "rule('a',\n    run = lambda p: [i for i in range(1000000000)])\n".to_string(), 2),
         ("ever new values", "parameter('n', type = 'int', default = 0)\nrule('a', deps = [dep(':a', parameters = lambda p: {':n': p['n'] + 1})])\n".to_string(), 2),
         ("a load cycle", "load(':other.star', 'x')\n".to_string(), 1),
+        ("a load cycle of two", "load(':one.star', 'x')\n".to_string(), 1),
+        ("a long way of loads", "load(':n0.star', 'x')\n".to_string(), 1),
+        ("calls inside one another", calls, 398),
+        ("a power", "x = 1\ny = range(10**9)\n".to_string(), 2),
+        ("a dict of a range", "y = {i: str(i) for i in range(1000000000)}\n".to_string(), 1),
+        ("a dict that grows", "def f():\n    x = {}\n    for i in range(1000000000):\n        x[i] = [x]\n    return x\ny = f()\n".to_string(), 6),
+        ("a string times a number", "y = 'x' * 100000000000\n".to_string(), 1),
+        ("a format that doubles", doubled("'%s%s'").replace("x = x + x", "x = x.replace('%s', x)"), 6),
     ];
     for (what, text, line) in cases {
         let folder = site(&text);
-        std::fs::write(folder.path().join("other.star"), "load(':other.star', 'x')\nx = 1\n").expect("other.star");
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).expect(name);
+        write("other.star", "load(':other.star', 'x')\nx = 1\n");
+        write("one.star", "load(':two.star', 'x')\n");
+        write("two.star", "load(':one.star', 'x')\n");
+        (0..60).for_each(|n| write(&format!("n{n}.star"), &format!("load(':n{}.star', 'x')\n", n + 1)));
         let error = refused(what, folder.path());
         assert_eq!(error.places()[0].0.line, line, "{what}: {error}");
     }
@@ -90,6 +106,53 @@ fn what_is_no_file_of_bounded_size_is_not_read() {
     fresh();
     std::fs::write(&path, b"x = 1\ny = '\xff'\n").expect("write");
     assert_eq!(refused("not UTF-8", folder.path()).places()[0].0.line, 2);
+}
+
+/// As a user meets them: an exit code, and a place.
+#[test]
+fn the_command_line_says_where_a_hostile_file_stands() {
+    if !have(&["busybox"]) {
+        return;
+    }
+    let workspace = Workspace::tiny();
+    let refused = || workspace.run("build //app:a").failure(2).stderr_has("app/build.star:");
+    for text in [
+        "def f():\n    for i in range(1000000000):\n        pass\n    f()\nf()\n".to_string(),
+        format!("y = {}{}\n", "[".repeat(200_000), "]".repeat(200_000)),
+        "y = [1]*1000*1000*1000\n".to_string(),
+    ] {
+        workspace.file("app/build.star", text);
+        refused();
+    }
+    let path = workspace.path("app/build.star");
+    std::fs::File::create(&path).and_then(|file| file.set_len(1 << 30)).expect("a sparse file");
+    refused();
+    std::fs::remove_file(&path).expect("remove");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o644)).expect("mkfifo");
+    refused();
+}
+
+#[test]
+fn a_glob_looks_at_a_bounded_number_of_files_and_follows_no_link() {
+    // In memory, where there is such a place: 200,000 files are soon made there.
+    let memory = Path::new("/dev/shm");
+    let folder = tempfile::tempdir_in(if memory.is_dir() { memory } else { Path::new("/var/tmp") }).expect("a folder");
+    std::fs::write(folder.path().join("tapeout.toml"), "").expect("tapeout.toml");
+    std::fs::write(folder.path().join("build.star"), "rule('a', sources = glob(['**']))\n").expect("build.star");
+    let deep = folder.path().join("deep");
+    std::fs::create_dir(&deep).expect("mkdir");
+    std::fs::write(deep.join("file"), "").expect("write");
+    std::os::unix::fs::symlink("..", deep.join("loop")).expect("symlink");
+    std::os::unix::fs::symlink("loop", deep.join("again")).expect("symlink");
+    assert_eq!(ask(folder.path()).expect("a graph"), 1);
+    // More than a glob looks at.
+    for part in 0..201 {
+        let part = deep.join(part.to_string());
+        std::fs::create_dir(&part).expect("mkdir");
+        (0..1000).for_each(|n| std::fs::write(part.join(n.to_string()), "").expect("write"));
+    }
+    let error = refused("200,000 files", folder.path());
+    assert!(error.what().contains("200000 files"), "{error}");
 }
 
 #[test]

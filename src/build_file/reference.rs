@@ -129,8 +129,18 @@ pub const FUNCTIONS: &[Function] = &[
                 "{}",
                 "Environment variables that the rules which depend on this one get: a list is prepended, joined by `:`.",
             ),
-            a("user", "string", "None", "The user of the snapshot that `run` runs as, instead of root."),
-            a("ids", "string", "\"one\"", "`one` mapped ID. `range` is not there yet: an error."),
+            a(
+                "user",
+                "string",
+                "None",
+                "The user of the snapshot that `run` runs as, instead of root. See [what a rule may ask for](rules.md#another-user).",
+            ),
+            a(
+                "ids",
+                "string",
+                "\"one\"",
+                "`one` mapped ID, or a `range` of subordinate IDs through newuidmap. See [what a rule may ask for](rules.md#several-real-ids).",
+            ),
             a(
                 "owners",
                 "string",
@@ -305,7 +315,12 @@ pub const FUNCTIONS: &[Function] = &[
             a("containers", "list of `container(…)`", REQUIRED, "Its containers."),
             a("volumes", "list of `volume(…)`", "[]", "Its volumes."),
             a("files", FILES, "[]", "Configuration files of the bundle: relative paths, mounted by `mount(PATH, …)`."),
-            a("ports", "list of ints and `port(…)`", "[]", "Ports that the pod publishes."),
+            a(
+                "ports",
+                "list of ints and `port(…)`",
+                "[]",
+                "Ports that the pod publishes: `8080` under the same number on the host, `port(8080, host = 80)` under another one.",
+            ),
             a("systemd_units", "dict of strings", "{}", "Units to write: name to text."),
             a("version", "string", "None", "Its version."),
             ANNOTATIONS,
@@ -432,7 +447,7 @@ pub const FUNCTIONS: &[Function] = &[
         doc: "A port. A bare number is `port(NUMBER)`.",
         attributes: &[
             a("port", "int", REQUIRED, "Inside."),
-            a("host", "int", "None", "On the host; None: not published."),
+            a("host", "int", "None", "On the host; None: not published, and in a pod's own `ports` the same number."),
             a("protocol", "string", "\"tcp\"", "`tcp` or `udp`."),
         ],
     },
@@ -500,20 +515,25 @@ pub fn nearest<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> Opti
     near.min().map(|(_, other)| other.to_string())
 }
 
-/// How many letters must be inserted, removed or replaced.
+/// How many letters must be inserted, removed, replaced or exchanged with the next one.
 fn distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().take(200).collect();
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (i, a) in one.chars().take(200).enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, b) in other.iter().enumerate() {
-            let best = (diagonal + usize::from(a != *b)).min(row[j] + 1).min(row[j + 1] + 1);
-            diagonal = row[j + 1];
-            row[j + 1] = best;
+    let one: Vec<char> = one.chars().take(200).collect();
+    // The row that is made, and the two before it.
+    let mut rows = [vec![], vec![], (0..=other.len()).collect::<Vec<usize>>()];
+    for i in 0..one.len() {
+        rows.rotate_left(1);
+        let mut row = vec![i + 1];
+        for j in 0..other.len() {
+            let mut best = (rows[1][j] + usize::from(one[i] != other[j])).min(row[j] + 1).min(rows[1][j + 1] + 1);
+            if i > 0 && j > 0 && one[i] == other[j - 1] && one[i - 1] == other[j] {
+                best = best.min(rows[0][j - 1] + 1);
+            }
+            row.push(best);
         }
+        rows[2] = row;
     }
-    row[other.len()]
+    rows[2][other.len()]
 }
 
 /// The error of an attribute that a function doesn't have.

@@ -149,8 +149,20 @@ impl SearchPath {
             .why(format!("searched {}", self.searched(package, BUILD_FILE)));
         match here {
             Ok(folder) if folder.is_dir() => made.next(format!("write {}", self.shown(&folder.join(BUILD_FILE)))),
-            _ => made,
+            _ => match self.nearest(package) {
+                Some(near) => made.next(format!("did you mean {near}?")),
+                None => made,
+            },
         }
+    }
+
+    /// The package whose name is most like this one; all are looked at, because something is wrong anyway.
+    fn nearest(&self, package: &Package) -> Option<String> {
+        let top = Package::new("").ok()?;
+        let known = self.packages_below(&top).ok()?;
+        let built_in = BUILT_IN.iter().filter_map(|(path, _)| path.strip_suffix("/build.star"));
+        let paths = known.iter().map(Package::path).chain(built_in).filter(|path| !path.is_empty());
+        super::reference::nearest(package.path(), paths).map(|near| format!("//{near}"))
     }
 
     fn searched(&self, package: &Package, name: &str) -> String {

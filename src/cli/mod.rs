@@ -36,6 +36,8 @@ fn run(cli: &Cli) -> Result<u8> {
         // It is root, or refused; it needs no namespace, and there may be none.
         let _ = nix::unistd::setgroups(&[]);
     } else if touches_the_store(&cli.command) {
+        crate::sys::nursery::stay_outside();
+        crate::store::help_removing(crate::sandbox::give_back);
         // Refused, it is tried again by the first sandbox, which says why; nothing is lost without it.
         let _ = crate::sys::process::enter_user_namespace();
     }

@@ -119,6 +119,14 @@ pub struct Progress {
     /// The folder one stands in, with a slash: what is below it is shown relative to it.
     here: Option<String>,
     running: Mutex<Vec<(String, ProgressBar)>>,
+    /// Lines of what is cached, not written yet: there may be ten thousand of them, and nobody waits for one.
+    later: Mutex<String>,
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.flush("");
+    }
 }
 
 impl Progress {
@@ -126,7 +134,7 @@ impl Progress {
     pub fn start(here: &Path) -> Self {
         let bars = std::io::stderr().is_terminal().then(MultiProgress::new);
         let here = here.to_str().filter(|here| *here != "/").map(|here| format!("{here}/"));
-        Self { bars, here, running: Mutex::default() }
+        Self { bars, here, running: Mutex::default(), later: Mutex::default() }
     }
 
     fn line(&self, text: &str) {
@@ -136,13 +144,40 @@ impl Progress {
                 let _ = bars.println(text);
             }
             None => {
-                let _ = writeln!(std::io::stderr().lock(), "{text}");
+                self.flush(&format!("{text}\n"));
             }
         }
     }
 
+    /// A line that may wait for the next one.
+    fn line_later(&self, text: &str) {
+        if self.bars.is_some() {
+            return self.line(text);
+        }
+        let mut later = self.later();
+        later.push_str(&relative(text, self.here.as_deref()));
+        later.push('\n');
+        if later.len() > 16 << 10 {
+            drop(later);
+            self.flush("");
+        }
+    }
+
+    fn later(&self) -> std::sync::MutexGuard<'_, String> {
+        self.later.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn flush(&self, text: &str) {
+        let mut later = self.later();
+        later.push_str(text);
+        if !later.is_empty() {
+            let _ = std::io::stderr().lock().write_all(later.as_bytes());
+            later.clear();
+        }
+    }
+
     fn begin(&self, name: &str, total: Option<u64>) {
-        let Some(bars) = &self.bars else { return };
+        let Some(bars) = &self.bars else { return self.flush("") };
         let bar = match total {
             Some(total) => ProgressBar::new(total).with_style(
                 ProgressStyle::with_template("{spinner} {msg} {bar:30} {bytes}/{total_bytes}")
@@ -180,11 +215,11 @@ impl Report for Progress {
                 }
             }
             Event::Ended { what } => self.end(what),
-            Event::Done { verb, what, detail } => self.line(&format!(
-                "{verb:>8}  {}{}",
-                clean(what),
-                if detail.is_empty() { String::new() } else { format!("  {detail}") }
-            )),
+            Event::Done { verb, what, detail } => {
+                let detail = if detail.is_empty() { String::new() } else { format!("  {detail}") };
+                let text = format!("{verb:>8}  {}{detail}", clean(what));
+                if verb == "cached" { self.line_later(&text) } else { self.line(&text) }
+            }
             Event::Note { text } => self.line(&format!("{:>8}  {}", "note", indent(&clean(text)))),
         }
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use crate::build_file::reference;
 use crate::build_file::spec::{Ids, Limits, Owners, Step};
 use crate::build_file::workspace::BuilderConfig;
 use crate::builder::debian::download::{self, Progress};
@@ -390,15 +391,18 @@ impl Base {
         if self.lock.is_some() || missing.is_empty() || self.changesets.is_empty() {
             return Ok(());
         }
+        let names = || self.packages.keys().map(String::as_str);
+        let near = missing.iter().find_map(|name| Some((name, reference::nearest(name, names())?)));
         Err(Error::request(format!("the builder {} has no package {}", self.config.tag, missing.join(", ")))
             .why(match (self.is_host(), self.packages.is_empty()) {
                 (true, true) => "it is this machine, whose packages can't be told: it has no /var/lib/dpkg/status",
                 (true, false) => "it is this machine, to which tapeout adds nothing",
                 (false, _) => "it has no lock, so packages can't be added to it",
             })
-            .next(match self.is_host() {
-                true => "install them on this machine, or use a builder from debian:SUITE",
-                false => "use a builder that has them, or one from debian:SUITE",
+            .next(match (near, self.is_host()) {
+                (Some((name, near)), _) => format!("did you mean {near} instead of {name}?"),
+                (None, true) => "install them on this machine, or use a builder from debian:SUITE".to_string(),
+                (None, false) => "use a builder that has them, or one from debian:SUITE".to_string(),
             }))
     }
 

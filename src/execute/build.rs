@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 use std::time::Instant;
 
 use crate::build_file::spec::{Graph, Id, Ids, Instance, Rule, Source, Spec};
@@ -16,6 +16,7 @@ use crate::execute::schedule::{self, Order};
 use crate::execute::secrets::{self, Secrets};
 use crate::execute::snapshot::{self, Snapshot};
 use crate::execute::{environment, fetch, identity, room, rule, sources, unpack};
+use crate::label::Package;
 use crate::report::{Event, Report, Silent};
 use crate::store::Store;
 use crate::tree::Layer;
@@ -97,6 +98,8 @@ pub struct Build<'a> {
     pub(super) options: &'a Options,
     pub(super) report: &'a dyn Report,
     outputs: Vec<OnceLock<Output>>,
+    /// What rules without sources find in their package's folder: one for all of them.
+    bare: Mutex<BTreeMap<Package, Layer>>,
 }
 
 /// What a dry run says of one instance.
@@ -123,7 +126,7 @@ impl<'a> Build<'a> {
         report: &'a dyn Report,
     ) -> Self {
         let outputs = graph.instances.iter().map(|_| OnceLock::new()).collect();
-        Self { store, graph, order: Order::of(graph), base, options, report, outputs }
+        Self { store, graph, order: Order::of(graph), base, options, report, outputs, bare: Mutex::default() }
     }
 
     /// Runs all of it. Results are on the disk when it returns, after an error too.
@@ -154,6 +157,7 @@ impl<'a> Build<'a> {
             }
             let instance = &self.graph.instances[id];
             let output = self.instance(id).map_err(|e| {
+                let e = if e.places().is_empty() { e.at(instance.place.clone(), "") } else { e };
                 rule::on_full_disk(e, self.store).context(format!("{} {}", kind(&instance.spec), instance.label))
             })?;
             let _ = self.outputs[id].set(output);
@@ -286,7 +290,12 @@ impl<'a> Build<'a> {
             Spec::Tapeout(tapeout) => (Rule { run: tapeout.run.clone(), ..Rule::default() }, BTreeMap::new()),
             _ => return Ok(None),
         };
-        not_there_yet(&rule).map_err(|e| e.at(instance.place.clone(), ""))?;
+        if rule.user.is_some() && rule.ids == Ids::Range {
+            return Err(Error::request("user and ids = \"range\" don't go together")
+                .at(instance.place.clone(), "")
+                .why("with a range the rule is root, and becomes others as it likes")
+                .next("leave user out, and let run change the user: setpriv, su, runuser"));
+        }
         if rule.run.is_empty() {
             return Ok(None);
         }
@@ -317,10 +326,21 @@ impl<'a> Build<'a> {
 
     pub(super) fn sources(&self, instance: &Instance, sources: &[Source]) -> Result<Layer> {
         let here = |e: Error| e.at(instance.place.clone(), "");
+        let bare = || self.bare.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let package = instance.label.package();
+        if sources.is_empty()
+            && let Some(layer) = bare().get(package)
+        {
+            return Ok(layer.clone());
+        }
         let fetched = fetch::files(self, instance, sources).map_err(here)?;
         let from =
             sources::From { folder: instance.folder.as_deref(), inputs: &self.options.inputs, fetched: &fetched };
-        sources::gather(self.store, instance.label.package(), &from, sources, self.options.epoch).map_err(here)
+        let layer = sources::gather(self.store, package, &from, sources, self.options.epoch).map_err(here)?;
+        if sources.is_empty() {
+            bare().insert(package.clone(), layer.clone());
+        }
+        Ok(layer)
     }
 
     pub(super) fn snapshot(&self, id: Id, sources: Option<&Layer>) -> Result<Snapshot> {
@@ -393,11 +413,9 @@ impl<'a> Build<'a> {
         let mut forecasts = vec![];
         for (id, instance) in self.graph.instances.iter().enumerate() {
             let known = |id: &Id| matches!(forecasts[*id], Forecast::Cached | Forecast::Group);
-            let forecast = if !self.order.below[id].iter().all(known) {
-                Forecast::Unknown
-            } else {
-                self.forecast_one(id, instance)?
-            };
+            // What stands on something unknown is unknown itself: what is nearest tells it all.
+            let forecast =
+                if !instance.deps.iter().all(known) { Forecast::Unknown } else { self.forecast_one(id, instance)? };
             forecasts.push(forecast);
         }
         Ok(forecasts)
@@ -426,14 +444,6 @@ impl<'a> Build<'a> {
                 if group { Forecast::Group } else { Forecast::Cached }
             }
         })
-    }
-}
-
-/// What the language has and the sandbox has not: better refused than without effect.
-fn not_there_yet(rule: &Rule) -> Result<()> {
-    match rule.ids {
-        Ids::Range => Err(Error::request("ids = \"range\" is not there yet in this version").next("leave it out")),
-        Ids::One => Ok(()),
     }
 }
 

@@ -219,9 +219,11 @@ impl Build<'_> {
     pub fn explain(&self, id: Id, forecasts: &[Forecast]) -> Result<Explained> {
         let instance = &self.graph.instances[id];
         let whose = self.whose(id);
-        let first = (self.order.below[id].iter())
-            .filter(|&&below| forecasts[below] == Forecast::Run)
-            .map(|&below| self.graph.instances[below].label.to_string())
+        let mut below = self.order.as_written(id);
+        below.sort_unstable();
+        let first = (below.into_iter())
+            .filter(|&below| forecasts[below] == Forecast::Run)
+            .map(|below| self.graph.instances[below].label.to_string())
             .collect();
         let mut explained = Explained { whose, state: State::Always, changes: vec![], first };
         if forecasts[id] == Forecast::Group {

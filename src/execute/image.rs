@@ -1,7 +1,7 @@
 //! An image: the selections of its tapeout rules as layers, then config and manifest, and before
 //! it is written the check inside of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -111,9 +111,9 @@ impl Build<'_> {
         let Spec::Image(image) = &self.graph.instances[id].spec else {
             return Err(Error::failed("not an image"));
         };
-        let in_base: BTreeSet<Id> = image.base.map(|base| self.order.below[base].clone()).unwrap_or_default();
+        let in_base = image.base.map(|base| self.order.below(base)).unwrap_or_default();
         let mut selections = vec![];
-        for below in self.order.as_written(id).into_iter().filter(|below| !in_base.contains(below)) {
+        for below in self.order.as_written(id).into_iter().filter(|below| !in_base.contains(*below)) {
             if let (Spec::Tapeout(_), Output::Selection { selection, .. }) =
                 (&self.graph.instances[below].spec, self.output(below)?)
             {
@@ -257,7 +257,7 @@ impl Build<'_> {
                     continue;
                 };
                 let ordered = match (instances.get(&names[before]), instances.get(&names[at])) {
-                    (Some(before), Some(&at)) => self.order.below[at].contains(before),
+                    (Some(before), Some(&at)) => self.order.below(at).contains(*before),
                     _ => true,
                 };
                 let folders = entry.is_folder() && other.is_folder();

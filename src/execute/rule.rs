@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use crate::build_file::spec::{Owners, Step};
+use crate::build_file::spec::{Ids, Owners, Step};
 use crate::builder::debian::install::DEBS;
 use crate::changeset::{self, Options};
 use crate::digest::Digest;
@@ -100,6 +100,7 @@ pub(super) fn spec(store: &Store, request: &Request, snapshot: &Stack, room: &Ro
         network: request.network,
         limits: request.limits,
         seen: (request.owners == Owners::Seen).then(|| changeset::known(snapshot)),
+        range: (request.ids == Ids::Range).then(|| changeset::known(snapshot)),
         ..room.spec()?
     })
 }

@@ -10,8 +10,6 @@ use crate::error::{Error, Result};
 /// What the graph implies for each instance.
 #[derive(Debug)]
 pub struct Order {
-    /// All instances below each one, transitively.
-    pub below: Vec<BTreeSet<Id>>,
     /// The longest chain of instances below each one.
     pub rank: Vec<i64>,
     deps: Vec<Vec<Id>>,
@@ -20,17 +18,10 @@ pub struct Order {
 impl Order {
     /// Computed once a command. The graph has each instance after its dependencies.
     pub fn of(graph: &Graph) -> Self {
-        let mut order = Self { below: vec![], rank: vec![], deps: vec![] };
+        let mut order = Self { rank: vec![], deps: vec![] };
         for instance in &graph.instances {
-            let mut below = BTreeSet::new();
-            let mut rank = 0;
-            for &dep in &instance.deps {
-                below.insert(dep);
-                below.extend(&order.below[dep]);
-                rank = rank.max(order.rank[dep] + 1);
-            }
-            order.below.push(below);
-            order.rank.push(rank);
+            let rank = instance.deps.iter().map(|&dep| order.rank[dep] + 1).max();
+            order.rank.push(rank.unwrap_or(0));
             order.deps.push(instance.deps.clone());
         }
         order
@@ -39,7 +30,8 @@ impl Order {
     /// All instances below one, each after its own dependencies, else as its dependencies are
     /// written: what else was asked for doesn't change it.
     pub fn as_written(&self, id: Id) -> Vec<Id> {
-        let mut seen = BTreeSet::from([id]);
+        let mut seen = Set::with_room_for(self.deps.len());
+        seen.insert(id);
         let mut found = vec![];
         let mut path = vec![(id, self.deps[id].iter())];
         while let Some((at, deps)) = path.last_mut() {
@@ -54,6 +46,35 @@ impl Order {
         }
         found.pop();
         found
+    }
+
+    /// All instances below one, as a set.
+    pub fn below(&self, id: Id) -> Set {
+        let mut below = Set::with_room_for(self.deps.len());
+        self.as_written(id).into_iter().for_each(|id| _ = below.insert(id));
+        below
+    }
+}
+
+/// A set of instances, a bit each: in a graph of ten thousand rules one is made for each of them.
+#[derive(Debug, Default)]
+pub struct Set(Vec<u64>);
+
+impl Set {
+    fn with_room_for(count: usize) -> Self {
+        Self(vec![0; count.div_ceil(64)])
+    }
+
+    /// Is it new?
+    fn insert(&mut self, id: Id) -> bool {
+        let before = self.0[id / 64];
+        self.0[id / 64] |= 1 << (id % 64);
+        self.0[id / 64] != before
+    }
+
+    /// Is it in?
+    pub fn contains(&self, id: Id) -> bool {
+        self.0.get(id / 64).is_some_and(|bits| bits & 1 << (id % 64) != 0)
     }
 }
 
@@ -105,7 +126,10 @@ pub fn run(deps: &[Vec<Id>], jobs: NonZeroUsize, run: impl Fn(Id) -> Result<()> 
                     }
                 }
             }
-            changed.notify_all();
+            // One that is ready is this thread's own: who waits is woken for more, and at the end.
+            if now.ready.len() > 1 || now.left == 0 || !now.errors.is_empty() {
+                changed.notify_all();
+            }
         }
     };
     std::thread::scope(|scope| {
@@ -125,10 +149,11 @@ mod tests {
     #[test]
     fn what_is_below_stands_as_written_whatever_else_was_asked_for() {
         let deps = vec![vec![], vec![0], vec![0], vec![1, 2], vec![2, 1]];
-        let order = Order { below: vec![], rank: vec![], deps };
+        let order = Order { rank: vec![], deps };
         assert_eq!(order.as_written(3), [0, 1, 2]);
         assert_eq!(order.as_written(4), [0, 2, 1]);
         assert_eq!(order.as_written(0), [] as [Id; 0]);
+        assert_eq!([0, 1, 2, 3, 4].map(|id| order.below(3).contains(id)), [true, true, true, false, false]);
     }
 
     fn jobs(n: usize) -> NonZeroUsize {

@@ -32,7 +32,8 @@ impl Build<'_> {
     /// Runs all that an instance stands on, and an image itself.
     pub fn run_for_shell(&self, id: Id) -> Result<()> {
         let image = matches!(self.graph.instances[id].spec, Spec::Image(_));
-        self.run_some(|other| self.order.below[id].contains(&other) || (image && other == id))
+        let below = self.order.below(id);
+        self.run_some(|other| below.contains(other) || (image && other == id))
     }
 
     /// The place that an instance sees; all below it must have run.

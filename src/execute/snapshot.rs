@@ -7,7 +7,6 @@ use crate::changeset::stack::{self, Member};
 use crate::digest::Digest;
 use crate::error::Result;
 use crate::execute::schedule::Order;
-use crate::label::Label;
 use crate::store::Store;
 use crate::tree::Stack;
 
@@ -41,11 +40,12 @@ impl Snapshot {
             .rules
             .iter()
             .map(|(id, digest)| {
+                let below = order.below(*id);
                 let after = self
                     .rules
                     .iter()
                     .enumerate()
-                    .filter(|(_, (other, _))| order.below[*id].contains(other) || is_base_build(graph, *other))
+                    .filter(|(_, (other, _))| below.contains(*other) || is_base_build(graph, *other))
                     .map(|(i, _)| i);
                 let instance = &graph.instances[*id];
                 Ok(Member {
@@ -77,9 +77,5 @@ pub fn members(graph: &Graph, order: &Order, id: Id) -> Vec<Id> {
 /// Is it an instance of `//base:build`, where packages are installed?
 pub fn is_base_build(graph: &Graph, id: Id) -> bool {
     let instance = &graph.instances[id];
-    is_base_build_label(&instance.label) && matches!(instance.spec, Spec::Rule(_))
-}
-
-fn is_base_build_label(label: &Label) -> bool {
-    label.package().path() == "base" && label.name() == "build"
+    instance.label.is_base_build() && matches!(instance.spec, Spec::Rule(_))
 }

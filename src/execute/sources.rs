@@ -220,7 +220,11 @@ fn stays_inside(path: &Path, package: &Path) -> Result<()> {
             Error::io("open", path, e).with_kind(crate::error::Kind::Request).next("name a source that exists")
         })
     };
-    let parent = real(path.parent().unwrap_or(package))?;
+    let parent = path.parent().unwrap_or(package);
+    if parent == package {
+        return Ok(());
+    }
+    let parent = real(parent)?;
     if parent.starts_with(real(package)?) {
         return Ok(());
     }

@@ -332,22 +332,25 @@ fn parameter(arguments: &BTreeMap<String, Data>) -> (Parameter, Vec<Fault>) {
             }
         }
     }
-    let type_name = match arguments.get("type") {
-        None => Type::String,
-        Some(Data::Text(text)) => Type::parse(text).unwrap_or_else(|| {
-            fault(
-                "type",
-                Some(text),
-                format!("there is no type {text:?}"),
-                Some(format!("it is one of {}", Type::NAMES.join(", "))),
-            );
-            Type::String
-        }),
+    let known = match arguments.get("type") {
+        None => Some(Type::String),
+        Some(Data::Text(text)) => {
+            let known = Type::parse(text);
+            if known.is_none() {
+                let next = match reference::nearest(text, Type::NAMES) {
+                    Some(near) => format!("did you mean {near}?"),
+                    None => format!("it is one of {}", Type::NAMES.join(", ")),
+                };
+                fault("type", Some(text), format!("there is no type {text:?}"), Some(next));
+            }
+            known
+        }
         Some(other) => {
             fault("type", None, format!("type takes a string, and this is {}", other.kind()), None);
-            Type::String
+            None
         }
     };
+    let type_name = known.unwrap_or(Type::String);
     let derive = match arguments.get("derive") {
         None | Some(Data::None) => None,
         Some(Data::Function(function)) => Some(function.clone()),
@@ -363,6 +366,8 @@ fn parameter(arguments: &BTreeMap<String, Data>) -> (Parameter, Vec<Fault>) {
     };
     let default = match arguments.get("default") {
         None | Some(Data::None) => None,
+        // What it should be isn't known: one error is enough.
+        Some(_) if known.is_none() => None,
         Some(data) => typed(type_name, data).map_or_else(
             |what| {
                 fault("default", None, format!("default: {what}"), None);

@@ -283,7 +283,7 @@ impl Analysis {
                 error = error.at(place.clone(), format!("{reader} reads it here"));
             }
         }
-        self.errors.report(error);
+        self.errors.report(error.next("give one of them a default instead"));
     }
 
     /// Calls a function of the parameters, finding each value that it reads.

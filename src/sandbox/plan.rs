@@ -328,6 +328,11 @@ fn without_namespaces(spec: &Spec) -> Result<Vec<Operation>> {
 }
 
 fn check(spec: &Spec) -> Result<()> {
+    if spec.range.is_some() && spec.tree.is_some() {
+        return Err(Error::request("ids = \"range\" can't be had here")
+            .why("it needs namespaces and an overlay: a kept tree is one user's alone")
+            .next("leave it out of the rule, or build where `tapeout doctor` says that there are overlays"));
+    }
     let relative = spec
         .lower
         .iter()
@@ -373,6 +378,7 @@ pub(super) struct Order {
     pub gid: u32,
     pub secrets: Vec<Secret>,
     pub seen: Option<Known>,
+    pub range: Option<Known>,
     pub standard: Standard,
     pub no_capabilities: bool,
     /// The snapshot is a folder as it is.
@@ -427,6 +433,7 @@ impl Order {
             gid,
             secrets: spec.secrets.clone(),
             seen: spec.seen.clone(),
+            range: spec.range.clone(),
             standard: spec.standard,
             no_capabilities: spec.no_capabilities,
             processes: spec.limits.processes.unwrap_or(DEFAULT_PROCESSES),

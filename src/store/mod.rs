@@ -7,6 +7,7 @@
 //! changesets/HEX/tree     its SHA-256 (32 bytes), then a `tree::Changeset`
 //! changesets/HEX/files/   its files, as an overlay takes them for a lower layer; of the builder `host` a link to `/`
 //! actions/HEX             the result document of the request with this digest, after its own SHA-256
+//! packed/actions          what actions/ holds, in one file (packed.rs): a cache
 //! unsynced/BOOT/HEX       the same, but not yet known to be on the disk
 //! graphs/HEX              its SHA-256 (32 bytes), then what an analysis gave: a cache, the newest few
 //! builders/TAG.json       which changesets a builder is made of
@@ -37,6 +38,7 @@ mod cache;
 pub mod fsck;
 pub mod gc;
 pub mod inputs;
+mod packed;
 pub mod runs;
 mod scratch;
 
@@ -58,15 +60,16 @@ use crate::sys::root::Root;
 use crate::tree::{Changeset, Layer, RootPath};
 
 pub use cache::Cache;
-pub use scratch::{Scratch, wait_until_clean};
+pub use scratch::{Scratch, help_removing, wait_until_clean};
 
 /// What a store has from the start; the first is itself.
-const FOLDERS: [&str; 15] = [
+const FOLDERS: [&str; 16] = [
     "",
     "blobs/sha256",
     "changesets",
     "actions",
     "unsynced",
+    "packed",
     "graphs",
     "builders",
     "caches",
@@ -97,6 +100,10 @@ struct Inner {
     path: PathBuf,
     boot: String,
     changesets: Mutex<BTreeMap<Digest, Arc<Changeset>>>,
+    /// Result documents that were read at once, when the first was asked for.
+    packed: Mutex<Option<packed::Documents>>,
+    /// Those that had to be read one by one.
+    single: Mutex<packed::Documents>,
     /// Files of inputs, which give blobs that the store doesn't have.
     inputs: OnceLock<inputs::Inputs>,
     /// What this command used.
@@ -180,6 +187,8 @@ impl Store {
             path: path.to_path_buf(),
             boot,
             changesets: Mutex::default(),
+            packed: Mutex::default(),
+            single: Mutex::default(),
             inputs: OnceLock::new(),
             used: Mutex::default(),
             _lock: lock,
@@ -374,13 +383,28 @@ impl Store {
 
     /// The result document of a request.
     pub fn action(&self, key: &Digest) -> Option<Vec<u8>> {
-        let bytes = fs::read(self.path().join("actions").join(key.hex()))
-            .or_else(|_| fs::read(self.unsynced().join(key.hex())))
-            .ok()?;
-        // A damaged one is none: what it was the result of is made again.
-        let document = split_sum(&bytes)?.to_vec();
+        if let Some(known) = self.packed(|packed| packed.get(key).cloned()) {
+            self.used(key);
+            return Some(known);
+        }
+        // A newer one is in unsynced/; a damaged one is none: what it was the result of is made again.
+        let document = |folder: &Path| split_sum(&fs::read(folder.join(key.hex())).ok()?).map(<[u8]>::to_vec);
+        let found = document(&self.unsynced()).or_else(|| {
+            let document = document(&self.path().join("actions"))?;
+            self.single().insert(*key, document.clone());
+            Some(document)
+        })?;
         self.used(key);
-        Some(document)
+        Some(found)
+    }
+
+    fn packed<T>(&self, with: impl FnOnce(&mut packed::Documents) -> T) -> T {
+        let mut packed = self.0.packed.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        with(packed.get_or_insert_with(|| packed::read(self.path(), &self.unsynced())))
+    }
+
+    fn single(&self) -> std::sync::MutexGuard<'_, packed::Documents> {
+        self.0.single.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn unsynced(&self) -> PathBuf {
@@ -397,7 +421,9 @@ impl Store {
             .create(&folder)
             .map_err(|e| Error::io("mkdir", &folder, e))?;
         self.used(key);
-        self.replace(&folder.join(key.hex()), &with_sum(result))
+        self.replace(&folder.join(key.hex()), &with_sum(result))?;
+        self.packed(|packed| packed.remove(key));
+        Ok(())
     }
 
     /// Writes a small file whole or not at all.
@@ -411,15 +437,19 @@ impl Store {
     /// Brings all results of this command to the disk.
     pub fn sync(&self) -> Result<()> {
         let unsynced = self.unsynced();
-        let Ok(entries) = fs::read_dir(&unsynced) else { return Ok(()) };
+        let mut synced = std::mem::take(&mut *self.single());
+        let entries = fs::read_dir(&unsynced).into_iter().flatten();
         let keys: Vec<_> = entries.filter_map(|e| e.ok()).map(|e| e.file_name()).collect();
         if keys.is_empty() {
-            return Ok(());
+            return packed::add(self, synced);
         }
         let folder = File::open(self.path()).map_err(|e| Error::io("open", self.path(), e))?;
         file::sync_file_system(folder.as_fd()).map_err(|e| Error::io("syncfs", self.path(), e))?;
         let actions = self.path().join("actions");
         for key in keys {
+            let digest = key.to_str().and_then(|hex| Digest::from_hex(hex).ok());
+            let document = fs::read(unsynced.join(&key)).ok().and_then(|bytes| split_sum(&bytes).map(<[u8]>::to_vec));
+            synced.extend(digest.zip(document));
             match fs::rename(unsynced.join(&key), actions.join(&key)) {
                 // Another build of the same store may have moved it meanwhile.
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -428,7 +458,8 @@ impl Store {
                 _ => {}
             }
         }
-        File::open(&actions).and_then(|f| f.sync_all()).map_err(|e| Error::io("fsync", &actions, e))
+        File::open(&actions).and_then(|f| f.sync_all()).map_err(|e| Error::io("fsync", &actions, e))?;
+        packed::add(self, synced)
     }
 
     fn forget_earlier_boots(&self) -> Result<()> {

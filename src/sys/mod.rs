@@ -11,4 +11,5 @@ pub mod proc;
 pub mod process;
 pub mod root;
 pub mod seccomp;
+pub mod subordinate;
 pub mod terminal;

@@ -41,8 +41,39 @@ impl Attributes<'_> {
         if self.get("containers").is_some() && containers.is_empty() {
             self.fault("containers", None, "a pod needs a container", None);
         }
-        let ports = self.items("ports").iter().filter_map(|item| self.port("ports", item)).collect();
+        let ports: Vec<Port> = self.items("ports").iter().filter_map(|item| self.port("ports", item)).collect();
+        // What a pod lists is published: where nothing else is said, under its own number.
+        let ports: Vec<Port> =
+            ports.into_iter().map(|port| Port { host: port.host.or(Some(port.port)), ..port }).collect();
+        self.check_ports(&ports, &containers);
         Pod { containers, volumes, files, ports, systemd_units: self.units(), version: self.version() }
+    }
+
+    /// All containers share one network: a port is one container's, and a host's port is one port's.
+    fn check_ports(&mut self, ports: &[Port], containers: &[Container]) {
+        let (mut listening, mut published) = (BTreeMap::new(), BTreeMap::new());
+        for container in containers {
+            for port in &container.ports {
+                if let Some(other) = listening.insert((port.port, &port.protocol), &container.name) {
+                    let what = format!(
+                        "{other} and {} both listen on port {}/{}: the containers of a pod share one network",
+                        container.name, port.port, port.protocol
+                    );
+                    self.fault("containers", Some(&container.name), what, Some("give them different ports"));
+                }
+            }
+        }
+        let all = ports.iter().map(|port| ("ports", port));
+        for (attribute, port) in
+            all.chain(containers.iter().flat_map(|container| &container.ports).map(|port| ("containers", port)))
+        {
+            let Some(host) = port.host else { continue };
+            let inside = published.insert((host, &port.protocol), port.port);
+            if inside.is_some_and(|inside| inside != port.port) {
+                let what = format!("port {host}/{} of the host is published twice", port.protocol);
+                self.fault(attribute, None, what, Some("remove one, or publish it elsewhere"));
+            }
+        }
     }
 
     fn records<'b>(&mut self, name: &str, kind: &str) -> Vec<&'b BTreeMap<String, Data>>
@@ -98,6 +129,9 @@ impl Attributes<'_> {
                 format!("restart can't be {restart:?}"),
                 Some("it is one of always, on-failure, never"),
             );
+        }
+        for path in inner.texts("writable") {
+            inner.is_mountable("writable", &path);
         }
         let container = Container {
             name,
@@ -159,6 +193,15 @@ impl Attributes<'_> {
         if holds.len() != 1 {
             inner.fault("", Some(&name), "a volume has exactly one of files, host_path and empty", None);
         }
+        let owned = inner.get("user").is_some() || inner.get("group").is_some();
+        if owned && !matches!(holds[..], [VolumeKind::Files(_)]) {
+            inner.fault(
+                "",
+                Some(&name),
+                "user and group are those of a volume's files, and it has none",
+                Some("leave them out, or give it files"),
+            );
+        }
         let volume = Volume {
             holds: holds.pop().unwrap_or(VolumeKind::Empty),
             user: inner.user("user").unwrap_or_default(),
@@ -175,9 +218,30 @@ impl Attributes<'_> {
     fn mount(&mut self, fields: &BTreeMap<String, Data>) -> Option<Mount> {
         let volume = self.string("mounts", fields.get("volume")?)?;
         let path = self.string("mounts", fields.get("path")?)?;
-        self.is_absolute("mounts", &path);
+        if self.is_absolute("mounts", &path) {
+            self.is_mountable("mounts", &path);
+        }
         let read_only = matches!(fields.get("read_only"), Some(Data::Bool(true)));
         Some(Mount { volume, path, read_only })
+    }
+
+    /// Nothing is mounted where the container's runtime mounts, nor where podman would read options.
+    fn is_mountable(&mut self, attribute: &str, path: &str) {
+        let top = path.split('/').find(|part| !part.is_empty());
+        let runtimes = match top {
+            None => true,
+            Some("dev") => path.trim_end_matches('/') != "/dev/shm",
+            Some(top) => top == "proc" || top == "sys",
+        };
+        if runtimes || path.contains(':') {
+            let why = if runtimes {
+                "that belongs to the container's runtime"
+            } else {
+                "podman takes what follows a colon for options"
+            };
+            let what = format!("{attribute}: nothing can be mounted at {path:?}: {why}");
+            self.fault(attribute, Some(path), what, Some("write another folder"));
+        }
     }
 
     pub(super) fn port(&mut self, attribute: &str, data: &Data) -> Option<Port> {

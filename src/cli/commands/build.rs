@@ -156,6 +156,9 @@ fn dry_run(global: &Global, store: &Store, graph: &Graph, base: &Base, options: 
         for (label, value) in step.parameters {
             text.push_str(&format!("  {label}={}", serde_json::to_string(value).unwrap_or_default()));
         }
+        if step.label.is_base_build() && !step.packages.is_empty() {
+            text.push_str(&format!("  with {}", step.packages.join(", ")));
+        }
         if !step.hermetic {
             text.push_str("  (not hermetic: it has the host's network)");
         }
