@@ -14,6 +14,7 @@ mod full_disk;
 mod graph;
 mod host;
 mod identities;
+mod images;
 mod keeping;
 mod kept_graph;
 mod killed;
@@ -26,12 +27,14 @@ mod places;
 mod programs;
 mod range;
 mod readme;
+mod registry;
 mod reproducible;
 mod rule_graph;
 mod sandbox;
 mod secrets;
 mod shell;
 mod templates;
+mod twice;
 
 /// A file that nobody declares is a promise that nobody tests.
 #[test]

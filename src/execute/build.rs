@@ -356,7 +356,7 @@ impl<'a> Build<'a> {
         self.options.epoch + self.order.rank[id] + 1
     }
 
-    fn permit_network(&self, instance: &Instance, request: &Request) -> Result<()> {
+    pub(super) fn permit_network(&self, instance: &Instance, request: &Request) -> Result<()> {
         if !request.network {
             return Ok(());
         }
@@ -401,6 +401,11 @@ impl<'a> Build<'a> {
             }
             None => label.to_string(),
         }
+    }
+
+    /// The finished image that an instance came to.
+    pub fn finished_image(&self, id: Id) -> Result<&crate::execute::image::Built> {
+        self.built(id)
     }
 
     /// What the tapeout rules of an image picked, in the order of its layers.

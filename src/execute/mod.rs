@@ -21,5 +21,6 @@ pub mod snapshot;
 pub mod sources;
 mod squash;
 mod tapeout;
+pub mod twice;
 pub mod unpack;
 pub mod wants;

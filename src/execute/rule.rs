@@ -43,6 +43,29 @@ pub fn run(
     secrets: &[Secret],
     left: &dyn Fn(&Path),
 ) -> Result<(Layer, Vec<String>)> {
+    let kept = store.log_path(&request.key());
+    let (layer, weakened) = make(store, request, snapshot, renumber, secrets, left, &kept)?;
+    let document = serde_json::to_vec(&Outcome { format: FORMAT, changeset: layer.digest })
+        .map_err(|e| Error::failed(e.to_string()))?;
+    store.record_action(&request.key(), &document)?;
+    Ok((layer, weakened))
+}
+
+/// Runs a request once more: the result and the log that the store has of it stay.
+pub fn again(store: &Store, request: &Request, snapshot: &Stack, secrets: &[Secret]) -> Result<Layer> {
+    let scratch = store.scratch()?;
+    make(store, request, snapshot, None, secrets, &|_| {}, &scratch.path().join("log")).map(|(layer, _)| layer)
+}
+
+fn make(
+    store: &Store,
+    request: &Request,
+    snapshot: &Stack,
+    renumber: Option<&Renumber>,
+    secrets: &[Secret],
+    left: &dyn Fn(&Path),
+    kept: &Path,
+) -> Result<(Layer, Vec<String>)> {
     let search = Search::of(secrets);
     let caches = caches(store, request)?;
     let room = Room::of(store, snapshot)?;
@@ -59,14 +82,13 @@ pub fn run(
         forget_mount_point(&room.changed()?, snapshot, inside)?;
     }
     drop(caches);
-    let kept = store.log_path(&request.key());
-    fs::rename(&log_path, &kept).map_err(|e| Error::io("rename", &kept, e))?;
+    fs::rename(&log_path, kept).map_err(|e| Error::io("rename", kept, e))?;
     if let Some(error) = failure(&outcome.status, outcome.failed_step, &request.steps) {
         // What it wrote may hold a secret, and those are kept nowhere.
         let keep: &dyn Fn(&Path) = if secrets.is_empty() { left } else { &|_| {} };
         let on_host = room.is_on_host();
         room.give_up(snapshot, &outcome.recorded, keep)?;
-        return Err(of_the_host(log::told(error, &kept), !on_host));
+        return Err(of_the_host(log::told(error, kept), !on_host));
     }
     let map = renumber.map(|renumber| renumber.map(&room.changed()?)).transpose()?.unwrap_or_default();
     let options = Options { time: request.time, owner: request.user };
@@ -79,10 +101,6 @@ pub fn run(
         let (changeset, digest) = captured.name()?;
         store.keep_changeset(digest, changeset, files)
     })?;
-    let changeset = layer.digest;
-    let document =
-        serde_json::to_vec(&Outcome { format: FORMAT, changeset }).map_err(|e| Error::failed(e.to_string()))?;
-    store.record_action(&request.key(), &document)?;
     Ok((layer, outcome.weakened))
 }
 
