@@ -14,22 +14,28 @@ mod full_disk;
 mod graph;
 mod host;
 mod identities;
+mod images;
 mod keeping;
 mod kept_graph;
 mod killed;
 mod layers;
+mod limits;
 mod newcomer;
 mod nothing_of_the_host;
 mod outside_tools;
 mod owners;
 mod places;
 mod programs;
+mod range;
 mod readme;
+mod real_programs;
+mod registry;
 mod reproducible;
 mod rule_graph;
 mod sandbox;
 mod secrets;
 mod templates;
+mod twice;
 
 /// A file that nobody declares is a promise that nobody tests.
 #[test]

@@ -1,9 +1,11 @@
 //! Other people's tools read, unpack and run every image of the examples, and podman plays the pod.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::common::containers::Containers;
 use crate::common::examples::{self, IMAGES};
+use crate::common::registry::Registry;
 use crate::common::{Layout, Outcome, Workspace, have};
 
 /// Where an image of the examples lies.
@@ -205,6 +207,170 @@ fn the_pod_answers_with_a_value_that_came_through_redis() {
         bundle = bundle.display(),
     ));
     outcome.success().stdout_has("<h1>The shop</h1>").stdout_has("visits: 1").stdout_has("visits: 2");
+}
+
+/// The specification's own schemas, over every document of a layout.
+fn holds_the_schemas(layout: &Path) {
+    let read = |file: &Path| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(file).expect("a document")).expect("JSON")
+    };
+    let blob = |descriptor: &serde_json::Value| {
+        let digest = descriptor["digest"].as_str().expect("digest").replace("sha256:", "");
+        layout.join("blobs/sha256").join(digest)
+    };
+    let index = layout.join("index.json");
+    let mut documents =
+        vec![("image-layout-schema.json", layout.join("oci-layout")), ("image-index-schema.json", index)];
+    for descriptor in read(&layout.join("index.json"))["manifests"].as_array().expect("manifests") {
+        let manifest = blob(descriptor);
+        documents.push(("config-schema.json", blob(&read(&manifest)["config"])));
+        documents.push(("image-manifest-schema.json", manifest));
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/schemas/validate.py");
+    let mut command = Command::new("/usr/bin/python3");
+    command.args(["-W", "ignore"]).arg(script);
+    for (schema, document) in documents {
+        command.arg(schema).arg(document);
+    }
+    let told = command.output().expect("python3");
+    assert!(
+        told.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&told.stdout),
+        String::from_utf8_lossy(&told.stderr)
+    );
+}
+
+#[test]
+fn the_schemas_of_the_specification_hold_every_document_of_every_example() {
+    // The package python3-jsonschema has this program.
+    if !have(&["/usr/bin/jsonschema", "busybox"]) {
+        return;
+    }
+    for compression in ["zstd", "gzip"] {
+        for image in IMAGES {
+            holds_the_schemas(&layout(compression, image));
+        }
+        holds_the_schemas(&examples::output(compression).join("shop/shop/build_pod/images"));
+    }
+}
+
+const TINY: &str = r#"
+rule("build", deps = ["//base:build"], run = "mkdir -p /opt && cp /bin/busybox /opt/busybox && echo hello >/opt/hello && ln /opt/hello /opt/again && chown 33:33 /opt/hello")
+tapeout("tapeout", deps = [":build"], include = ["/opt/**"])
+[image(
+    c,
+    deps = [":tapeout"],
+    compression = c,
+    cmd = ["/opt/busybox", "cat", "/opt/hello"],
+    env = {"A": "1"},
+    labels = {"l": "m"},
+    ports = ["80"],
+    volumes = ["/data"],
+    user = "www-data",
+    working_dir = "/opt",
+    version = "v1",
+    annotations = {"org.example.a": "b"},
+) for c in ["zstd", "gzip", "none"]]
+"#;
+
+/// Every compression through every tool: what they give back has the same diff IDs.
+#[test]
+fn each_compression_goes_through_each_tool_and_comes_back_the_same() {
+    if !have(&[
+        "root",
+        "busybox",
+        "docker-registry",
+        "skopeo",
+        "umoci",
+        "podman",
+        "buildah",
+        "crun",
+        "jq",
+        "/usr/bin/jsonschema",
+    ]) {
+        return;
+    }
+    let place = Workspace::tiny();
+    place.file("app/build.star", TINY);
+    place.run("build //app:zstd/build_image //app:gzip/build_image //app:none/build_image").success();
+    let registry = Registry::start(place.everything(), false);
+    let containers = Containers::new();
+    for compression in ["zstd", "gzip", "none"] {
+        let layout = place.output(&format!("app/{compression}/build_image"));
+        holds_the_schemas(&layout);
+        let ours = Layout::open(&layout).only();
+        let same = |folder: &str| {
+            let back = Layout::open(Path::new(folder)).only();
+            assert_eq!(back.config["rootfs"]["diff_ids"], ours.config["rootfs"]["diff_ids"], "{folder}");
+        };
+        let (there, back) = (registry.reference(compression), place.path(&format!("back-{compression}")));
+        let (from, back) = (format!("oci:{}:v1", layout.display()), back.display().to_string());
+        place.run(&format!("push //app:{compression} {there}")).success();
+        place
+            .tool(
+                "skopeo",
+                &[
+                    "--insecure-policy",
+                    "copy",
+                    "--src-tls-verify=false",
+                    &format!("{there}:v1"),
+                    &format!("oci:{back}:v1"),
+                ],
+            )
+            .success();
+        same(&back);
+
+        // Pulled, run, pushed and given back by podman; run by buildah.
+        let name = there.trim_start_matches("docker://");
+        containers
+            .podman(&format!(
+                "rm -rf back-{compression}
+                 podman pull -q --tls-verify=false {name}:v1 >/dev/null
+                 podman run --rm --cgroups=disabled --network=none {name}:v1
+                 podman push -q --tls-verify=false {name}:v1 docker://{name}:podman >/dev/null
+                 podman rmi -f {name}:v1 >/dev/null
+                 container=$(buildah from {from})
+                 buildah run --isolation chroot $container -- /opt/busybox echo from buildah
+                 buildah rm $container >/dev/null"
+            ))
+            .success()
+            .stdout_has("hello");
+        let pushed = format!("{back}-podman");
+        place
+            .tool(
+                "skopeo",
+                &[
+                    "--insecure-policy",
+                    "copy",
+                    "--src-tls-verify=false",
+                    &format!("{there}:podman"),
+                    &format!("oci:{pushed}:v1"),
+                ],
+            )
+            .success();
+        same(&pushed);
+
+        // As files.
+        for format in ["oci-archive", "docker-archive"] {
+            let file = place.path(&format!("{compression}.{format}")).display().to_string();
+            place.run(&format!("export //app:{compression} --format {format} -o {file}")).success();
+            containers
+                .podman(&format!(
+                    "podman load -q -i {file}; podman images -q | sort -u | xargs -r podman rmi -f >/dev/null"
+                ))
+                .success()
+                .stdout_has("Loaded image");
+        }
+
+        // umoci reads no zstd.
+        if compression != "zstd" {
+            containers
+                .crun(&layout.display().to_string(), "v1", &["/opt/busybox", "cat", "/opt/again"])
+                .success()
+                .stdout_has("hello");
+        }
+    }
 }
 
 /// Tests the tests: an image that umoci made runs in the same ways, so a failure above is ours.

@@ -1,4 +1,5 @@
-//! Reads images on disk: OCI layouts (as a folder or an archive) and docker archives.
+//! Reads images on disk, whoever made them: OCI layouts (as a folder or an archive), docker archives,
+//! and what lies as blobs in the store.
 //!
 //! Every blob is checked by digest and size before its content counts, layers by their diff ID as
 //! well. A document must be what its descriptor says (CVE-2021-41190), and JSON with a key twice is
@@ -6,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -13,7 +15,7 @@ use serde::de::{self, DeserializeOwned, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use crate::archive::decompress::decompress;
+use crate::archive::decompress::{Format, decompress};
 use crate::archive::unpack::{Options, Owners, unpack, unpack_plain};
 use crate::digest::{Digest, HashingReader};
 use crate::error::{Error, Result};
@@ -25,6 +27,8 @@ const MAX_DOCUMENT: u64 = 4 << 20;
 
 const INDEX: [&str; 2] =
     ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
+/// The media type of an image's manifest.
+pub const MANIFEST_TYPE: &str = MANIFEST[0];
 const MANIFEST: [&str; 2] =
     ["application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"];
 const CONFIG: [&str; 2] =
@@ -70,11 +74,20 @@ struct Manifest {
 #[derive(Deserialize)]
 struct Config {
     rootfs: RootFs,
+    #[serde(default)]
+    history: Vec<History>,
 }
 
 #[derive(Deserialize)]
 struct RootFs {
     diff_ids: Vec<Digest>,
+}
+
+#[derive(Deserialize)]
+struct History {
+    created_by: Option<String>,
+    #[serde(default)]
+    empty_layer: bool,
 }
 
 #[derive(Deserialize)]
@@ -86,23 +99,44 @@ struct DockerManifest {
     repo_tags: Option<Vec<String>>,
 }
 
-/// Unpacks an image of an OCI layout into `into`. Without a tag there must be one image alone.
-pub fn from_layout(layout: &Root, tag: Option<&str>, architecture: &str, into: &Root) -> Result<Owners> {
-    let bytes = read(layout, "index.json", MAX_DOCUMENT)?;
+/// An image: its documents, checked, and where its layers lie. A layer is checked when it is read.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// How it is called where it lies: a tag, or `REPOSITORY:TAG`.
+    pub tag: Option<String>,
+    /// Its manifest, and the media type of that. A docker archive has none: it is made up.
+    pub manifest: (String, Vec<u8>),
+    /// Its config, and the media type of that.
+    pub config: (String, Vec<u8>),
+    /// Its layers, the lowest first.
+    pub layers: Vec<Layer>,
+    root: Root,
+}
+
+/// A layer of an image.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    /// Its media type.
+    pub media_type: String,
+    /// Of the layer as it lies there.
+    pub digest: Digest,
+    /// Bytes as it lies there.
+    pub size: u64,
+    /// Of its tar stream.
+    pub diff_id: Digest,
+    /// What made it, as the config's history says: a rule's label, in images of ours.
+    pub created_by: Option<String>,
+    path: RootPath,
+}
+
+/// An image of an OCI layout. Without a tag there must be one image alone.
+pub fn in_layout(layout: &Root, tag: Option<&str>, architecture: &str) -> Result<Image> {
+    let bytes =
+        read(layout, "index.json", MAX_DOCUMENT).map_err(|e| e.next("name a folder that holds an OCI image layout"))?;
     let index: Index = document(&bytes, None, "manifests", "layers").map_err(|e| e.context("index.json"))?;
-    let named: Vec<_> = index
-        .manifests
-        .iter()
-        .filter(|d| tag.is_none_or(|t| d.annotations.get("org.opencontainers.image.ref.name").is_some_and(|n| n == t)))
-        .collect();
-    let known = || {
-        index
-            .manifests
-            .iter()
-            .filter_map(|d| d.annotations.get("org.opencontainers.image.ref.name").map(String::as_str))
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
+    let named: Vec<_> =
+        index.manifests.iter().filter(|d| tag.is_none_or(|t| d.tag().is_some_and(|n| n == t))).collect();
+    let known = || index.manifests.iter().filter_map(Descriptor::tag).collect::<Vec<_>>().join(", ");
     let descriptor = match named.as_slice() {
         [one] => *one,
         [] => {
@@ -118,8 +152,114 @@ pub fn from_layout(layout: &Root, tag: Option<&str>, architecture: &str, into: &
                 .next(format!("name one: oci:DIR:TAG with one of {}", known()))
         })?,
     };
-    let manifest = find_manifest(layout, descriptor, architecture, 0)?;
-    apply_manifest(layout, &manifest, into)
+    image(layout, descriptor, descriptor.tag().map(str::to_string), architecture)
+}
+
+/// An image whose blobs lie in `blobs/sha256` of this folder, by its manifest or index.
+pub fn in_blobs(folder: &Root, media_type: &str, digest: Digest, size: u64, architecture: &str) -> Result<Image> {
+    let descriptor = Descriptor {
+        media_type: media_type.to_string(),
+        digest,
+        size,
+        annotations: BTreeMap::new(),
+        urls: vec![],
+        platform: None,
+    };
+    image(folder, &descriptor, None, architecture)
+}
+
+/// A blob that an image names: which, and how large.
+pub type Blob = (Digest, u64);
+
+/// The manifest for this architecture in an index; `None`: the document is no index.
+pub fn of_this_machine(media_type: &str, bytes: &[u8], architecture: &str) -> Result<Option<Digest>> {
+    if !INDEX.contains(&media_type) {
+        return Ok(None);
+    }
+    let index: Index = document(bytes, Some(media_type), "manifests", "layers")?;
+    let found = platform(index.manifests.iter(), architecture);
+    found.map(|d| Some(d.digest)).ok_or_else(|| Error::failed(format!("the image is not there for {architecture}")))
+}
+
+/// The config and the layers of a manifest.
+pub fn blobs_of(media_type: &str, bytes: &[u8]) -> Result<Vec<Blob>> {
+    if !MANIFEST.contains(&media_type) {
+        return Err(Error::failed(format!("it is a {media_type:?} and not an image")));
+    }
+    let manifest: Manifest = document(bytes, Some(media_type), "layers", "manifests")?;
+    Ok(std::iter::once(&manifest.config).chain(&manifest.layers).map(|d| (d.digest, d.size)).collect())
+}
+
+/// A document among the blobs of a folder, if it says what it is; and that.
+pub fn document_in_blobs(folder: &Root, digest: &Digest) -> Result<Option<(String, Vec<u8>)>> {
+    let bytes = read(folder, &format!("blobs/sha256/{}", digest.hex()), MAX_DOCUMENT)?;
+    if Digest::of(&bytes) != *digest {
+        return Ok(None);
+    }
+    let value: Value = json(&bytes)?;
+    Ok(value.get("mediaType").and_then(Value::as_str).map(|media_type| (media_type.to_string(), bytes)))
+}
+
+impl Descriptor {
+    fn tag(&self) -> Option<&str> {
+        self.annotations.get("org.opencontainers.image.ref.name").map(String::as_str)
+    }
+}
+
+impl Image {
+    /// Names it.
+    pub fn digest(&self) -> Digest {
+        Digest::of(&self.manifest.1)
+    }
+
+    /// What it is called, as its manifest says.
+    pub fn title(&self) -> Option<String> {
+        let manifest: Value = serde_json::from_slice(&self.manifest.1).ok()?;
+        manifest["annotations"]["org.opencontainers.image.title"].as_str().map(str::to_string)
+    }
+
+    /// Opens a layer as it lies there; nothing of it is checked yet.
+    pub fn open_layer(&self, at: usize) -> Result<File> {
+        // docker writes a layer that two images share once, and links to it.
+        self.root.open_file_following(&self.layers[at].path)
+    }
+
+    /// Has the tar stream of a layer read to its end. What came out counts only if this succeeds: both
+    /// digests are right then.
+    pub fn read_layer(&self, at: usize, read: &mut dyn FnMut(&mut dyn Read) -> Result<()>) -> Result<()> {
+        let layer = &self.layers[at];
+        let mut check = || -> Result<()> {
+            let failed = |e: std::io::Error| Error::failed(format!("it can't be read: {e}"));
+            let mut packed = HashingReader::new(self.open_layer(at)?.take(layer.size + 1));
+            let (found, _) = {
+                let most = Options::default().limits.bytes;
+                let mut plain = HashingReader::new(decompress(&mut packed, most).map_err(failed)?);
+                read(&mut plain)?;
+                plain.finish().map_err(failed)?
+            };
+            let (digest, size) = packed.finish().map_err(failed)?;
+            if digest != layer.digest || size != layer.size {
+                return Err(
+                    Error::failed(format!("it has digest {digest} and {size} bytes")).why("the image is damaged")
+                );
+            }
+            if found != layer.diff_id {
+                return Err(Error::failed(format!("its content is not that of diff ID {}", layer.diff_id)));
+            }
+            Ok(())
+        };
+        check().map_err(|e| e.context(format!("layer {}", layer.digest)))
+    }
+
+    /// Unpacks all layers, one over the other, into an empty folder.
+    pub fn unpack(&self, into: &Root) -> Result<Owners> {
+        let options = Options { whiteouts: true, ..Options::default() };
+        let mut owners = Owners::new();
+        for at in 0..self.layers.len() {
+            self.read_layer(at, &mut |plain| unpack_plain(plain, into, &options, &mut owners, &mut |_| {}))?;
+        }
+        Ok(owners)
+    }
 }
 
 fn platform<'a>(mut descriptors: impl Iterator<Item = &'a Descriptor>, architecture: &str) -> Option<&'a Descriptor> {
@@ -132,8 +272,8 @@ fn platform<'a>(mut descriptors: impl Iterator<Item = &'a Descriptor>, architect
     descriptors.find(|d| d.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == name))
 }
 
-/// Follows indexes to the manifest for this architecture.
-fn find_manifest(layout: &Root, descriptor: &Descriptor, architecture: &str, depth: u32) -> Result<Manifest> {
+/// Follows indexes to the manifest for this architecture; its descriptor and its bytes.
+fn find_manifest(layout: &Root, descriptor: &Descriptor, architecture: &str, depth: u32) -> Result<(String, Vec<u8>)> {
     if INDEX.contains(&descriptor.media_type.as_str()) && depth < 3 {
         let bytes = blob(layout, descriptor)?;
         let index: Index = document(&bytes, Some(&descriptor.media_type), "manifests", "layers")?;
@@ -145,77 +285,80 @@ fn find_manifest(layout: &Root, descriptor: &Descriptor, architecture: &str, dep
     if !MANIFEST.contains(&descriptor.media_type.as_str()) {
         return Err(Error::failed(format!("{} is a {:?} and not an image", descriptor.digest, descriptor.media_type)));
     }
-    document(&blob(layout, descriptor)?, Some(&descriptor.media_type), "layers", "manifests")
+    Ok((descriptor.media_type.clone(), blob(layout, descriptor)?))
 }
 
-fn apply_manifest(layout: &Root, manifest: &Manifest, into: &Root) -> Result<Owners> {
+fn image(layout: &Root, descriptor: &Descriptor, tag: Option<String>, architecture: &str) -> Result<Image> {
+    let (manifest_type, bytes) = find_manifest(layout, descriptor, architecture, 0)?;
+    let manifest: Manifest = document(&bytes, Some(&manifest_type), "layers", "manifests")?;
     if !CONFIG.contains(&manifest.config.media_type.as_str()) {
         return Err(Error::failed(format!(
             "it is no container image: its config is a {:?}",
             manifest.config.media_type
         )));
     }
-    let config: Config = json(&blob(layout, &manifest.config)?)?;
-    if config.rootfs.diff_ids.len() != manifest.layers.len() {
-        return Err(Error::failed("the image's config and manifest have different numbers of layers"));
-    }
-    let mut owners = Owners::new();
-    for (layer, diff_id) in manifest.layers.iter().zip(&config.rootfs.diff_ids) {
+    let config = blob(layout, &manifest.config)?;
+    let layers = manifest.layers.iter().map(|layer| {
         if !LAYERS.contains(&layer.media_type.as_str()) || !layer.urls.is_empty() {
             return Err(Error::failed(format!(
                 "layer {} is a {:?}, which is not read here",
                 layer.digest, layer.media_type
             )));
         }
-        let file = layout.open_file(&blob_path(&layer.digest)?)?;
-        apply_layer(file.take(layer.size + 1), Some((&layer.digest, layer.size)), diff_id, into, &mut owners)
-            .map_err(|e| e.context(format!("layer {}", layer.digest)))?;
-    }
-    Ok(owners)
+        Ok(Found {
+            media_type: layer.media_type.clone(),
+            digest: layer.digest,
+            size: layer.size,
+            path: blob_path(&layer.digest)?,
+        })
+    });
+    let layers = with_diff_ids(layers.collect::<Result<_>>()?, &config)?;
+    Ok(Image {
+        tag,
+        manifest: (manifest_type, bytes),
+        config: (manifest.config.media_type, config),
+        layers,
+        root: layout.clone(),
+    })
 }
 
-/// Applies one layer; what came out counts only if both digests are right.
-fn apply_layer(
-    reader: impl Read + Send,
-    stored: Option<(&Digest, u64)>,
-    diff_id: &Digest,
-    into: &Root,
-    owners: &mut Owners,
-) -> Result<()> {
-    let options = Options { whiteouts: true, ..Options::default() };
-    let failed = |e: std::io::Error| Error::failed(format!("it can't be read: {e}"));
-    let (mut packed, mut plain) = (HashingReader::new(reader), None);
-    {
-        let mut tee = HashingReader::new(decompress(&mut packed, options.limits.bytes).map_err(failed)?);
-        unpack_plain(&mut tee, into, &options, owners, &mut |_| {})?;
-        plain.replace(tee.finish().map_err(failed)?);
-    }
-    let (digest, size) = packed.finish().map_err(failed)?;
-    if let Some((expected, expected_size)) = stored
-        && (digest != *expected || size != expected_size)
-    {
-        return Err(Error::failed(format!("it has digest {digest} and {size} bytes")).why("the image is damaged"));
-    }
-    match plain {
-        Some((found, _)) if found == *diff_id => Ok(()),
-        _ => Err(Error::failed(format!("its content is not that of diff ID {diff_id}"))),
-    }
+/// A layer as a manifest has it.
+struct Found {
+    media_type: String,
+    digest: Digest,
+    size: u64,
+    path: RootPath,
 }
 
-/// An OCI archive: a layout as a tar file. It is unpacked into `scratch` first.
-pub fn from_oci_archive(
-    file: &Path,
-    tag: Option<&str>,
-    architecture: &str,
-    scratch: &Root,
-    into: &Root,
-) -> Result<Owners> {
+/// With what the config knows of each layer.
+fn with_diff_ids(layers: Vec<Found>, config: &[u8]) -> Result<Vec<Layer>> {
+    let config: Config = json(config).map_err(|e| e.context("the image's config"))?;
+    if config.rootfs.diff_ids.len() != layers.len() {
+        return Err(Error::failed("the image's config and manifest have different numbers of layers"));
+    }
+    let mut made = config.history.into_iter().filter(|made| !made.empty_layer).map(|made| made.created_by);
+    Ok(layers
+        .into_iter()
+        .zip(config.rootfs.diff_ids)
+        .map(|(Found { media_type, digest, size, path }, diff_id)| Layer {
+            media_type,
+            digest,
+            size,
+            diff_id,
+            created_by: made.next().flatten(),
+            path,
+        })
+        .collect())
+}
+
+/// An image of an OCI archive: a layout as a tar file. It is unpacked into `scratch`, where it stays.
+pub fn in_oci_archive(file: &Path, tag: Option<&str>, architecture: &str, scratch: &Root) -> Result<Image> {
     unpack_archive(file, scratch)?;
-    from_layout(scratch, tag, architecture, into)
+    in_layout(scratch, tag, architecture).map_err(|e| e.context(file.display()))
 }
 
-/// A docker archive (`docker save`). It is unpacked into `scratch` first.
-pub fn from_docker_archive(file: &Path, tag: Option<&str>, scratch: &Root, into: &Root) -> Result<Owners> {
+/// An image of a docker archive (`docker save`). It is unpacked into `scratch`, where it stays.
+pub fn in_docker_archive(file: &Path, tag: Option<&str>, scratch: &Root) -> Result<Image> {
     unpack_archive(file, scratch)?;
     let images: Vec<DockerManifest> =
         json(&read(scratch, "manifest.json", MAX_DOCUMENT)?).map_err(|e| e.context("manifest.json"))?;
@@ -228,18 +371,39 @@ pub fn from_docker_archive(file: &Path, tag: Option<&str>, scratch: &Root, into:
                 .next(format!("it has: {}", names.join(", "))));
         }
     };
-    let config: Config =
-        json(&read(scratch, &image.config, MAX_DOCUMENT)?).map_err(|e| e.context("the image's config"))?;
-    if config.rootfs.diff_ids.len() != image.layers.len() {
-        return Err(Error::failed("the image's config and manifest have different numbers of layers"));
-    }
-    let mut owners = Owners::new();
-    for (layer, diff_id) in image.layers.iter().zip(&config.rootfs.diff_ids) {
-        // docker writes a layer that two images share once, and links to it.
-        let reader = scratch.open_file_following(&RootPath::new(layer)?)?;
-        apply_layer(reader, None, diff_id, into, &mut owners).map_err(|e| e.context(format!("layer {layer}")))?;
-    }
-    Ok(owners)
+    let config = read(scratch, &image.config, MAX_DOCUMENT)?;
+    let layers = image.layers.iter().map(|name| docker_layer(scratch, name));
+    let layers = with_diff_ids(layers.collect::<Result<_>>()?, &config)?;
+    let descriptor = |media_type: &str, digest: &Digest, size: u64| serde_json::json!({"mediaType": media_type, "digest": digest, "size": size});
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST[0],
+        "config": descriptor(CONFIG[0], &Digest::of(&config), config.len() as u64),
+        "layers": layers.iter().map(|layer| descriptor(&layer.media_type, &layer.digest, layer.size)).collect::<Vec<_>>(),
+    });
+    Ok(Image {
+        tag: tag.map(str::to_string).or_else(|| image.repo_tags.iter().flatten().next().cloned()),
+        manifest: (MANIFEST[0].to_string(), manifest.to_string().into_bytes()),
+        config: (CONFIG[0].to_string(), config),
+        layers,
+        root: scratch.clone(),
+    })
+}
+
+/// A docker archive says nothing of its layers but where they lie.
+fn docker_layer(scratch: &Root, name: &str) -> Result<Found> {
+    let path = RootPath::new(name)?;
+    let failed = |e: std::io::Error| Error::failed(format!("layer {name} can't be read: {e}"));
+    let mut start = [0; 6];
+    let n = std::io::Read::read(&mut scratch.open_file_following(&path)?, &mut start).map_err(failed)?;
+    let media_type = match Format::of(&start[..n]) {
+        Format::Plain => LAYERS[0],
+        Format::Gzip => LAYERS[1],
+        Format::Zstd => LAYERS[2],
+        Format::Xz => return Err(Error::failed(format!("layer {name} is xz, which is not read here"))),
+    };
+    let (digest, size) = Digest::of_reader(scratch.open_file_following(&path)?).map_err(failed)?;
+    Ok(Found { media_type: media_type.to_string(), digest, size, path })
 }
 
 fn unpack_archive(path: &Path, scratch: &Root) -> Result<()> {
@@ -434,7 +598,7 @@ mod tests {
         fn read(&self, tag: Option<&str>) -> Result<Vec<String>> {
             let into = tempfile::tempdir().unwrap();
             let root = Root::open(into.path()).unwrap();
-            let owners = from_layout(&Root::open(&self.layout()).unwrap(), tag, "amd64", &root)?;
+            let owners = in_layout(&Root::open(&self.layout()).unwrap(), tag, "amd64")?.unpack(&root)?;
             let tree = tree_of(&root, &owners, 0)?;
             Ok(tree
                 .changes
@@ -516,7 +680,7 @@ mod tests {
             Root::open(&image.temp.path().join(name)).unwrap()
         };
         let into = folder("into");
-        from_oci_archive(&file, None, "amd64", &folder("scratch"), &into).unwrap();
+        in_oci_archive(&file, None, "amd64", &folder("scratch")).unwrap().unpack(&into).unwrap();
         assert_eq!(std::fs::read_to_string(into.path().join("a")).unwrap(), "2");
 
         let plain = layer(&[("x", "1")]);
@@ -534,10 +698,10 @@ mod tests {
         )
         .unwrap();
         let into = folder("into2");
-        from_docker_archive(&docker, Some("r:1"), &folder("scratch2"), &into).unwrap();
+        in_docker_archive(&docker, Some("r:1"), &folder("scratch2")).unwrap().unpack(&into).unwrap();
         assert_eq!(std::fs::read_to_string(into.path().join("x")).unwrap(), "1");
         assert!(
-            from_docker_archive(&docker, Some("r:2"), &folder("scratch3"), &folder("into3"))
+            in_docker_archive(&docker, Some("r:2"), &folder("scratch3"))
                 .unwrap_err()
                 .next_step()
                 .unwrap()

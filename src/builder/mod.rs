@@ -12,6 +12,8 @@ use crate::build_file::spec::Step;
 use crate::changeset::digest_of;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::remote::credentials::Keychain;
+use crate::remote::reference::Reference;
 use crate::sys::root::Root;
 
 pub mod debian;
@@ -19,6 +21,7 @@ pub mod host;
 pub mod ids;
 pub mod image;
 pub mod lock_file;
+pub mod pull;
 pub mod rootfs;
 
 use debian::Archive;
@@ -42,6 +45,8 @@ pub enum From {
     OciArchive(PathBuf, Option<String>),
     /// `docker-archive:FILE[:NAME]`
     DockerArchive(PathBuf, Option<String>),
+    /// `docker://REF@DIGEST`
+    Registry(Reference),
     /// `host`
     Host,
 }
@@ -57,6 +62,7 @@ impl From {
             Self::Layout(path, tag) => Self::Layout(folder.join(path), tag),
             Self::OciArchive(path, tag) => Self::OciArchive(folder.join(path), tag),
             Self::DockerArchive(path, tag) => Self::DockerArchive(folder.join(path), tag),
+            Self::Registry(reference) => Self::Registry(reference),
         }
     }
 }
@@ -67,7 +73,7 @@ impl std::str::FromStr for From {
     fn from_str(text: &str) -> Result<Self> {
         let bad = |why: &str| {
             Error::request(format!("a builder can't be made from {text:?}")).why(why).next(
-                "write debian:SUITE, tar:FILE, dir:DIR, oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE or host",
+                "write debian:SUITE, docker://REF@DIGEST, tar:FILE, dir:DIR, oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE or host",
             )
         };
         if text == "host" {
@@ -89,7 +95,8 @@ impl std::str::FromStr for From {
             "oci" => Ok(Self::Layout(path, tag)),
             "oci-archive" => Ok(Self::OciArchive(path, tag)),
             "docker-archive" => Ok(Self::DockerArchive(path, tag)),
-            "docker" | "rule" => Err(bad("that kind is not there yet")),
+            "docker" => text.parse().map(Self::Registry),
+            "rule" => Err(bad("that kind is not there yet")),
             _ => Err(bad("that kind is not known")),
         }
     }
@@ -136,6 +143,8 @@ pub struct Request<'a> {
     pub archive: &'a Archive<'a>,
     /// `SOURCE_DATE_EPOCH`; `None`: the date of the lock's index, else 1980-01-02.
     pub epoch: Option<i64>,
+    /// Who we are to registries.
+    pub keychain: &'a Keychain,
     /// Is told how it goes.
     pub progress: &'a dyn Progress,
 }
@@ -303,9 +312,15 @@ fn unpack_rootfs(request: &Request, root: &Root, archive: impl Fn() -> Result<Ro
     match request.from {
         From::Tar(path) => rootfs::from_tar(path, root),
         From::Folder(path) => rootfs::from_folder(path, root, request.archive.store.path()),
-        From::Layout(path, tag) => image::from_layout(&Root::open(path)?, tag.as_deref(), architecture, root),
-        From::OciArchive(path, tag) => image::from_oci_archive(path, tag.as_deref(), architecture, &archive()?, root),
-        From::DockerArchive(path, tag) => image::from_docker_archive(path, tag.as_deref(), &archive()?, root),
+        From::Layout(path, tag) => image::in_layout(&Root::open(path)?, tag.as_deref(), architecture)?.unpack(root),
+        From::OciArchive(path, tag) => {
+            image::in_oci_archive(path, tag.as_deref(), architecture, &archive()?)?.unpack(root)
+        }
+        From::DockerArchive(path, tag) => image::in_docker_archive(path, tag.as_deref(), &archive()?)?.unpack(root),
+        From::Registry(reference) => {
+            let (store, network) = (request.archive.store, request.archive.http.network());
+            pull::pull(reference, request.keychain, network, store, architecture, request.progress)?.unpack(root)
+        }
         From::Debian(_) | From::Host => Err(Error::failed(format!("{} is no root filesystem", request.written))),
     }
 }

@@ -239,9 +239,14 @@ impl KeptTree {
         Ok(Held { layer: Some(layer), as_made: AsMade::of(&stat), handle: file::handle(fd.as_fd())? })
     }
 
+    /// The newest time in the record.
+    fn newest(&self) -> (i64, i64) {
+        self.record.held.values().map(|held| held.as_made.changed).max().unwrap_or_default()
+    }
+
     /// Until a change would get another time than the newest that is recorded.
     fn wait_for_the_clock(&self) -> Result<()> {
-        let newest = self.record.held.values().map(|held| held.as_made.changed).max().unwrap_or_default();
+        let newest = self.newest();
         let began = Instant::now();
         let dir = File::open(&self.folder).map_err(|e| Error::io("open", &self.folder, e))?;
         loop {
@@ -272,7 +277,8 @@ impl KeptTree {
     ) -> Result<Captured> {
         let walked = self.walk()?;
         let finder = Finder { owners: Owners::new(below, recorded, options.owner), found: Found::default() };
-        let mut harvest = Harvest { tree: &self, below, files, finder, first_names: HashMap::new() };
+        let mut harvest =
+            Harvest { tree: &self, below, files, finder, made: self.newest(), first_names: HashMap::new() };
         harvest.all(&walked)?;
         let found = harvest.finder.found;
         self.forget(walked)?;
@@ -509,6 +515,8 @@ struct Harvest<'a> {
     below: &'a Stack,
     files: &'a Root,
     finder: Finder<'a>,
+    /// When the snapshot was made.
+    made: (i64, i64),
     /// Of files with several names: where the first of them went.
     first_names: HashMap<u64, RootPath>,
 }
@@ -580,10 +588,11 @@ impl Harvest<'_> {
             }
         }
         let mut stat = *stat;
-        // Of a regular file the access time is the rule's where reading leaves it alone, as it is with
-        // an overlay. Of others it says nothing, and we know better.
+        // As with an overlay the access time of a regular file says which one it was, until the rule sets
+        // it. Of others, and where reading a file sets it to now, we know better.
+        let may_be_read = !self.tree.record.abilities.access_times && (stat.st_atime, stat.st_atime_nsec) > self.made;
         if let (Some(was), Some((_, layer))) = (was, before)
-            && !(kind == SFlag::S_IFREG && self.tree.record.abilities.access_times)
+            && (kind != SFlag::S_IFREG || may_be_read)
         {
             (stat.st_atime, stat.st_atime_nsec) = mark(was, layer.changeset.time);
         }

@@ -95,8 +95,16 @@ pub enum Command {
     /// Show what the steps of a rule, or the check of an image, printed the last time
     #[command(after_help = "Examples:\n  tapeout log //app:build\n  tapeout log -p //app:jobs=8 //app:build")]
     Log(Log),
-    /// Look at a built image
+    /// Look at an image: built here, or anybody's
     Image(Image),
+    /// Write an image into one file
+    #[command(
+        after_help = "Examples:\n  tapeout export //app:web -o web.tar\n  tapeout export :web -o web.tar --format docker-archive && docker load -i web.tar"
+    )]
+    Export(Export),
+    /// Bring an image into a registry, with the credentials of docker or podman
+    #[command(after_help = "Example:\n  tapeout push //app:web docker://registry.example.com/team/web:1.2")]
+    Push(Push),
     /// Remove from the store what no build has used for 30 days
     ///
     /// Builders stay, and what they are made of. It waits for builds that use the store, and may be
@@ -155,6 +163,10 @@ pub struct Build {
     /// Print what would run, in order, and what is cached
     #[arg(long)]
     pub dry_run: bool,
+    /// Then run it again without the cache, in the same snapshots, and fail where a file comes out differently: a rule
+    /// itself; of an image, pod or tapeout rule all rules below it but //base:build
+    #[arg(long, conflicts_with = "dry_run")]
+    pub twice: bool,
     /// Fail where the lock would have to change
     #[arg(long)]
     pub locked: bool,
@@ -216,7 +228,7 @@ pub struct Fetch {
 pub struct Bootstrap {
     /// The builder's name in the store
     pub tag: String,
-    /// debian:SUITE, oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE, tar:FILE or dir:DIR [default: the workspace's, else debian:bookworm]
+    /// debian:SUITE, docker://REF@DIGEST, oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE, tar:FILE or dir:DIR [default: the workspace's, else debian:bookworm]
     #[arg(long, value_name = "SOURCE")]
     pub from: Option<String>,
     /// Where Debian packages come from, instead of tapeout.toml's or the host's apt sources
@@ -314,9 +326,67 @@ pub struct Image {
     pub command: ImageCommand,
 }
 
-/// What to look at.
+/// What to look at. IMAGE is a label (//app:web, :web), as it was last built, an image on disk, or one in a registry.
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
+    /// Show an image's settings and layers
+    #[command(
+        after_help = "Examples:\n  tapeout image inspect //app:web\n  tapeout image inspect oci-archive:their.tar"
+    )]
+    Inspect {
+        /// A label, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME] or docker://REF
+        image: String,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// List the files that a container sees
+    #[command(after_help = "Example:\n  tapeout image ls -l //app:web /usr/lib")]
+    Ls {
+        /// With mode, owner, size, and the rule whose layer has it
+        #[arg(short, long)]
+        long: bool,
+        /// A label, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME] or docker://REF
+        image: String,
+        /// What is at and below this path
+        path: Option<String>,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Print a file
+    #[command(after_help = "Example:\n  tapeout image cat //app:web /etc/passwd")]
+    Cat {
+        /// A label, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME] or docker://REF
+        image: String,
+        /// Its path; links are followed inside the image
+        path: String,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Say in which files two images differ, from which byte on, and which rules made them
+    #[command(
+        after_help = "Example:\n  tapeout image diff oci:yesterday //app:web\n\nThe exit code is 1 where they differ."
+    )]
+    Diff {
+        /// A label, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME] or docker://REF
+        a: String,
+        /// The other one
+        b: String,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Unpack an image's files into a folder
+    #[command(
+        after_help = "Example:\n  tapeout image unpack //app:web rootfs\n\nAll of it belongs to you; whose it is in the image is told where that differs."
+    )]
+    Unpack {
+        /// A label, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME] or docker://REF
+        image: String,
+        /// A folder that is not there yet, or empty
+        #[arg(value_name = "DIR")]
+        to: PathBuf,
+        #[command(flatten)]
+        ask: Ask,
+    },
     /// Say why a file is in an image
     #[command(after_help = "Example:\n  tapeout image why //app:web /usr/lib/x86_64-linux-gnu/libssl.so.3")]
     Why {
@@ -327,6 +397,42 @@ pub enum ImageCommand {
         #[command(flatten)]
         ask: Ask,
     },
+}
+
+/// `tapeout export`
+#[derive(Debug, Args)]
+pub struct Export {
+    /// A label, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME] or docker://REF
+    pub image: String,
+    /// The file
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// What others call it: podman, skopeo and buildah read both, docker load the second
+    #[arg(long, value_enum, default_value_t = ExportFormat::OciArchive)]
+    pub format: ExportFormat,
+    #[command(flatten)]
+    pub ask: Ask,
+}
+
+/// Images as one file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ExportFormat {
+    /// The image layout as a tar file; the layers as they are
+    OciArchive,
+    /// What docker save writes; zstd layers are written plain
+    DockerArchive,
+}
+
+/// `tapeout push`
+#[derive(Debug, Args)]
+pub struct Push {
+    /// A label, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME] or docker://REF
+    pub image: String,
+    /// docker://HOST/REPOSITORY[:TAG] [default tag: the image's own]
+    #[arg(value_name = "docker://REF")]
+    pub to: String,
+    #[command(flatten)]
+    pub ask: Ask,
 }
 
 /// `tapeout pod`

@@ -12,6 +12,8 @@ use crate::error::{Error, Kind, Result};
 use crate::execute::secrets::{self, Secrets};
 use crate::graph::Request;
 use crate::label::Package;
+use crate::remote::credentials::Keychain;
+use crate::remote::http::Network;
 use crate::sandbox::{Isolation, Snapshots, Wish};
 use crate::store::Store;
 use crate::sys::file;
@@ -112,6 +114,28 @@ pub fn tools() -> BTreeMap<OsString, OsString> {
         "GIT_SSL_CAINFO",
     ];
     names.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?))).collect()
+}
+
+/// May we speak to the world?
+pub fn network(global: &Global) -> Network {
+    if global.offline { Network::Offline } else { Network::Allowed }
+}
+
+/// Where docker and podman keep credentials for registries (containers-auth.json(5), docker login).
+pub fn keychain() -> Keychain {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(file) = set("REGISTRY_AUTH_FILE") {
+        return Keychain { files: vec![file] };
+    }
+    let home = set("HOME");
+    let files = [
+        set("XDG_RUNTIME_DIR").map(|folder| folder.join("containers/auth.json")),
+        set("XDG_CONFIG_HOME")
+            .or(home.as_ref().map(|home| home.join(".config")))
+            .map(|f| f.join("containers/auth.json")),
+        set("DOCKER_CONFIG").or(home.as_ref().map(|home| home.join(".docker"))).map(|f| f.join("config.json")),
+    ];
+    Keychain { files: files.into_iter().flatten().collect() }
 }
 
 /// The secrets of a command line: `NAME=file:PATH` or `NAME=env:VARIABLE`.

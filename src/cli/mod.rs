@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::error::Result;
-use args::{Cli, Command, ImageCommand, PodCommand};
+use args::{Cli, Command, PodCommand};
 
 /// Parses, runs the command, and prints the error if there is one.
 pub fn main() -> ExitCode {
@@ -34,6 +34,8 @@ fn run(cli: &Cli) -> Result<()> {
         // It is root, or refused; it needs no namespace, and there may be none.
         let _ = nix::unistd::setgroups(&[]);
     } else if touches_the_store(&cli.command) {
+        crate::sys::nursery::stay_outside();
+        crate::store::help_removing(crate::sandbox::give_back);
         // Refused, it is tried again by the first sandbox, which says why; nothing is lost without it.
         let _ = crate::sys::process::enter_user_namespace();
     }
@@ -48,9 +50,9 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Graph(args) => commands::graph::run(global, args),
         Command::Explain(args) => commands::explain::run(global, args),
         Command::Log(args) => commands::log::run(global, args),
-        Command::Image(args) => match &args.command {
-            ImageCommand::Why { image, path, ask } => commands::image::why(global, ask, image, path.as_deref()),
-        },
+        Command::Image(args) => commands::image::run(global, &args.command),
+        Command::Export(args) => commands::export::run(global, args),
+        Command::Push(args) => commands::push::run(global, args),
         Command::Gc(args) => commands::gc::run(global, args),
         Command::Fsck(args) => commands::fsck::run(global, args),
         Command::Pod(args) => match &args.command {
@@ -71,6 +73,8 @@ fn touches_the_store(command: &Command) -> bool {
             | Command::Graph(_)
             | Command::Doctor(_)
             | Command::Pod(_)
+            // The programs that know passwords want to be asked by the user's own ID.
+            | Command::Push(_)
             | Command::Completions { .. }
     )
 }

@@ -98,6 +98,31 @@ pub fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
 }
 
+/// Columns: a title that begins with `>` stands at the right, as numbers do. Without titles there are only rows.
+pub fn table(titles: &[&str], rows: &[Vec<String>]) -> String {
+    let head = (!titles.is_empty()).then(|| titles.iter().map(|t| t.trim_start_matches('>').to_string()).collect());
+    let all: Vec<Vec<String>> =
+        head.into_iter().chain(rows.iter().map(|row| row.iter().map(|cell| clean(cell)).collect())).collect();
+    let columns = all.iter().map(Vec::len).max().unwrap_or(0);
+    let width =
+        |at: usize| all.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let widths: Vec<_> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in &all {
+        let mut line = String::new();
+        for (at, cell) in row.iter().enumerate() {
+            let gap = " ".repeat(widths[at] - cell.chars().count());
+            match titles.get(at) {
+                Some(title) if title.starts_with('>') => line.push_str(&format!("{gap}{cell}  ")),
+                _ => line.push_str(&format!("{cell}{gap}  ")),
+            }
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
 /// Bytes for people.
 pub fn size(bytes: u64) -> String {
     match bytes {

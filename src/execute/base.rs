@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::execute::environment;
 use crate::execute::request::{FORMAT, Request};
 use crate::execute::rule;
+use crate::remote::credentials::Keychain;
 use crate::remote::http::{Http, Network};
 use crate::report::{Event, Report};
 use crate::store::Store;
@@ -41,6 +42,8 @@ pub struct Settings {
     pub offline: bool,
     /// A builder that isn't there is not made: what would be made is told.
     pub dry: bool,
+    /// Who we are to registries.
+    pub keychain: Keychain,
     /// The lock takes the newest versions.
     pub update: bool,
     /// Of these packages alone; empty: of all.
@@ -211,6 +214,7 @@ impl Base {
             update_only: &self.settings.update_only,
             archive: &self.archive(),
             epoch: self.asked_epoch,
+            keychain: &self.settings.keychain,
             progress,
         })
     }

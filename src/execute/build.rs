@@ -251,7 +251,9 @@ impl<'a> Build<'a> {
         let Some((mut request, sources, user)) = self.draft(id)? else { return Ok(None) };
         let snapshot = self.snapshot(id, Some(&sources))?;
         if let Some(name) = user {
-            request.user = identity::user(self.store, &snapshot.stack(self.store, self.graph, &self.order)?, &name)?;
+            let stack = snapshot.stack(self.store, self.graph, &self.order)?;
+            request.user = identity::user(self.store, &stack, &name)
+                .map_err(|e| e.at(self.graph.instances[id].place.clone(), ""))?;
         }
         request.snapshot = snapshot.digests();
         Ok(Some((request, snapshot)))
@@ -280,7 +282,12 @@ impl<'a> Build<'a> {
             Spec::Tapeout(tapeout) => (Rule { run: tapeout.run.clone(), ..Rule::default() }, BTreeMap::new()),
             _ => return Ok(None),
         };
-        not_there_yet(&rule).map_err(|e| e.at(instance.place.clone(), ""))?;
+        if rule.user.is_some() && rule.ids == Ids::Range {
+            return Err(Error::request("user and ids = \"range\" don't go together")
+                .at(instance.place.clone(), "")
+                .why("with a range the rule is root, and becomes others as it likes")
+                .next("leave user out, and let run change the user: setpriv, su, runuser"));
+        }
         if rule.run.is_empty() {
             return Ok(None);
         }
@@ -341,7 +348,7 @@ impl<'a> Build<'a> {
         self.options.epoch + self.order.rank[id] + 1
     }
 
-    fn permit_network(&self, instance: &Instance, request: &Request) -> Result<()> {
+    pub(super) fn permit_network(&self, instance: &Instance, request: &Request) -> Result<()> {
         if !request.network {
             return Ok(());
         }
@@ -388,6 +395,11 @@ impl<'a> Build<'a> {
         }
     }
 
+    /// The finished image that an instance came to.
+    pub fn finished_image(&self, id: Id) -> Result<&crate::execute::image::Built> {
+        self.built(id)
+    }
+
     /// What the tapeout rules of an image picked, in the order of its layers.
     pub fn picked(&self, id: Id) -> Result<Vec<(crate::label::Label, crate::tree::Selection)>> {
         self.selections_of(id)?.into_iter().map(|(label, digest)| Ok((label, self.read_selection(&digest)?))).collect()
@@ -429,14 +441,6 @@ impl<'a> Build<'a> {
                 if group { Forecast::Group } else { Forecast::Cached }
             }
         })
-    }
-}
-
-/// What the language has and the sandbox has not: better refused than without effect.
-fn not_there_yet(rule: &Rule) -> Result<()> {
-    match rule.ids {
-        Ids::Range => Err(Error::request("ids = \"range\" is not there yet in this version").next("leave it out")),
-        Ids::One => Ok(()),
     }
 }
 

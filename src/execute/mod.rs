@@ -20,5 +20,6 @@ pub mod snapshot;
 pub mod sources;
 mod squash;
 mod tapeout;
+pub mod twice;
 pub mod unpack;
 pub mod wants;

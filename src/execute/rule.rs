@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use crate::build_file::spec::{Owners, Step};
+use crate::build_file::spec::{Ids, Limits, Owners};
 use crate::builder::debian::install::DEBS;
 use crate::changeset::{self, Options};
 use crate::digest::Digest;
@@ -43,6 +43,29 @@ pub fn run(
     secrets: &[Secret],
     left: &dyn Fn(&Path),
 ) -> Result<(Layer, Vec<String>)> {
+    let kept = store.log_path(&request.key());
+    let (layer, weakened) = make(store, request, snapshot, renumber, secrets, left, &kept)?;
+    let document = serde_json::to_vec(&Outcome { format: FORMAT, changeset: layer.digest })
+        .map_err(|e| Error::failed(e.to_string()))?;
+    store.record_action(&request.key(), &document)?;
+    Ok((layer, weakened))
+}
+
+/// Runs a request once more: the result and the log that the store has of it stay.
+pub fn again(store: &Store, request: &Request, snapshot: &Stack, secrets: &[Secret]) -> Result<Layer> {
+    let scratch = store.scratch()?;
+    make(store, request, snapshot, None, secrets, &|_| {}, &scratch.path().join("log")).map(|(layer, _)| layer)
+}
+
+fn make(
+    store: &Store,
+    request: &Request,
+    snapshot: &Stack,
+    renumber: Option<&Renumber>,
+    secrets: &[Secret],
+    left: &dyn Fn(&Path),
+    kept: &Path,
+) -> Result<(Layer, Vec<String>)> {
     let search = Search::of(secrets);
     let caches = caches(store, request)?;
     let room = Room::of(store, snapshot)?;
@@ -59,14 +82,13 @@ pub fn run(
         forget_mount_point(&room.changed()?, snapshot, inside)?;
     }
     drop(caches);
-    let kept = store.log_path(&request.key());
-    fs::rename(&log_path, &kept).map_err(|e| Error::io("rename", &kept, e))?;
-    if let Some(error) = failure(&outcome.status, outcome.failed_step, &request.steps) {
+    fs::rename(&log_path, kept).map_err(|e| Error::io("rename", kept, e))?;
+    if let Some(error) = failure(&outcome.status, outcome.failed_step, request) {
         // What it wrote may hold a secret, and those are kept nowhere.
         let keep: &dyn Fn(&Path) = if secrets.is_empty() { left } else { &|_| {} };
         let on_host = room.is_on_host();
         room.give_up(snapshot, &outcome.recorded, keep)?;
-        return Err(of_the_host(log::told(error, &kept), !on_host));
+        return Err(of_the_host(log::told(error, kept), !on_host));
     }
     let map = renumber.map(|renumber| renumber.map(&room.changed()?)).transpose()?.unwrap_or_default();
     let options = Options { time: request.time, owner: request.user };
@@ -79,10 +101,6 @@ pub fn run(
         let (changeset, digest) = captured.name()?;
         store.keep_changeset(digest, changeset, files)
     })?;
-    let changeset = layer.digest;
-    let document =
-        serde_json::to_vec(&Outcome { format: FORMAT, changeset }).map_err(|e| Error::failed(e.to_string()))?;
-    store.record_action(&request.key(), &document)?;
     Ok((layer, outcome.weakened))
 }
 
@@ -99,6 +117,7 @@ fn spec(store: &Store, request: &Request, snapshot: &Stack, room: &Room) -> Resu
         network: request.network,
         limits: request.limits,
         seen: (request.owners == Owners::Seen).then(|| changeset::known(snapshot)),
+        range: (request.ids == Ids::Range).then(|| changeset::known(snapshot)),
         ..room.spec()?
     })
 }
@@ -154,15 +173,24 @@ fn lay_out(store: &Store, packages: &BTreeMap<String, Digest>, scratch: &Scratch
     Ok(folder)
 }
 
-fn failure(status: &Status, step: Option<usize>, steps: &[Step]) -> Option<Error> {
-    let step = match (step, steps.len()) {
+fn failure(status: &Status, step: Option<usize>, request: &Request) -> Option<Error> {
+    // What is refused memory or a process says so in its own words, or none: this one can't be told for sure.
+    let maybe = |error: Error| {
+        let Limits { memory, processes, .. } = request.limits;
+        let set = [("memory", memory), ("processes", processes)];
+        set.into_iter().filter_map(|(name, limit)| Some((name, limit?))).fold(error, |error, (name, limit)| {
+            error
+                .why(format!("it may have hit its limit of {name}, {limit}: what is refused some fails in its own way"))
+        })
+    };
+    let step = match (step, request.steps.len()) {
         (Some(i), n) if n > 1 => format!("step {} of {n}", i + 1),
         _ => "its script".to_string(),
     };
     match status {
         Status::Exited(0) => None,
-        Status::Exited(code) => Some(Error::failed(format!("{step} ended with exit code {code}"))),
-        Status::Signalled(signal) => Some(Error::failed(format!("{step} was ended by signal {signal}"))),
+        Status::Exited(code) => Some(maybe(Error::failed(format!("{step} ended with exit code {code}")))),
+        Status::Signalled(signal) => Some(maybe(Error::failed(format!("{step} was ended by signal {signal}")))),
         Status::Limit(hit) => {
             let which = match hit {
                 Hit::Time => "time",

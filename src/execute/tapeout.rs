@@ -88,7 +88,7 @@ impl Build<'_> {
         };
         let joined = self.joined(id)?.into_iter().map(|(_, digest, libraries)| (digest, libraries)).collect();
         // Of the image that it is for a joint point alone knows.
-        let image = self.image_of(id).map(|(_, image)| image).filter(|_| self.is_base_tapeout(id));
+        let image = self.image_of(id).map(|(_, image)| image);
         let document = Document {
             spec,
             snapshot: self.snapshot(id, None)?.digests(),
@@ -145,8 +145,12 @@ impl Build<'_> {
         is_base_tapeout(&self.graph.instances[id].label)
     }
 
-    /// The image that a joint point is for.
+    /// The image that a joint point is for. Other tapeout rules know none: several images may share one, and what
+    /// it picks must not depend on which of them are asked for together.
     fn image_of(&self, id: Id) -> Option<(Id, &Image)> {
+        if !self.is_base_tapeout(id) {
+            return None;
+        }
         self.graph.instances.iter().enumerate().find_map(|(image_id, instance)| match &instance.spec {
             Spec::Image(image) if instance.deps.contains(&id) => Some((image_id, image)),
             _ => None,

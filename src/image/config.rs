@@ -54,6 +54,12 @@ pub fn rfc3339(epoch: i64) -> Result<String> {
     Ok(time.to_rfc3339_opts(SecondsFormat::Secs, true))
 }
 
+/// When an image was made, as its config says: seconds since 1970.
+pub fn epoch_of(config: &[u8]) -> Option<i64> {
+    let config: serde_json::Value = serde_json::from_slice(config).ok()?;
+    DateTime::parse_from_rfc3339(config["created"].as_str()?).ok().map(|time| time.timestamp())
+}
+
 /// Writes the config of an image. `user` is resolved to numbers; `None`: the image names none.
 pub fn config(image: &Image, user: Option<(u32, u32)>, layers: &[ImageLayer], epoch: i64) -> Result<Vec<u8>> {
     let created = rfc3339(epoch)?;

@@ -177,7 +177,7 @@ pub fn documents(images: &[LayoutImage]) -> Result<[(&'static str, Vec<u8>); 2]>
 }
 
 /// Modes in a layout don't depend on the umask.
-fn make_folder(path: &Path) -> Result<()> {
+pub(super) fn make_folder(path: &Path) -> Result<()> {
     let made = fs::create_dir(path).and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)));
     made.map_err(|e| Error::io("mkdir", path, e))
 }
@@ -233,16 +233,10 @@ struct Replacing {
 
 impl Replacing {
     fn begin(to: &Path) -> Result<Self> {
-        let (Some(parent), Some(name)) = (to.parent(), to.file_name()) else {
-            return Err(Error::request(format!("can't write to {}", to.display())));
-        };
-        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-        fs::create_dir_all(parent).map_err(|e| Error::io("mkdir", parent, e))?;
-        let name = name.to_string_lossy();
-        remove_stale(parent, &name);
-        let new = parent.join(format!(".{name}.{}.new", std::process::id()));
+        let new = new_beside(to)?;
+        let parent = new.parent().unwrap_or(Path::new(".")).to_path_buf();
         make_folder(&new)?;
-        Ok(Self { parent: parent.to_path_buf(), new, to: to.to_path_buf() })
+        Ok(Self { parent, new, to: to.to_path_buf() })
     }
 
     fn finish(self) -> Result<()> {
@@ -255,6 +249,18 @@ impl Drop for Replacing {
         // After the swap nothing is there. What went wrong before is what is told.
         let _ = file::remove_tree(&self.new);
     }
+}
+
+/// A name beside a folder for its new content. What killed writers left there is removed.
+pub(super) fn new_beside(to: &Path) -> Result<PathBuf> {
+    let (Some(parent), Some(name)) = (to.parent(), to.file_name()) else {
+        return Err(Error::request(format!("can't write to {}", to.display())).next("name a folder"));
+    };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    fs::create_dir_all(parent).map_err(|e| Error::io("mkdir", parent, e))?;
+    let name = name.to_string_lossy();
+    remove_stale(parent, &name);
+    Ok(parent.join(format!(".{name}.{}.new", std::process::id())))
 }
 
 fn swap(parent: &Path, new: &Path, to: &Path) -> Result<()> {

@@ -9,7 +9,10 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use ureq::config::ConfigBuilder;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
+
+use ureq::typestate::AgentScope;
 
 use crate::error::{Error, Result};
 
@@ -178,7 +181,12 @@ impl Http {
 }
 
 fn agent() -> ureq::Agent {
-    let config = ureq::Agent::config_builder()
+    settings().build().new_agent()
+}
+
+/// What every client of ours has.
+pub(super) fn settings() -> ConfigBuilder<AgentScope> {
+    ureq::Agent::config_builder()
         .http_status_as_error(false)
         .timeout_connect(Some(Duration::from_secs(20)))
         .timeout_recv_response(Some(Duration::from_secs(60)))
@@ -186,8 +194,6 @@ fn agent() -> ureq::Agent {
         .max_idle_connections_per_host(16)
         .tls_config(TlsConfig::builder().root_certs(certificates()).build())
         .user_agent(concat!("tapeout/", env!("CARGO_PKG_VERSION")))
-        .build();
-    config.new_agent()
 }
 
 /// The system's certificates; those that came with us where it has none.

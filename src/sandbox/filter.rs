@@ -25,6 +25,10 @@ pub(super) enum Owners {
     Recorded,
     /// It answers what reads an owner, too.
     Seen,
+    /// Subordinate IDs are mapped: the kernel answers them, but makes no device.
+    Real,
+    /// The same without a listener: no device can be had.
+    RealAlone,
     /// There is no listener to be had: an owner other than the mapped one is an error.
     MappedOnly,
 }
@@ -47,12 +51,14 @@ pub(super) fn program(owners: Owners, mapped: (u32, u32), open: Open) -> Vec<lib
         rules.push(Rule { call: libc::SYS_socket, when, action: Action::Errno(libc::EAFNOSUPPORT) });
     }
     rules.extend(refused());
-    rules.extend(without_effect());
+    if !matches!(owners, Owners::Real | Owners::RealAlone) {
+        rules.extend(without_effect());
+    }
     rules.extend(owner_calls(owners, mapped.0, mapped.1));
     if owners != Owners::MappedOnly && open.devices {
         rules.extend(opens());
     }
-    if owners != Owners::MappedOnly {
+    if !matches!(owners, Owners::MappedOnly | Owners::RealAlone) {
         rules.extend(renames());
     }
     if owners == Owners::Seen {
@@ -155,13 +161,14 @@ fn owner_calls(owners: Owners, uid: u32, gid: u32) -> Vec<Rule> {
     let mknods = [(libc::SYS_mknodat, 2u8)];
 
     let action = match owners {
-        Owners::Recorded | Owners::Seen => Action::Notify,
-        Owners::MappedOnly => Action::Errno(libc::EINVAL),
+        Owners::Recorded | Owners::Seen | Owners::Real => Action::Notify,
+        Owners::MappedOnly | Owners::RealAlone => Action::Errno(libc::EINVAL),
     };
     let mut rules = vec![];
     for (call, user) in chowns {
         match owners {
             Owners::Recorded | Owners::Seen => rules.push(Rule { call, when: When::Always, action }),
+            Owners::Real | Owners::RealAlone => {}
             Owners::MappedOnly => {
                 rules.push(Rule { call, when: When::NotIn(user, vec![uid, u32::MAX]), action });
                 rules.push(Rule { call, when: When::NotIn(user + 1, vec![gid, u32::MAX]), action });
@@ -171,7 +178,7 @@ fn owner_calls(owners: Owners, uid: u32, gid: u32) -> Vec<Rule> {
     for (call, mode) in mknods {
         // 0/0 too, which the kernel allows to everybody: it is how an overlay says "removed", and a
         // rule must not forge that.
-        let action = if owners != Owners::MappedOnly { action } else { Action::Errno(libc::EPERM) };
+        let action = if action == Action::Notify { action } else { Action::Errno(libc::EPERM) };
         for kind in [CHARACTER_DEVICE, BLOCK_DEVICE] {
             rules.push(Rule { call, when: When::Is(mode, FILE_TYPE, kind), action });
         }
@@ -241,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_filter_fits_the_kernels_limits() {
-        for owners in [Owners::Recorded, Owners::Seen, Owners::MappedOnly] {
+        for owners in [Owners::Recorded, Owners::Seen, Owners::Real, Owners::RealAlone, Owners::MappedOnly] {
             for open in [Open::default(), Open { network: true, devices: true }] {
                 assert!(program(owners, (0, 0), open).len() < 4096);
             }

@@ -24,7 +24,7 @@ use crate::sandbox::owner::{Devices, Owners};
 use crate::sandbox::plan::{HostPath, Operation, Order, Reply, SECRETS};
 use crate::sandbox::spec::{Hit, Outcome, Status};
 use crate::sandbox::start::{self, ROLE, not_a_folder};
-use crate::sandbox::step;
+use crate::sandbox::{range, step};
 use crate::sys::mount::{self, Setting, attribute};
 use crate::sys::nursery::{self, Newborn};
 use crate::sys::{file, proc, process, seccomp};
@@ -37,6 +37,7 @@ const LONGEST_ORDER: u64 = 256 << 20;
 pub fn take_over_if_asked() {
     if process::role().as_deref() == Some(ROLE) {
         nursery::serve(|newborn| match newborn.birth.task {
+            start::GIVE_BACK => range::give_back_inside(newborn),
             start::PROBE | start::OVERLAY => super::probe::inside(newborn),
             _ => inside(newborn),
         });
@@ -53,7 +54,7 @@ fn inside(mut newborn: Newborn) -> i32 {
         Err(_) => return 2,
     };
     let control = UnixStream::from(control);
-    let reply = match serve(&newborn, &control, &File::from(output), &standard) {
+    let reply = match serve(&mut newborn, &control, &File::from(output), &standard) {
         Ok(outcome) => Reply::Done(outcome),
         Err(error) => Reply::Failed(error),
     };
@@ -62,7 +63,7 @@ fn inside(mut newborn: Newborn) -> i32 {
     i32::from(!sent)
 }
 
-fn serve(newborn: &Newborn, control: &UnixStream, output: &File, standard: &[OwnedFd]) -> Result<Outcome> {
+fn serve(newborn: &mut Newborn, control: &UnixStream, output: &File, standard: &[OwnedFd]) -> Result<Outcome> {
     // Before anybody else may not look into us, or the files in /proc are not ours any more.
     newborn.map_ids()?;
     process::harden_self()?;
@@ -89,6 +90,9 @@ fn serve(newborn: &Newborn, control: &UnixStream, output: &File, standard: &[Own
         room.carry_out(operation, &order)?;
     }
     let weakened = std::mem::take(&mut room.weakened);
+    if let Some(known) = &order.range {
+        range::give_owners(known)?;
+    }
     let upper = room.upper.take().ok_or_else(|| Error::failed("the plan has no snapshot"))?;
     let devices = std::mem::take(&mut room.devices);
     let watch = Watch::new(control, output, &order, Owners::new(upper, &order, devices)?, weakened)?;
@@ -550,6 +554,22 @@ impl<'a> Watch<'a> {
     }
 
     fn run(mut self) -> Result<Outcome> {
+        let ran = self.steps();
+        if self.order.range.is_some() {
+            // However it went: nobody outside could remove what belongs to others.
+            kill_all(self.order.chroot);
+            self.owners.take_back()?;
+            for operation in &self.order.operations {
+                if let Operation::Bind { inside, read_only: false, .. } = operation {
+                    range::take_back(open_folder(inside)?.as_fd(), &mut |_, _| Ok(()))?;
+                }
+            }
+        }
+        let (status, failed_step) = ran?;
+        Ok(Outcome { status, failed_step, recorded: self.owners.into_recorded()?, weakened: self.weakened })
+    }
+
+    fn steps(&mut self) -> Result<(Status, Option<usize>)> {
         let (mut status, mut failed_step) = (Status::Exited(0), None);
         for number in 0..self.order.steps.len() {
             let open = Open { network: self.order.foreign_network, devices: self.owners.answers_opens() };
@@ -568,7 +588,7 @@ impl<'a> Watch<'a> {
                 break;
             }
         }
-        Ok(Outcome { status, failed_step, recorded: self.owners.into_recorded()?, weakened: self.weakened })
+        Ok((status, failed_step))
     }
 
     fn wait_for(&mut self, started: &step::Started) -> Result<End> {
@@ -620,12 +640,11 @@ impl<'a> Watch<'a> {
     }
 
     fn judge(&self, end: End) -> Status {
-        let too_large = self.order.file_size.is_some();
         match end {
             End::Time => Status::Limit(Hit::Time),
-            End::Status(WaitStatus::Signaled(_, Signal::SIGXFSZ, _)) if too_large => Status::Limit(Hit::FileSize),
+            End::Status(WaitStatus::Signaled(_, Signal::SIGXFSZ, _)) => Status::Limit(Hit::FileSize),
             // A shell says 128 and the number of the signal that its command died of.
-            End::Status(WaitStatus::Exited(_, code)) if too_large && code == 128 + Signal::SIGXFSZ as i32 => {
+            End::Status(WaitStatus::Exited(_, code)) if code == 128 + Signal::SIGXFSZ as i32 => {
                 Status::Limit(Hit::FileSize)
             }
             End::Status(WaitStatus::Signaled(_, signal, _)) => Status::Signalled(signal as i32),
@@ -633,6 +652,11 @@ impl<'a> Watch<'a> {
             End::Status(_) => Status::Exited(1),
         }
     }
+}
+
+fn open_folder(inside: &str) -> Result<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    nix::fcntl::open(inside, flags, nix::sys::stat::Mode::empty()).map_err(|errno| Error::io("open", inside, errno))
 }
 
 /// Reaps all that is dead; the status of the step if it was among them.

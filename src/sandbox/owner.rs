@@ -19,6 +19,7 @@ use nix::sys::stat::SFlag;
 
 use crate::error::{Error, Result};
 use crate::sandbox::plan::Order;
+use crate::sandbox::range;
 use crate::sandbox::rename::{self, End};
 use crate::sandbox::seen::{Below, Facts, Upper};
 use crate::sandbox::spec::Recorded;
@@ -81,6 +82,8 @@ pub(super) struct Owners {
     /// Where the snapshot is a folder as it is: what was born before this time is part of it.
     began: Option<(i64, i64)>,
     seen: Option<Seen>,
+    /// Subordinate IDs are mapped: a step may be somebody else, whom the kernel allows less than us.
+    several_users: bool,
 }
 
 /// For steps that see what is recorded.
@@ -191,6 +194,7 @@ impl Owners {
             devices,
             began: order.tree.then(file::now),
             seen,
+            several_users: order.range.is_some(),
         })
     }
 
@@ -394,7 +398,7 @@ impl Owners {
         if !seccomp::still_waits(listener, asked.id) {
             return Err(Errno::EINTR);
         }
-        if !self.allowed {
+        if !self.allowed || self.is_somebody_else(&caller) {
             return Err(Errno::EPERM);
         }
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -443,11 +447,29 @@ impl Owners {
         new: (i32, u64),
     ) -> nix::Result<Option<(End, End)>> {
         let caller = self.caller(asked)?;
+        if self.is_somebody_else(&caller) {
+            return Ok(None);
+        }
         let Some(old) = caller.end(old)?.filter(|end| end.is_folder().unwrap_or(false)) else { return Ok(None) };
         if proc::link(&caller.own("ns/mnt"))? != self.namespace {
             return Ok(None);
         }
         Ok(caller.end(new)?.map(|new| (old, new)))
+    }
+
+    fn is_somebody_else(&self, caller: &Caller) -> bool {
+        self.several_users && caller.effective_user() != Some(0)
+    }
+
+    /// With subordinate IDs, at the end: files have real owners, which are recorded, and then all are ours.
+    pub fn take_back(&mut self) -> Result<()> {
+        let upper = file::open_at(self.upper.as_fd(), b".", OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
+        let records = &mut self.records;
+        range::take_back(upper.as_fd(), &mut |fd, stat| {
+            let record = records.entry(file::handle(fd.as_fd())?).or_default();
+            (record.uid, record.gid) = (Some(stat.st_uid), Some(stat.st_gid));
+            Ok(())
+        })
     }
 
     fn in_snapshot(&self, end: &End) -> bool {
@@ -730,6 +752,11 @@ impl Caller {
     fn open_in(&self, start: &OwnedFd, path: &[u8], follow: bool) -> nix::Result<OwnedFd> {
         let flags = OFlag::O_PATH | if follow { OFlag::empty() } else { OFlag::O_NOFOLLOW };
         file::open_below(start.as_fd(), path, flags, ResolveFlag::RESOLVE_NO_MAGICLINKS)
+    }
+
+    fn effective_user(&self) -> Option<u32> {
+        let status = std::fs::read_to_string(self.own("status")).ok()?;
+        status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().nth(1)?.parse().ok()
     }
 
     fn umask(&self) -> u32 {

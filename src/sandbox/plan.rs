@@ -227,6 +227,10 @@ const MASKED: [&str; 16] = [
 /// What nobody asked to be limited may still not eat the machine.
 const DEFAULT_PROCESSES: u64 = 16_384;
 
+/// A file of holes costs a rule nothing, and everything that reads it a long time: a terabyte of them is a
+/// mistake far more often than a wish.
+const DEFAULT_FILE_SIZE: u64 = 64 << 30;
+
 /// What is done for a spec, in order.
 pub fn plan(spec: &Spec) -> Result<Vec<Operation>> {
     check(spec)?;
@@ -328,6 +332,11 @@ fn without_namespaces(spec: &Spec) -> Result<Vec<Operation>> {
 }
 
 fn check(spec: &Spec) -> Result<()> {
+    if spec.range.is_some() && spec.tree.is_some() {
+        return Err(Error::request("ids = \"range\" can't be had here")
+            .why("it needs namespaces and an overlay: a kept tree is one user's alone")
+            .next("leave it out of the rule, or build where `tapeout doctor` says that there are overlays"));
+    }
     let relative = spec
         .lower
         .iter()
@@ -373,6 +382,7 @@ pub(super) struct Order {
     pub gid: u32,
     pub secrets: Vec<Secret>,
     pub seen: Option<Known>,
+    pub range: Option<Known>,
     pub terminal: bool,
     pub no_capabilities: bool,
     /// The snapshot is a folder as it is.
@@ -385,7 +395,7 @@ pub(super) struct Order {
     pub foreign_network: bool,
     pub processes: u64,
     pub memory: Option<u64>,
-    pub file_size: Option<u64>,
+    pub file_size: u64,
     pub time: Option<u64>,
 }
 
@@ -427,11 +437,12 @@ impl Order {
             gid,
             secrets: spec.secrets.clone(),
             seen: spec.seen.clone(),
+            range: spec.range.clone(),
             terminal: spec.terminal,
             no_capabilities: spec.no_capabilities,
             processes: spec.limits.processes.unwrap_or(DEFAULT_PROCESSES),
             memory: spec.limits.memory,
-            file_size: spec.limits.file_size,
+            file_size: spec.limits.file_size.unwrap_or(DEFAULT_FILE_SIZE),
             time: spec.limits.time,
         })
     }

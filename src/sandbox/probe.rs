@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::sandbox::filter::{self, Open, Owners};
 use crate::sandbox::start;
 use crate::sys::mount::{self, Setting, attribute};
-use crate::sys::nursery::{Birth, Newborn};
+use crate::sys::nursery::{self, Birth, Newborn};
 use crate::sys::{file, process, seccomp};
 
 /// What was found.
@@ -73,6 +73,7 @@ impl Probe {
                 &error,
             )),
         }
+        findings.push(subordinate());
         Self { kernel, findings }
     }
 
@@ -100,6 +101,19 @@ impl Finding {
             why: vec![format!("{call}: {}", errno.desc())],
             next: None,
         }
+    }
+}
+
+fn subordinate() -> Finding {
+    let name = "subordinate IDs";
+    match nursery::has_subordinate() {
+        Ok(()) => Finding::good(name, "rules with ids = \"range\" have several real IDs"),
+        Err(error) => Finding::from_error(
+            name,
+            State::Weak,
+            "all rules run but those with ids = \"range\", which are an error",
+            &error,
+        ),
     }
 }
 
@@ -176,7 +190,7 @@ fn ask(folder: &Path, task: u32) -> Result<Vec<Finding>> {
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWNET;
-    let child = start::make(Birth { task, namespaces, uid: 0, gid: 0 }, &pass)?;
+    let child = start::make(Birth { task, namespaces, uid: 0, gid: 0, range: false }, &pass)?;
     drop(theirs);
     let folder = std::os::unix::ffi::OsStrExt::as_bytes(folder.as_os_str());
     let answer = start::write_frame(&ours, folder).and_then(|()| start::read_frame(&ours, 1 << 20));

@@ -54,6 +54,8 @@ pub struct Spec {
     pub no_capabilities: bool,
     /// `stat` shows the owners that are recorded: these, and what the steps ask for.
     pub seen: Option<Known>,
+    /// Subordinate IDs are mapped behind 0, and files of the snapshot have these owners.
+    pub range: Option<Known>,
     /// Files below `/run/secrets`.
     pub secrets: Vec<Secret>,
 }

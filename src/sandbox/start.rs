@@ -25,12 +25,16 @@ pub(super) const ROLE: &str = "sandbox";
 
 /// What a child of the nursery is for: to be a sandbox's init.
 pub(super) const SANDBOX: u32 = 0;
+/// What a child of the nursery is for: to give files with subordinate IDs back.
+pub(super) const GIVE_BACK: u32 = 3;
 /// What a child of the nursery is for: to try what this machine can.
 pub(super) const PROBE: u32 = 1;
 /// What a child of the nursery is for: to try whether there is an overlay.
 pub(super) const OVERLAY: u32 = 2;
 
 static NURSERY: Mutex<Option<Nursery>> = Mutex::new(None);
+/// The one outside of our user namespace, where subordinate IDs can be mapped.
+static OUTSIDE: Mutex<Option<Nursery>> = Mutex::new(None);
 
 /// No reply is longer: a record has some 50 bytes, so that this is more than ten million files.
 const LONGEST_REPLY: u64 = 512 << 20;
@@ -56,7 +60,13 @@ fn talk(spec: &Spec, order: &Order, output: File) -> Result<Reply> {
     if spec.terminal {
         pass.extend([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]);
     }
-    let birth = Birth { task: SANDBOX, namespaces: namespaces(spec), uid: spec.uid, gid: spec.gid };
+    let birth = Birth {
+        task: SANDBOX,
+        namespaces: namespaces(spec),
+        uid: spec.uid,
+        gid: spec.gid,
+        range: spec.range.is_some(),
+    };
     // A short order waits in the socket, so that init needn't wait for it.
     let order =
         postcard::to_stdvec(order).map_err(|e| Error::failed(format!("sandbox: the plan can't be sent: {e}")))?;
@@ -83,10 +93,12 @@ fn talk(spec: &Spec, order: &Order, output: File) -> Result<Reply> {
 
 /// A child of the nursery, which is started when there is none.
 pub(super) fn make(birth: Birth, pass: &[BorrowedFd]) -> Result<Child> {
-    let mut nursery = NURSERY.lock().unwrap_or_else(PoisonError::into_inner);
+    let place = if birth.range { &OUTSIDE } else { &NURSERY };
+    let mut nursery = place.lock().unwrap_or_else(PoisonError::into_inner);
     for _ in 0..2 {
         let alive = match nursery.take() {
             Some(alive) => alive,
+            None if birth.range => Nursery::start_outside(ROLE).map_err(|e| e.context("ids = \"range\""))?,
             None => Nursery::start(ROLE)?,
         };
         match alive.make(birth, pass) {
@@ -97,6 +109,10 @@ pub(super) fn make(birth: Birth, pass: &[BorrowedFd]) -> Result<Child> {
             Err(Stillborn::Refused(errno)) => {
                 *nursery = Some(alive);
                 return Err(process::namespaces_refused("clone", errno));
+            }
+            Err(Stillborn::Unmapped(words)) => {
+                *nursery = Some(alive);
+                return Err(Error::failed(format!("ids = \"range\": {words}")));
             }
             // Somebody killed it. Another one does as well.
             Err(Stillborn::Gone) => {}

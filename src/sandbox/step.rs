@@ -146,13 +146,19 @@ fn become_step(
     process::keep_only(&keep).map_err(|_| (Stage::Capabilities, Errno::EPERM))?;
     nix::sys::prctl::set_no_new_privs().map_err(at(Stage::Filter))?;
     let mapped = (order.uid, order.gid);
-    let owners = if order.seen.is_some() { Owners::Seen } else { Owners::Recorded };
+    let owners = match (&order.range, &order.seen) {
+        // What `stat` shows is true there.
+        (Some(_), _) => Owners::Real,
+        (None, Some(_)) => Owners::Seen,
+        (None, None) => Owners::Recorded,
+    };
     match seccomp::filter_with_listener(&filter::program(owners, mapped, open)) {
         Ok(listener) => process::send_descriptor(report, listener.as_fd()).map_err(at(Stage::Filter))?,
         // Somebody around us has a listener (LXD), or the kernel knows none (before 5.0).
         Err(errno @ (Errno::EBUSY | Errno::EINVAL)) if owners == Owners::Seen => return Err((Stage::Listener, errno)),
         Err(Errno::EBUSY | Errno::EINVAL) => {
-            seccomp::filter(&filter::program(Owners::MappedOnly, mapped, open)).map_err(at(Stage::Filter))?;
+            let owners = if owners == Owners::Real { Owners::RealAlone } else { Owners::MappedOnly };
+            seccomp::filter(&filter::program(owners, mapped, open)).map_err(at(Stage::Filter))?;
             (&*report).write_all(&[0]).map_err(|_| (Stage::Filter, Errno::EPIPE))?;
         }
         Err(errno) => return Err((Stage::Filter, errno)),
@@ -186,10 +192,7 @@ fn limits(order: &Order) -> nix::Result<()> {
     if let Some(bytes) = order.memory {
         process::limit(Resource::RLIMIT_AS, bytes)?;
     }
-    if let Some(bytes) = order.file_size {
-        process::limit(Resource::RLIMIT_FSIZE, bytes)?;
-    }
-    Ok(())
+    process::limit(Resource::RLIMIT_FSIZE, order.file_size)
 }
 
 fn c_strings(texts: &[String]) -> Vec<CString> {

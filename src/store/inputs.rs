@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::archive::section::Section;
 use crate::archive::tar_reader::{self, Kind, Limits};
 use crate::archive::tar_writer::{self, Member, TarWriter};
-use crate::digest::{Digest, HashingReader};
+use crate::digest::Digest;
 use crate::error::{self, Error, Result};
 use crate::sys::file;
 use crate::tree::RootPath;
@@ -297,7 +297,7 @@ pub fn write(
     to: &Path,
     config: &Config,
     inputs: &BTreeSet<Input>,
-    blob: &dyn Fn(&Digest) -> Result<Section>,
+    blob: &(dyn Fn(&Digest) -> Result<Section> + Sync),
 ) -> Result<u64> {
     let described = |media_type: &str, bytes: &[u8]| Descriptor {
         media_type: media_type.into(),
@@ -341,7 +341,7 @@ pub fn write(
         blobs.insert(Digest::of(document), Content::Bytes(document));
     }
     let none = BTreeMap::new();
-    whole_file(to, |out| {
+    let fill = |out: &mut BufWriter<&File>| {
         let mut tar = TarWriter::new(out);
         let member = |path: &str, kind: tar_writer::Kind, tar: &mut TarWriter<_>| {
             let mode = if kind == tar_writer::Kind::Folder { 0o755 } else { 0o644 };
@@ -364,20 +364,33 @@ pub fn write(
                 }
                 Content::Blob(size) => {
                     member(&name, tar_writer::Kind::File(*size), &mut tar)?;
-                    let mut hashed = HashingReader::new(blob(digest)?);
                     if *size > 0 {
-                        tar.content_from(&mut hashed, &RootPath::new(&name)?, &mut buffer)?;
-                    }
-                    let (is, _) = hashed.finish().map_err(|e| Error::io("read", digest.hex(), e))?;
-                    if is != *digest {
-                        return Err(Error::failed(format!("the blob {digest} of the store is damaged"))
-                            .why(format!("its content has the digest {is}"))
-                            .next("tapeout fsck, then fetch again"));
+                        tar.content_from(blob(digest)?, &RootPath::new(&name)?, &mut buffer)?;
                     }
                 }
             }
         }
         tar.finish().map(drop)
+    };
+    // Hashing takes as long as writing, so it has a thread of its own.
+    let hash = || {
+        inputs.iter().try_for_each(|Input { digest, .. }| {
+            let (is, _) = Digest::of_reader(blob(digest)?).map_err(|e| Error::io("read", digest.hex(), e))?;
+            match is == *digest {
+                true => Ok(()),
+                false => Err(Error::failed(format!("the blob {digest} of the store is damaged"))
+                    .why(format!("its content has the digest {is}"))
+                    .next("tapeout fsck, then fetch again")),
+            }
+        })
+    };
+    whole_file(to, |out| {
+        std::thread::scope(|scope| {
+            let hashed = scope.spawn(hash);
+            let written = fill(out);
+            let hashed = hashed.join().unwrap_or_else(|_| Err(Error::failed("a thread that hashes ended early")));
+            hashed.and(written)
+        })
     })?;
     fs::metadata(to).map(|data| data.len()).map_err(|e| Error::io("stat", to, e))
 }

@@ -60,7 +60,7 @@ use crate::sys::root::Root;
 use crate::tree::{Changeset, Layer, RootPath};
 
 pub use cache::Cache;
-pub use scratch::{Scratch, wait_until_clean};
+pub use scratch::{Scratch, help_removing, wait_until_clean};
 
 /// What a store has from the start; the first is itself.
 const FOLDERS: [&str; 16] = [

@@ -99,9 +99,26 @@ fn cleaner() -> &'static Sender<Job> {
     })
 }
 
+static HELP: OnceLock<fn(&Path)> = OnceLock::new();
+
+/// Says who helps where a folder can't be removed, because a sandbox with subordinate IDs was killed:
+/// it gives everything in it back to us.
+pub fn help_removing(help: fn(&Path)) {
+    let _ = HELP.set(help);
+}
+
+fn remove_all(path: &Path) {
+    if file::remove_tree(path).is_err()
+        && let Some(help) = HELP.get()
+    {
+        help(path);
+        let _ = file::remove_tree(path);
+    }
+}
+
 /// The lock is held until the folder is gone. What can't be removed now is stale for the next process.
 fn remove(path: &Path, _lock: File) {
-    let _ = file::remove_tree(path);
+    remove_all(path);
 }
 
 /// Waits until all that was dropped is gone.
@@ -125,7 +142,7 @@ pub(super) fn remove_stale(tmp: &Path) {
                 .is_ok_and(|t| t.elapsed().is_ok_and(|age| age.as_secs() > 60)),
         };
         if stale {
-            let _ = file::remove_tree(&path);
+            remove_all(&path);
         }
     }
 }

@@ -312,6 +312,28 @@ fn proc_name(fd: BorrowedFd) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
+/// Changes the owner, links not followed; `false`: we may not, or the ID isn't mapped here.
+pub fn chown_at(dir: BorrowedFd, name: &[u8], uid: u32, gid: u32) -> Result<bool> {
+    let (uid, gid) = (nix::unistd::Uid::from_raw(uid), nix::unistd::Gid::from_raw(gid));
+    match nix::unistd::fchownat(dir, OsStr::from_bytes(name), Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(()) => Ok(true),
+        Err(nix::Error::EPERM | nix::Error::EINVAL | nix::Error::EOVERFLOW) => Ok(false),
+        Err(errno) => Err(Error::io("chown", shown(dir, name), errno)),
+    }
+}
+
+/// Replaces a file by a device; `false`: we may not make one, and the file stays.
+pub fn make_device_at(dir: BorrowedFd, name: &[u8], character: bool, (major, minor): (u32, u32)) -> Result<bool> {
+    let new = [b".tapeout-device.", name].concat();
+    let kind = if character { SFlag::S_IFCHR } else { SFlag::S_IFBLK };
+    let device = nix::sys::stat::makedev(major.into(), minor.into());
+    match nix::sys::stat::mknodat(dir, OsStr::from_bytes(&new), kind, Mode::empty(), device) {
+        Ok(()) => rename_at(dir, &new, dir, name).map(|()| true),
+        Err(nix::Error::EPERM | nix::Error::ENAMETOOLONG) => Ok(false),
+        Err(errno) => Err(Error::io("mknod", shown(dir, name), errno)),
+    }
+}
+
 /// Sets access and modification time, links not followed.
 pub fn set_mtime_at(dir: BorrowedFd, name: &[u8], seconds: i64) -> Result<()> {
     set_times_at(dir, name, (seconds, 0), seconds)

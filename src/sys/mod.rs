@@ -11,3 +11,4 @@ pub mod proc;
 pub mod process;
 pub mod root;
 pub mod seccomp;
+pub mod subordinate;

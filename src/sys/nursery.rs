@@ -5,11 +5,18 @@
 //! to nothing (fork(2)); so a child must be executed anew, which costs more than all the rest. The
 //! nursery pays that once. It dies with whoever started it, since their socket ends then, and its
 //! children die with it (`PR_SET_PDEATHSIG`).
+//!
+//! A nursery that we start is in our user namespace, and so are all that it makes: only our own ID can be
+//! mapped there. Where subordinate IDs are wanted, it must come from outside. So before we enter that
+//! namespace a copy of ourselves stays behind ([`stay_outside`]), which does nothing but start
+//! a nursery when it is asked to.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::process::Stdio;
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sched::CloneFlags;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal};
 use nix::sys::socket::{
@@ -18,9 +25,15 @@ use nix::sys::socket::{
 
 use crate::error::{Error, Result};
 use crate::sys::process;
+use crate::sys::subordinate::Ranges;
 
+/// Of an error that the nursery tells.
+const LONGEST_WORDS: usize = 1000;
 /// No child gets more descriptors.
 const MOST: usize = 8;
+
+/// Of a birth, in bytes.
+const LENGTH: usize = 20;
 
 /// What a child is to do, and where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,12 +46,14 @@ pub struct Birth {
     pub uid: u32,
     /// The group ID that it has inside.
     pub gid: u32,
+    /// Its subordinate IDs are mapped as well.
+    pub range: bool,
 }
 
 impl Birth {
-    fn bytes(self) -> [u8; 16] {
-        let numbers = [self.task, self.namespaces.bits() as u32, self.uid, self.gid];
-        let mut bytes = [0; 16];
+    fn bytes(self) -> [u8; LENGTH] {
+        let numbers = [self.task, self.namespaces.bits() as u32, self.uid, self.gid, self.range.into()];
+        let mut bytes = [0; LENGTH];
         for (place, number) in bytes.chunks_exact_mut(4).zip(numbers) {
             place.copy_from_slice(&number.to_le_bytes());
         }
@@ -49,7 +64,8 @@ impl Birth {
         let mut numbers = bytes.chunks_exact(4).filter_map(|four| Some(u32::from_le_bytes(four.try_into().ok()?)));
         let (task, namespaces) = (numbers.next()?, numbers.next()?);
         let namespaces = CloneFlags::from_bits_truncate(namespaces as i32);
-        Some(Self { task, namespaces, uid: numbers.next()?, gid: numbers.next()? })
+        let (uid, gid) = (numbers.next()?, numbers.next()?);
+        Some(Self { task, namespaces, uid, gid, range: numbers.next()? != 0 })
     }
 }
 
@@ -66,6 +82,73 @@ pub enum Stillborn {
     Gone,
     /// The kernel refused.
     Refused(Errno),
+    /// Its IDs were not mapped.
+    Unmapped(String),
+}
+
+/// The copy of ourselves that stayed outside, or why there is none.
+static OUTSIDE: OnceLock<Result<OwnedFd>> = OnceLock::new();
+
+/// Leaves a copy of this process outside of the user namespace that it is about to enter, if its user has
+/// subordinate IDs. To be called before there are threads. It ends when we do.
+pub fn stay_outside() {
+    let _ = OUTSIDE.set(Ranges::of_caller().and_then(|_| left_outside()));
+}
+
+/// Can subordinate IDs be mapped?
+pub fn has_subordinate() -> Result<()> {
+    match OUTSIDE.get() {
+        Some(outside) => outside.as_ref().map(drop).map_err(Clone::clone),
+        None => Ranges::of_caller().map(drop),
+    }
+}
+
+fn left_outside() -> Result<OwnedFd> {
+    let failed = |call: &str| {
+        let call = call.to_string();
+        move |errno: Errno| Error::io(&call, "", errno)
+    };
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+        .map_err(failed("socketpair"))?;
+    let parent = nix::unistd::getpid();
+    // SAFETY: this process has one thread, so its copy may do all that it may.
+    match unsafe { nix::unistd::fork() }.map_err(failed("fork"))? {
+        nix::unistd::ForkResult::Parent { .. } => Ok(ours),
+        nix::unistd::ForkResult::Child => {
+            drop(ours);
+            let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+            // No signal of the terminal is for us, and the kernel reaps our children.
+            let _ = nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None);
+            // SAFETY: no code of ours runs when SIGCHLD is ignored.
+            let _ = unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigIgn) };
+            process::close_all_but(&[theirs.as_fd()]);
+            let _ = nix::unistd::chdir("/");
+            if nix::unistd::getppid() == parent {
+                wait_outside(theirs.as_fd());
+            }
+            // SAFETY: _exit takes a number; nothing of our original's is written or removed.
+            unsafe { libc::_exit(0) }
+        }
+    }
+}
+
+/// Starts a nursery for each message: its role, our executable, and its socket.
+fn wait_outside(socket: BorrowedFd) {
+    loop {
+        let mut role = [0u8; 64];
+        let Ok((length @ 1.., passed)) = receive(socket, &mut role) else { return };
+        let (Ok([executable, theirs]), Ok(role)) =
+            (<[OwnedFd; 2]>::try_from(passed), std::str::from_utf8(&role[..length]))
+        else {
+            return;
+        };
+        let mut command = process::command_in_role(executable.as_fd(), role);
+        let started = command.env_clear().stdin(Stdio::from(theirs)).spawn();
+        let errno = started.err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EIO));
+        if send(socket, &errno.to_le_bytes(), &[]).is_err() {
+            return;
+        }
+    }
 }
 
 /// The nursery, from outside.
@@ -88,16 +171,37 @@ impl Nursery {
         Ok(Self { socket: ours })
     }
 
+    /// The same, outside of our user namespace, where subordinate IDs can be mapped.
+    pub fn start_outside(role: &str) -> Result<Self> {
+        let failed = |errno: Errno| Error::io("socketpair", "", errno);
+        let outside = match OUTSIDE.get() {
+            Some(Ok(outside)) => outside,
+            Some(Err(error)) => return Err(error.clone()),
+            None => return Err(Error::failed("nobody stayed outside of our user namespace")),
+        };
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).map_err(failed)?;
+        let mut answer = [0u8; 4];
+        let asked = send(outside.as_fd(), role.as_bytes(), &[process::own_executable()?, theirs.as_fd()])
+            .and_then(|()| receive(outside.as_fd(), &mut answer));
+        match (asked, i32::from_le_bytes(answer)) {
+            (Ok((4, _)), 0) => Ok(Self { socket: ours }),
+            (Ok((4, _)), errno) => Err(Error::io("execve", "tapeout", Errno::from_raw(errno))),
+            _ => Err(Error::failed("the process that stayed outside of our user namespace is dead")),
+        }
+    }
+
     /// A child with these descriptors.
     pub fn make(&self, birth: Birth, pass: &[BorrowedFd]) -> std::result::Result<Child, Stillborn> {
         let gone = |_| Stillborn::Gone;
         send(self.socket.as_fd(), &birth.bytes(), pass).map_err(gone)?;
-        let mut answer = [0u8; 4];
+        let mut answer = [0u8; 4 + LONGEST_WORDS];
         let (length, fds) = receive(self.socket.as_fd(), &mut answer).map_err(gone)?;
-        match (length, fds.into_iter().next()) {
-            (4, Some(pidfd)) => Ok(Child { pidfd }),
-            (4, None) => Err(Stillborn::Refused(Errno::from_raw(i32::from_le_bytes(answer)))),
-            _ => Err(Stillborn::Gone),
+        let (errno, words) = answer[..length].split_first_chunk::<4>().ok_or(Stillborn::Gone)?;
+        match fds.into_iter().next() {
+            Some(pidfd) => Ok(Child { pidfd }),
+            None if !words.is_empty() => Err(Stillborn::Unmapped(String::from_utf8_lossy(words).into_owned())),
+            None => Err(Stillborn::Refused(Errno::from_raw(i32::from_le_bytes(*errno)))),
         }
     }
 }
@@ -132,11 +236,21 @@ pub struct Newborn {
     pub passed: Vec<OwnedFd>,
     /// Whose IDs are to be mapped: ours, as the nursery sees them.
     outside: (u32, u32),
+    /// Tells when the nursery has mapped a range.
+    mapped: Option<OwnedFd>,
 }
 
 impl Newborn {
-    /// Maps one ID, the one that we have outside, where there is a namespace to map it in.
-    pub fn map_ids(&self) -> Result<()> {
+    /// Maps one ID, the one that we have outside, where there is a namespace to map it in; or waits until
+    /// the nursery has mapped a range.
+    pub fn map_ids(&mut self) -> Result<()> {
+        if let Some(mapped) = self.mapped.take() {
+            let mut byte = [0u8];
+            return match nix::unistd::read(&mapped, &mut byte) {
+                Ok(1) => Ok(()),
+                _ => Err(Error::failed("no subordinate IDs were mapped")),
+            };
+        }
         if !self.birth.namespaces.contains(CloneFlags::CLONE_NEWUSER) {
             return Ok(());
         }
@@ -157,16 +271,33 @@ pub fn serve(run: fn(Newborn) -> i32) -> ! {
     let _ = unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigIgn) };
     let outside = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     loop {
-        let mut request = [0u8; 16];
-        let Ok((16, passed)) = receive(socket.as_fd(), &mut request) else { std::process::exit(0) };
+        let mut request = [0u8; LENGTH];
+        let Ok((LENGTH, passed)) = receive(socket.as_fd(), &mut request) else { std::process::exit(0) };
         let Some(birth) = Birth::parse(&request) else { std::process::exit(1) };
+        let Ok((mapped, gate)) = nix::unistd::pipe2(OFlag::O_CLOEXEC) else { std::process::exit(1) };
         let answer = match clone(birth.namespaces) {
             Ok(None) => {
+                drop(gate);
                 // SAFETY: as above; a child waits for children of its own.
                 let _ = unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) };
-                std::process::exit(run(Newborn { birth, passed, outside }));
+                let mapped = birth.range.then_some(mapped);
+                std::process::exit(run(Newborn { birth, passed, outside, mapped }));
             }
-            Ok(Some(pidfd)) => send(socket.as_fd(), &0i32.to_le_bytes(), &[pidfd.as_fd()]),
+            Ok(Some((pid, pidfd))) if birth.range => {
+                match Ranges::of_caller().and_then(|ranges| ranges.map(pid, outside)) {
+                    Ok(()) => {
+                        let _ = nix::unistd::write(&gate, b"1");
+                        send(socket.as_fd(), &0i32.to_le_bytes(), &[pidfd.as_fd()])
+                    }
+                    // The gate closes, and the child ends.
+                    Err(error) => {
+                        let mut words = [0i32.to_le_bytes().as_slice(), error.to_string().as_bytes()].concat();
+                        words.truncate(4 + LONGEST_WORDS);
+                        send(socket.as_fd(), &words, &[])
+                    }
+                }
+            }
+            Ok(Some((_, pidfd))) => send(socket.as_fd(), &0i32.to_le_bytes(), &[pidfd.as_fd()]),
             Err(errno) => send(socket.as_fd(), &(errno as i32).to_le_bytes(), &[]),
         };
         if answer.is_err() {
@@ -176,7 +307,7 @@ pub fn serve(run: fn(Newborn) -> i32) -> ! {
 }
 
 /// clone(2) as fork(2) does; `None`: we are the child.
-fn clone(namespaces: CloneFlags) -> nix::Result<Option<OwnedFd>> {
+fn clone(namespaces: CloneFlags) -> nix::Result<Option<(i32, OwnedFd)>> {
     let flags = namespaces.bits() | libc::CLONE_PIDFD | libc::SIGCHLD;
     let mut pidfd: RawFd = -1;
     // SAFETY: this process has one thread and no handlers, so its copy may do all that it may. Without
@@ -186,7 +317,7 @@ fn clone(namespaces: CloneFlags) -> nix::Result<Option<OwnedFd>> {
     match pid {
         0 => Ok(None),
         // SAFETY: the call succeeded with CLONE_PIDFD, so this number is a new descriptor of ours.
-        1.. => Ok(Some(unsafe { OwnedFd::from_raw_fd(pidfd) })),
+        1.. => Ok(Some((pid as i32, unsafe { OwnedFd::from_raw_fd(pidfd) }))),
         _ => Err(Errno::last()),
     }
 }
@@ -231,9 +362,14 @@ mod tests {
 
     #[test]
     fn a_birth_is_read_as_it_was_written() {
-        let birth =
-            Birth { task: 1, namespaces: CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWPID, uid: 33, gid: u32::MAX };
+        let birth = Birth {
+            task: 1,
+            namespaces: CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWPID,
+            uid: 33,
+            gid: u32::MAX,
+            range: true,
+        };
         assert_eq!(Birth::parse(&birth.bytes()), Some(birth));
-        assert_eq!(Birth::parse(&[0; 15]), None);
+        assert_eq!(Birth::parse(&[0; 19]), None);
     }
 }

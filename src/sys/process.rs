@@ -93,11 +93,16 @@ fn executable_memfd(name: &CStr) -> nix::Result<OwnedFd> {
 
 /// A command that runs our own executable in a role; `main` sees it by [`role`].
 pub fn own_command(role: &str) -> Result<std::process::Command> {
+    Ok(command_in_role(own_executable()?, role))
+}
+
+/// The same with a descriptor that [`own_executable`] gave to another process.
+pub fn command_in_role(executable: BorrowedFd, role: &str) -> std::process::Command {
     use std::os::unix::process::CommandExt;
     // The name is looked up in the child, which has the descriptor until it executes.
-    let mut command = std::process::Command::new(format!("/proc/self/fd/{}", own_executable()?.as_raw_fd()));
+    let mut command = std::process::Command::new(format!("/proc/self/fd/{}", executable.as_raw_fd()));
     command.arg0(format!("{ROLE}{role}"));
-    Ok(command)
+    command
 }
 
 // --- Namespaces.

@@ -21,6 +21,7 @@ pub mod image;
 pub mod needs;
 pub mod outcome;
 pub mod places;
+pub mod registry;
 pub mod user;
 pub mod workspace;
 

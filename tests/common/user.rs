@@ -6,7 +6,7 @@ use std::process::Command;
 
 use nix::unistd::{getegid, geteuid};
 
-/// A user of this machine, by number; none of them has subordinate IDs.
+/// A user of this machine, by number; none of them has subordinate IDs unless said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
     /// User ID.
@@ -33,7 +33,10 @@ impl User {
 
     /// Another one, with other numbers and a real name; only root can be somebody else.
     pub fn other() -> Self {
-        let name = "tapeout-other";
+        Self::made("tapeout-other")
+    }
+
+    fn made(name: &str) -> Self {
         if nix::unistd::User::from_name(name).expect("getpwnam").is_none() {
             // A system user: Debian's useradd gives it no subordinate IDs.
             let made = Command::new("useradd").args(["--system", "--user-group", "--no-create-home", name]).output();
@@ -41,6 +44,18 @@ impl User {
         }
         let user = nix::unistd::User::from_name(name).expect("getpwnam").expect("the user just made");
         Self { uid: user.uid.as_raw(), gid: user.gid.as_raw(), name: name.into() }
+    }
+
+    /// One with subordinate IDs, for the tests of `ids = "range"`; only root can be somebody else.
+    pub fn subordinate() -> Self {
+        let user = Self::made("tapeout-range");
+        for table in ["/etc/subuid", "/etc/subgid"] {
+            let lines = std::fs::read_to_string(table).unwrap_or_default();
+            if !lines.contains(&format!("{}:", user.name)) {
+                std::fs::write(table, format!("{lines}{}:300000:65536\n", user.name)).expect(table);
+            }
+        }
+        user
     }
 
     /// Root, for the few promises that are about it.

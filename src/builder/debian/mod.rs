@@ -329,6 +329,7 @@ mod tests {
                     update_only: &[],
                     archive,
                     epoch: None,
+                    keychain: &Default::default(),
                     progress: &download::Silent,
                 };
                 make(&request, &Nothing(archive.store.clone()))

@@ -29,6 +29,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         keyring: args.keyring.as_ref().map(|path| directory.join(path)),
         locked: args.locked,
         offline: global.offline,
+        keychain: context::keychain(),
         dry: false,
         update: args.update,
         ..Settings::default()

@@ -8,7 +8,7 @@ use crate::build_file::spec::{Graph, Spec, Value};
 use crate::build_file::workspace::Workspace;
 use crate::cli::args::{Build as Args, Global};
 use crate::cli::{context, ui};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::execute::base::{Base, Settings, Wanted};
 use crate::execute::build::{self, Build, Forecast, Options, Output};
 use crate::execute::secrets::{self, Secrets};
@@ -33,6 +33,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         keyring: args.keyring.as_ref().map(|path| directory.join(path)),
         locked: args.locked,
         offline: global.offline,
+        keychain: context::keychain(),
         dry: args.dry_run,
         ..Settings::default()
     };
@@ -69,10 +70,53 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     let built = build(&store, &graph, &base, &options, &progress);
     base.save_lock()?;
     let outcomes = built?;
+    if args.twice {
+        return twice(global, &store, &graph, &base, &options, &progress);
+    }
     if global.json {
         ui::print_json(&outcomes)?;
     }
     Ok(())
+}
+
+/// Runs what was built again; what comes out differently is an error.
+fn twice(
+    global: &Global,
+    store: &Store,
+    graph: &Graph,
+    base: &Base,
+    options: &Options,
+    report: &dyn Report,
+) -> Result<()> {
+    let build = Build::new(store, graph, base, options, report);
+    // All of it is in the store now; a pod's bundle alone is made anew, and nothing runs in it.
+    Build::forecast(&build)?;
+    let differing = build.again()?;
+    if global.json {
+        ui::print_json(&differing)?;
+    } else if !differing.is_empty() {
+        let short = |digest: &Option<crate::digest::Digest>| digest.map_or(String::new(), |digest| digest.short());
+        let rows: Vec<_> = differing
+            .iter()
+            .map(|one| {
+                let byte = one.byte.map_or(String::new(), |byte| format!(", from byte {byte}"));
+                let how = format!("{}{byte}", one.how.join(", "));
+                vec![one.rule.to_string(), one.path.clone(), short(&one.first), short(&one.second), how]
+            })
+            .collect();
+        ui::print(&ui::table(&["RULE", "PATH", "FIRST", "SECOND", ""], &rows));
+    }
+    match differing.first() {
+        None => Ok(()),
+        Some(first) => Err(Error::failed(format!(
+            "{} came out differently the second time",
+            crate::execute::base::counted(differing.len(), "file")
+        ))
+        .next(format!(
+            "find what {} takes from the clock, from random numbers or from the order of files",
+            first.rule
+        ))),
+    }
 }
 
 /// What one requested label came to.

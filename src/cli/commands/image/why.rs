@@ -1,31 +1,22 @@
-//! `tapeout image …`
+//! `tapeout image why`
 
+use super::with_label;
 use crate::cli::args::{Ask, Global};
-use crate::cli::{context, ui};
+use crate::cli::ui;
 use crate::error::{Error, Result};
-use crate::execute::build::Build;
-use crate::graph;
 use crate::tapeout::why;
 use crate::tree::RootPath;
 
 /// Says why a file is in an image: the rule, and the chain of what needed what.
-pub fn why(global: &Global, ask: &Ask, image: &str, path: Option<&str>) -> Result<()> {
-    let name = if image.ends_with("/build_image") { image.to_string() } else { format!("{image}/build_image") };
-    let request = context::request(global, ask, &[name])?;
-    let graph = graph::analyse(&request)?;
-    let store = context::store(global)?;
-    let base = super::build::base_as_is(&store, &request.workspace)?;
-    let options = super::build::as_is(&request.workspace, &base);
-    let build = Build::new(&store, &graph, &base, &options, &crate::report::Silent);
-    build.forecast()?;
-    let id = *graph.requested.first().ok_or_else(|| Error::request("no image was named"))?;
-    let label = &graph.instances[id].label;
-    let picked = build.picked(id).map_err(|e| e.next(format!("tapeout build {label}")))?;
-    let layers: Vec<_> = picked.iter().map(|(label, selection)| (label, selection)).collect();
-    match path {
-        Some(path) => chain(global, &why::chain(&layers, &RootPath::new(path)?), label, path),
-        None => all(global, &layers),
-    }
+pub fn run(global: &Global, ask: &Ask, image: &str, path: Option<&str>) -> Result<()> {
+    with_label(global, ask, image, |build, _, id, label| {
+        let picked = build.picked(id).map_err(|e| e.next(format!("tapeout build {label}")))?;
+        let layers: Vec<_> = picked.iter().map(|(label, selection)| (label, selection)).collect();
+        match path {
+            Some(path) => chain(global, &why::chain(&layers, &RootPath::new(path)?), label, path),
+            None => all(global, &layers),
+        }
+    })
 }
 
 fn chain(global: &Global, reasons: &[why::Reason], label: &crate::label::Label, path: &str) -> Result<()> {

@@ -1,0 +1,190 @@
+//! Looks at images, ours and anybody's, and takes them out as files and folders.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use crate::common::{Layout, User, Workspace, have};
+
+const BUILD: &str = r#"
+parameter("word", type = "string", default = "one")
+rule(
+    "build",
+    deps = ["//base:build"],
+    run = lambda p: "mkdir -p /opt/d && echo the same, then %s >/opt/word && ln /opt/word /opt/again && chown 33:33 /opt/word && chmod 4755 /opt/word && ln -s word /opt/link && echo x >/opt/d/x && chmod 700 /opt/d" % p["word"],
+)
+tapeout("tapeout", deps = [":build"], include = ["/opt/**"])
+image("image", deps = [":tapeout"], entrypoint = ["/opt/word"], env = {"A": "1"}, user = "www-data")
+image("gzip", deps = [":tapeout"], compression = "gzip", version = "2", user = "www-data", env = {"B": "2"})
+"#;
+
+fn built() -> Workspace {
+    let workspace = Workspace::tiny();
+    workspace.file("app/build.star", BUILD);
+    workspace.run("build //app:image/build_image //app:gzip/build_image").success();
+    workspace
+}
+
+#[test]
+fn an_image_is_looked_at_by_label_in_a_layout_and_in_both_archives() {
+    if !have(&["busybox", "skopeo"]) {
+        return;
+    }
+    let workspace = built();
+    let layout = workspace.output("app/image/build_image").display().to_string();
+    // skopeo writes no docker archive of zstd layers.
+    let gzip = workspace.output("app/gzip/build_image").display().to_string();
+    workspace.run("export //app:image -o ours.tar").success();
+    workspace.run("export //app:image -o docker.tar --format docker-archive").success();
+    let theirs = format!("docker-archive:{}:app/image:1", workspace.path("theirs.tar").display());
+    workspace.tool("skopeo", &["--insecure-policy", "copy", &format!("oci:{gzip}:2"), &theirs]).success();
+    let digest = Layout::open(&workspace.output("app/image/build_image")).only().digest;
+    for (image, same) in [
+        ("//app:image".to_string(), true),
+        (format!("oci:{layout}"), true),
+        (format!("oci:{layout}:latest"), true),
+        ("oci-archive:ours.tar".into(), true),
+        ("docker-archive:docker.tar".into(), false),
+        ("docker-archive:theirs.tar:docker.io/app/image:1".into(), false),
+    ] {
+        let inspected = workspace.run(&format!("image inspect --json {image}")).success().json();
+        assert_eq!(inspected["digest"].as_str() == Some(&digest), same, "{image}: {inspected:#}");
+        assert_eq!(inspected["config"]["config"]["User"], "33:33", "{image}");
+        assert_eq!(inspected["layers"][0]["rule"], "//app:tapeout", "{image}");
+        workspace
+            .run(&format!("image ls -l {image} /opt"))
+            .success()
+            .stdout_has("-rwsr-xr-x  33:33")
+            .stdout_has("/opt/link -> word")
+            .stdout_has("drwx------  0:0");
+        workspace.run(&format!("image cat {image} /opt/link")).success().stdout_has("the same, then one");
+    }
+    workspace.run("image inspect //app:image").success().stdout_has("33:33").stdout_has("Entrypoint");
+    workspace.run("image cat //app:image /opt/none").failure(2).stderr_has("tapeout image ls //app:image");
+    workspace.run("image cat //app:image /opt").failure(2).stderr_has("no regular file");
+    workspace.run("image ls --parameter //app:word=new //app:image").failure(2).stderr_has("tapeout build //app:image");
+    workspace.run("image ls oci:nowhere").fails().stderr_has("nowhere");
+}
+
+#[test]
+fn what_differs_is_told_with_its_byte_and_its_rule() {
+    if !have(&["busybox"]) {
+        return;
+    }
+    let workspace = built();
+    workspace.run("export //app:image -o before.tar").success();
+    workspace.run("image diff oci-archive:before.tar //app:image").success().stdout_has("the same image");
+    // Only the compression differs.
+    let diff = workspace.run("image diff --json //app:image //app:gzip").failure(1).json();
+    assert_eq!(diff["files"].as_array().map(Vec::len), Some(0), "{diff:#}");
+    assert!(diff["layers"].as_array().expect("layers").iter().all(|layer| layer["same"] == true), "{diff:#}");
+
+    workspace.file("app/build.star", BUILD.replace("default = \"one\"", "default = \"two\"").replace("33:33", "1:33"));
+    workspace.run("build //app:image/build_image").success();
+    let diff = workspace.run("image diff --json oci-archive:before.tar //app:image").failure(1).json();
+    let files = diff["files"].as_array().expect("files");
+    let paths: Vec<_> = files.iter().map(|file| file["path"].as_str().expect("path")).collect();
+    assert_eq!(paths, ["/etc/group", "/etc/passwd", "/opt/again", "/opt/word"]);
+    for file in &files[2..] {
+        assert_eq!(file["how"], serde_json::json!(["content", "owner"]), "{file:#}");
+        assert_eq!(file["byte"], 15, "{file:#}");
+        assert_eq!((&file["a"]["uid"], &file["b"]["uid"]), (&33.into(), &1.into()));
+        assert_eq!(file["b"]["rule"], "//app:tapeout");
+    }
+    workspace
+        .run("image diff oci-archive:before.tar //app:image")
+        .failure(1)
+        .stdout_has("33:33 -> 1:33")
+        .stdout_has("content, owner, from byte 15")
+        .stdout_has("2 files differ");
+}
+
+#[test]
+fn an_image_is_unpacked_whole_or_not_at_all() {
+    if !have(&["busybox"]) {
+        return;
+    }
+    let workspace = built();
+    let told = workspace.run("image unpack //app:image rootfs").success();
+    let word = workspace.path("rootfs/opt/word");
+    let data = fs::metadata(&word).expect("word");
+    assert_eq!((data.uid(), data.permissions().mode() & 0o7777), (workspace.user.uid, 0o4755));
+    assert_eq!((data.mtime(), data.nlink()), (1767225600, 2));
+    assert_eq!(fs::read_link(workspace.path("rootfs/opt/link")).expect("link").to_str(), Some("word"));
+    assert_eq!(fs::metadata(workspace.path("rootfs/opt/d")).expect("d").permissions().mode() & 0o777, 0o700);
+    told.stdout_has("/opt/again (33:33)");
+    workspace.run("image unpack //app:image rootfs").failure(2).stderr_has("there already");
+    assert!(word.exists());
+
+    // A hostile archive: a file through a link out of it.
+    let mut tar = tar::Builder::new(vec![]);
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Symlink);
+    header.set_size(0);
+    tar.append_link(&mut header, "out", workspace.everything()).expect("link");
+    let mut header = tar::Header::new_gnu();
+    header.set_size(4);
+    tar.append_data(&mut header, "out/evil", b"evil".as_slice()).expect("file");
+    let layer = tar.into_inner().expect("tar");
+    let config = format!(
+        r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":["sha256:{}"]}}}}"#,
+        crate::common::image::sha256(&layer)
+    );
+    let mut docker = tar::Builder::new(vec![]);
+    let manifest = r#"[{"Config":"c.json","RepoTags":["x:1"],"Layers":["l.tar"]}]"#;
+    for (name, bytes) in
+        [("l.tar", layer.as_slice()), ("c.json", config.as_bytes()), ("manifest.json", manifest.as_bytes())]
+    {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        docker.append_data(&mut header, name, bytes).expect("file");
+    }
+    workspace.file("hostile.tar", docker.into_inner().expect("tar"));
+    workspace.run("image unpack docker-archive:hostile.tar hostile");
+    assert!(!workspace.everything().join("evil").exists(), "it left its folder");
+
+    // A damaged layer leaves nothing.
+    let layout = workspace.output("app/gzip/build_image");
+    let image = Layout::open(&layout).only();
+    let first = image.manifest["layers"][0]["digest"].as_str().expect("digest").replace("sha256:", "");
+    let blob = layout.join("blobs/sha256").join(first);
+    let mut bytes = fs::read(&blob).expect("blob");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&blob, bytes).expect("write");
+    workspace.run(&format!("image unpack oci:{} damaged", layout.display())).failure(1);
+    let left: Vec<_> = fs::read_dir(workspace.path("")).expect("workspace").flatten().map(|e| e.file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().contains("damaged")), "{left:?}");
+}
+
+#[test]
+fn an_exported_file_has_one_spelling_and_others_read_it() {
+    if !have(&["busybox", "skopeo"]) {
+        return;
+    }
+    let workspace = built();
+    for (image, tag) in [("image", "latest"), ("gzip", "2")] {
+        let built = Layout::open(&workspace.output(&format!("app/{image}/build_image"))).only();
+        for format in ["oci-archive", "docker-archive"] {
+            let name = format!("{image}.{format}");
+            workspace.run(&format!("export //app:{image} -o {name} --format {format}")).success();
+            workspace.run(&format!("export //app:{image} -o again --format {format}")).success();
+            let (one, other) = (fs::read(workspace.path(&name)), fs::read(workspace.path("again")));
+            assert!(one.expect("read") == other.expect("read"), "{name} has two spellings");
+            let reference = match format {
+                "oci-archive" => format!("oci-archive:{name}:{tag}"),
+                _ => format!("docker-archive:{name}:docker.io/library/{image}:{tag}"),
+            };
+            let back = format!("{name}.back");
+            workspace.tool("skopeo", &["--insecure-policy", "copy", &reference, &format!("oci:{back}:x")]).success();
+            let back = Layout::open(&workspace.path(&back)).only();
+            assert_eq!(back.config["rootfs"], built.config["rootfs"], "{name}: the diff IDs");
+            assert_eq!(format == "oci-archive", back.digest == built.digest, "{name}");
+        }
+    }
+    // What was there stays when the new one can't be written.
+    fs::write(workspace.path("kept"), "old").expect("write");
+    workspace.run("export //app:none -o kept").fails();
+    assert_eq!(workspace.read("kept"), "old");
+    assert_eq!(User::plain(), workspace.user);
+}
