@@ -261,7 +261,9 @@ impl<'a> Build<'a> {
         let Some((mut request, sources, user)) = self.draft(id)? else { return Ok(None) };
         let snapshot = self.snapshot(id, Some(&sources))?;
         if let Some(name) = user {
-            request.user = identity::user(self.store, &snapshot.stack(self.store, self.graph, &self.order)?, &name)?;
+            let stack = snapshot.stack(self.store, self.graph, &self.order)?;
+            request.user = identity::user(self.store, &stack, &name)
+                .map_err(|e| e.at(self.graph.instances[id].place.clone(), ""))?;
         }
         request.snapshot = snapshot.digests();
         Ok(Some((request, snapshot)))

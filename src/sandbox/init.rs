@@ -652,12 +652,11 @@ impl<'a> Watch<'a> {
     }
 
     fn judge(&self, end: End) -> Status {
-        let too_large = self.order.file_size.is_some();
         match end {
             End::Time => Status::Limit(Hit::Time),
-            End::Status(WaitStatus::Signaled(_, Signal::SIGXFSZ, _)) if too_large => Status::Limit(Hit::FileSize),
+            End::Status(WaitStatus::Signaled(_, Signal::SIGXFSZ, _)) => Status::Limit(Hit::FileSize),
             // A shell says 128 and the number of the signal that its command died of.
-            End::Status(WaitStatus::Exited(_, code)) if too_large && code == 128 + Signal::SIGXFSZ as i32 => {
+            End::Status(WaitStatus::Exited(_, code)) if code == 128 + Signal::SIGXFSZ as i32 => {
                 Status::Limit(Hit::FileSize)
             }
             End::Status(WaitStatus::Signaled(_, signal, _)) => Status::Signalled(signal as i32),

@@ -202,10 +202,7 @@ fn limits(order: &Order) -> nix::Result<()> {
     if let Some(bytes) = order.memory {
         process::limit(Resource::RLIMIT_AS, bytes)?;
     }
-    if let Some(bytes) = order.file_size {
-        process::limit(Resource::RLIMIT_FSIZE, bytes)?;
-    }
-    Ok(())
+    process::limit(Resource::RLIMIT_FSIZE, order.file_size)
 }
 
 fn c_strings(texts: &[String]) -> Vec<CString> {
