@@ -19,6 +19,7 @@ mod keeping;
 mod kept_graph;
 mod killed;
 mod layers;
+mod limits;
 mod newcomer;
 mod nothing_of_the_host;
 mod outside_tools;
@@ -33,6 +34,7 @@ mod reproducible;
 mod rule_graph;
 mod sandbox;
 mod secrets;
+mod shell;
 mod templates;
 mod twice;
 

@@ -164,7 +164,7 @@ pub const FUNCTIONS: &[Function] = &[
                 "limits",
                 "dict",
                 "{}",
-                "`processes`, `memory` and `file_size` (bytes, or `\"512M\"`), `time` (seconds).",
+                "`processes`, `memory` and `file_size` (bytes, or `\"512M\"`), `time` (seconds). See [what a rule may ask for](rules.md#limits).",
             ),
             ANNOTATIONS,
         ],

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use crate::build_file::spec::{Ids, Owners, Step};
+use crate::build_file::spec::{Ids, Limits, Owners};
 use crate::builder::debian::install::DEBS;
 use crate::changeset::{self, Options};
 use crate::digest::Digest;
@@ -83,7 +83,7 @@ fn make(
     }
     drop(caches);
     fs::rename(&log_path, kept).map_err(|e| Error::io("rename", kept, e))?;
-    if let Some(error) = failure(&outcome.status, outcome.failed_step, &request.steps) {
+    if let Some(error) = failure(&outcome.status, outcome.failed_step, request) {
         // What it wrote may hold a secret, and those are kept nowhere.
         let keep: &dyn Fn(&Path) = if secrets.is_empty() { left } else { &|_| {} };
         let on_host = room.is_on_host();
@@ -104,7 +104,8 @@ fn make(
     Ok((layer, outcome.weakened))
 }
 
-fn spec(store: &Store, request: &Request, snapshot: &Stack, room: &Room) -> Result<Spec> {
+/// What a request wants of a sandbox, in a room of its own.
+pub(super) fn spec(store: &Store, request: &Request, snapshot: &Stack, room: &Room) -> Result<Spec> {
     let packages =
         (!request.packages.is_empty()).then(|| lay_out(store, &request.packages, room.scratch())).transpose()?;
     Ok(Spec {
@@ -173,15 +174,24 @@ fn lay_out(store: &Store, packages: &BTreeMap<String, Digest>, scratch: &Scratch
     Ok(folder)
 }
 
-fn failure(status: &Status, step: Option<usize>, steps: &[Step]) -> Option<Error> {
-    let step = match (step, steps.len()) {
+fn failure(status: &Status, step: Option<usize>, request: &Request) -> Option<Error> {
+    // What is refused memory or a process says so in its own words, or none: this one can't be told for sure.
+    let maybe = |error: Error| {
+        let Limits { memory, processes, .. } = request.limits;
+        let set = [("memory", memory), ("processes", processes)];
+        set.into_iter().filter_map(|(name, limit)| Some((name, limit?))).fold(error, |error, (name, limit)| {
+            error
+                .why(format!("it may have hit its limit of {name}, {limit}: what is refused some fails in its own way"))
+        })
+    };
+    let step = match (step, request.steps.len()) {
         (Some(i), n) if n > 1 => format!("step {} of {n}", i + 1),
         _ => "its script".to_string(),
     };
     match status {
         Status::Exited(0) => None,
-        Status::Exited(code) => Some(Error::failed(format!("{step} ended with exit code {code}"))),
-        Status::Signalled(signal) => Some(Error::failed(format!("{step} was ended by signal {signal}"))),
+        Status::Exited(code) => Some(maybe(Error::failed(format!("{step} ended with exit code {code}")))),
+        Status::Signalled(signal) => Some(maybe(Error::failed(format!("{step} was ended by signal {signal}")))),
         Status::Limit(hit) => {
             let which = match hit {
                 Hit::Time => "time",

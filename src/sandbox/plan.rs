@@ -15,7 +15,7 @@ use crate::build_file::spec::Step;
 use crate::error::{Error, Result};
 use crate::sandbox::place::Isolation;
 use crate::sandbox::seen::Known;
-use crate::sandbox::spec::{Secret, Spec};
+use crate::sandbox::spec::{Secret, Spec, Standard};
 
 /// A path of the host, as bytes: it need not be UTF-8.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -227,6 +227,10 @@ const MASKED: [&str; 16] = [
 /// What nobody asked to be limited may still not eat the machine.
 const DEFAULT_PROCESSES: u64 = 16_384;
 
+/// A file of holes costs a rule nothing, and everything that reads it a long time: a terabyte of them is a
+/// mistake far more often than a wish.
+const DEFAULT_FILE_SIZE: u64 = 64 << 30;
+
 /// What is done for a spec, in order.
 pub fn plan(spec: &Spec) -> Result<Vec<Operation>> {
     check(spec)?;
@@ -379,7 +383,7 @@ pub(super) struct Order {
     pub secrets: Vec<Secret>,
     pub seen: Option<Known>,
     pub range: Option<Known>,
-    pub terminal: bool,
+    pub standard: Standard,
     pub no_capabilities: bool,
     /// The snapshot is a folder as it is.
     pub tree: bool,
@@ -391,7 +395,7 @@ pub(super) struct Order {
     pub foreign_network: bool,
     pub processes: u64,
     pub memory: Option<u64>,
-    pub file_size: Option<u64>,
+    pub file_size: u64,
     pub time: Option<u64>,
 }
 
@@ -434,11 +438,11 @@ impl Order {
             secrets: spec.secrets.clone(),
             seen: spec.seen.clone(),
             range: spec.range.clone(),
-            terminal: spec.terminal,
+            standard: spec.standard,
             no_capabilities: spec.no_capabilities,
             processes: spec.limits.processes.unwrap_or(DEFAULT_PROCESSES),
             memory: spec.limits.memory,
-            file_size: spec.limits.file_size,
+            file_size: spec.limits.file_size.unwrap_or(DEFAULT_FILE_SIZE),
             time: spec.limits.time,
         })
     }
