@@ -8,7 +8,7 @@ use crate::common::image::fingerprint;
 use crate::common::{Workspace, have};
 
 const POD: &str = r##"
-rule("build", deps = ["//base:build"], run = "mkdir -p /opt && echo one >/opt/one")
+rule("build", deps = ["//base:build"], run = "mkdir -p /opt && echo one >/opt/one && chmod 0755 /opt/one")
 tapeout("tapeout", deps = [":build"], include = ["/opt/**"])
 image("app", deps = [":tapeout"], entrypoint = ["/opt/one"])
 pod(

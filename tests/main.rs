@@ -34,6 +34,7 @@ mod reproducible;
 mod rule_graph;
 mod sandbox;
 mod secrets;
+mod shell;
 mod templates;
 mod twice;
 

@@ -2,8 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::common::outcome::Running;
 use super::common::{Outcome, User, Workspace, have, places};
@@ -247,4 +251,99 @@ fn a_store_anywhere_gives_the_same() {
             assert!(expected.contains(&name), "{mount}: {name} is none of {expected:?}");
         }
     }
+}
+
+/// Starts a command under somebody's seccomp listener, who refuses overlay file systems to it, as a
+/// kernel does that has none for users, and lets all else pass.
+fn under_a_listener(command: &mut Command, limit: std::time::Duration) -> Outcome {
+    use tapeout::sys::process;
+    use tapeout::sys::seccomp::{self, Action, Rule, When};
+    let asked = [libc::SYS_fsopen, libc::SYS_mount];
+    let rules = asked.map(|call| Rule { call, when: When::Always, action: Action::Notify });
+    let program = seccomp::program(&rules, 0x3fff_ffff);
+    let (ours, theirs) = UnixStream::pair().expect("socketpair");
+    let install = move || {
+        nix::sys::prctl::set_no_new_privs()?;
+        let listener = seccomp::filter_with_listener(&program)?;
+        process::send_descriptor(&theirs, listener.as_fd()).map_err(Into::into)
+    };
+    #[expect(unsafe_code, reason = "it allocates next to nothing between fork and execve, in a copy of one thread")]
+    // SAFETY: three system calls on what was made before.
+    unsafe {
+        command.pre_exec(install);
+    }
+    let supervisor = std::thread::spawn(move || {
+        let Ok(Some((_, Some(listener)))) = process::receive_descriptor(&ours) else { return };
+        // It ends when nobody is left under the filter.
+        let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+        while poll(&mut fds, PollTimeout::NONE).is_ok() {
+            let events = fds[0].revents().unwrap_or(PollFlags::empty());
+            if !events.contains(PollFlags::POLLIN) {
+                return;
+            }
+            let Ok(Some(call)) = seccomp::receive(listener.as_fd()) else { continue };
+            let kind = call.arguments[if call.call == libc::SYS_fsopen { 0 } else { 2 }];
+            match process::read_string(call.thread, kind) {
+                Ok(name) if name == b"overlay" => {
+                    seccomp::reply(listener.as_fd(), call.id, Err(nix::errno::Errno::EPERM));
+                }
+                _ => seccomp::proceed(listener.as_fd(), call.id),
+            }
+        }
+    });
+    let outcome = Running::start(command, "tapeout under a listener".to_owned()).wait(limit);
+    supervisor.join().expect("the supervisor");
+    outcome
+}
+
+#[test]
+fn under_a_listener_and_without_an_overlay_rules_run_and_another_owner_is_an_error() {
+    if !have(&["root"]) {
+        return;
+    }
+    let workspace = Workspace::tiny();
+    workspace.file(
+        "app/build.star",
+        r#"
+rule("plain/build", deps = ["//base:build"], run = "echo 1 >/made; chown 0:0 /made; mv /usr/bin /usr/moved")
+rule("owner/build", deps = [":plain/build"], run = "chown 33 /made")
+"#,
+    );
+    let expected = workspace.run("build --json //app:plain/build").success().json();
+    let alone = Workspace::tiny();
+    alone.file("app/build.star", workspace.read("app/build.star"));
+    let build = |label: &str| {
+        let mut command = alone.command(&places::binary(), &["build", "--json", label]);
+        under_a_listener(&mut command, alone.limit)
+    };
+    let built = build("//app:plain/build").success();
+    assert_eq!(built.json(), expected, "{built}");
+    for said in ["snapshots are copied here", "listens to seccomp already"] {
+        assert!(built.stderr.contains(said), "{built}");
+    }
+    build("//app:owner/build").failure(1).stderr_has("Invalid argument");
+}
+
+#[test]
+fn owners_that_a_rule_sees_are_those_of_a_copied_snapshot_too() {
+    let rules = r#"
+rule("first", deps = ["//base:build"], run = """
+mkdir /o; echo 1 >/o/a; echo 2 >/o/b; chown 33:34 /o/a; chown 7 /o/b; mkdir /o/d; chown 5:6 /o/d; echo 3 >/o/d/e
+""")
+rule("second/build", deps = [":first"], owners = "seen", run = """
+cd /o; stat -c '%n %u:%g' * >/list; mv a moved; echo more >>moved; echo new >b.new; mv b.new b; mv d away; touch -d @0 moved
+stat -c '%n %u:%g' * away/* >>/list; cp -a moved copy; stat -c '%n %u:%g' copy >>/list
+""")
+"#;
+    let lists = ["overlay", "copy"].map(|snapshots| {
+        let workspace = Workspace::tiny();
+        workspace.file("app/build.star", rules);
+        let arguments = format!("build --json --snapshots {snapshots} //app:second/build");
+        let digest = workspace.run(&arguments).success().json()[0]["digest"].to_string();
+        let hex = digest.trim_matches('"').trim_start_matches("sha256:").to_owned();
+        let list = fs::read_to_string(workspace.store().join("changesets").join(hex).join("files/list"));
+        (digest, list.expect("list"))
+    });
+    assert!(lists[0].1.contains("a 33:34\n") && lists[0].1.contains("away 5:6\n"), "{lists:?}");
+    assert_eq!(lists[0], lists[1]);
 }

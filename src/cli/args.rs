@@ -71,7 +71,7 @@ pub enum Command {
     /// Make the folder one stands in a workspace
     #[command(after_help = "Example:\n  mkdir work && cd work && tapeout init")]
     Init,
-    /// Write the exact packages of all of the workspace into tapeout.lock, and say what changed
+    /// Complete or renew tapeout.lock, and say which versions changed
     #[command(
         after_help = "Examples:\n  tapeout lock\n  tapeout lock --update\n  tapeout lock --update openssl libssl3"
     )]
@@ -89,6 +89,15 @@ pub enum Command {
         after_help = "Examples:\n  tapeout graph //app:web/build_image\n  tapeout graph --dot //app:web/build_image | dot -Tsvg > graph.svg"
     )]
     Graph(Graph),
+    /// Open a shell in what a rule sees, in what it left when it failed, or in a finished image
+    ///
+    /// With the rule's environment, sources, folder and user, in the same sandbox. What is below it is
+    /// built first. What you change there is thrown away when you leave; the exit code is the
+    /// shell's. Secrets and caches of the rule are not there.
+    #[command(
+        after_help = "Examples:\n  tapeout shell //app:build\n  tapeout shell --failed //app:build\n  tapeout shell //app:web -- /usr/local/bin/web --version"
+    )]
+    Shell(Shell),
     /// Say why a rule runs again: which part of its key changed, old and new value
     #[command(after_help = "Example:\n  tapeout explain //app:build")]
     Explain(Explain),
@@ -280,6 +289,30 @@ pub struct Graph {
     pub dot: bool,
 }
 
+/// `tapeout shell`
+#[derive(Debug, Args)]
+pub struct Shell {
+    /// The rule or image
+    pub label: String,
+    /// In what the rule left when it failed the last time
+    #[arg(long)]
+    pub failed: bool,
+    /// What to run instead of a shell
+    #[arg(last = true, value_name = "CMD")]
+    pub command: Vec<String>,
+    #[command(flatten)]
+    pub ask: Ask,
+    /// Where Debian packages come from, instead of tapeout.toml's or the host's apt sources
+    #[arg(long, value_name = "URL")]
+    pub mirror: Option<String>,
+    /// A keyring to verify the package index with, instead of Debian's own
+    #[arg(long, value_name = "FILE")]
+    pub keyring: Option<PathBuf>,
+    /// Give this rule the host's network, if it asks for it
+    #[arg(long = "allow-network", value_name = "LABEL")]
+    pub allow_network: Vec<String>,
+}
+
 /// `tapeout explain`
 #[derive(Debug, Args)]
 pub struct Explain {
@@ -455,7 +488,7 @@ pub enum PodCommand {
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
     },
-    /// Check every file, blob and document of a bundle, and name what is damaged, missing or added
+    /// Check a bundle, and name what is damaged, missing or added
     #[command(after_help = "Example:\n  tapeout pod verify shop.tar")]
     Verify {
         /// A file that tapeout pod pack made, or a bundle's folder

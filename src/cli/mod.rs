@@ -3,6 +3,7 @@
 pub mod args;
 pub mod commands;
 pub mod context;
+mod terminal;
 pub mod ui;
 
 use std::process::ExitCode;
@@ -19,7 +20,7 @@ pub fn main() -> ExitCode {
     let outcome = run(&cli);
     crate::store::wait_until_clean();
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             ui::print_error(&error);
             ExitCode::from(error.exit_code())
@@ -27,7 +28,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> Result<()> {
+/// Gives the exit code, which `shell` passes on from inside.
+fn run(cli: &Cli) -> Result<u8> {
     let wish = context::wish(&cli.global);
     crate::execute::room::wish(wish);
     if wish.isolation == Some(crate::sandbox::Isolation::Chroot) {
@@ -48,6 +50,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Init => commands::init::run(global),
         Command::List(args) => commands::list::run(global, args),
         Command::Graph(args) => commands::graph::run(global, args),
+        Command::Shell(args) => return commands::shell::run(global, args),
         Command::Explain(args) => commands::explain::run(global, args),
         Command::Log(args) => commands::log::run(global, args),
         Command::Image(args) => commands::image::run(global, &args.command),
@@ -61,7 +64,8 @@ fn run(cli: &Cli) -> Result<()> {
         },
         Command::Doctor(_) => commands::doctor::run(global),
         Command::Completions { shell } => commands::completions::run(*shell),
-    }
+    }?;
+    Ok(0)
 }
 
 /// These read and remove what rules made, folders of mode 000 among it.

@@ -131,12 +131,17 @@ impl<'a> Build<'a> {
 
     /// Runs all of it. Results are on the disk when it returns, after an error too.
     pub fn run(&self) -> Result<()> {
+        self.run_some(|_| true)
+    }
+
+    /// The same of some instances, among which is all that they stand on.
+    pub(super) fn run_some(&self, wanted: impl Fn(Id) -> bool + Sync) -> Result<()> {
         if room::is_open() {
             // Also when everything is cached: what is in the store was made so.
             room::tell(self.store, self.report)?;
         }
         self.options.secrets.are_in_no_build_file(self.graph)?;
-        self.has_secrets()?;
+        self.has_secrets(&wanted)?;
         let mut deps: Vec<_> = self.graph.instances.iter().map(|i| i.deps.clone()).collect();
         // The joint point of an image on a base looks at what the base has.
         for instance in &self.graph.instances {
@@ -147,6 +152,9 @@ impl<'a> Build<'a> {
             }
         }
         let result = schedule::run(&deps, self.options.jobs, |id| {
+            if !wanted(id) {
+                return Ok(());
+            }
             let instance = &self.graph.instances[id];
             let output = self.instance(id).map_err(|e| {
                 let e = if e.places().is_empty() { e.at(instance.place.clone(), "") } else { e };
@@ -159,20 +167,22 @@ impl<'a> Build<'a> {
     }
 
     /// A rule whose secret is missing is told before anything runs, unless it needs not run itself.
-    fn has_secrets(&self) -> Result<()> {
+    fn has_secrets(&self, wanted: &dyn Fn(Id) -> bool) -> Result<()> {
         let missing = |spec| self.options.secrets.missing(secrets::wanted(spec));
         if self.graph.instances.iter().all(|instance| missing(&instance.spec).is_none()) {
             return Ok(());
         }
         let forecast = Build::new(self.store, self.graph, self.base, self.options, &Silent).forecast()?;
-        let errors = self.graph.instances.iter().zip(forecast).filter_map(|(instance, forecast)| {
-            let name = missing(&instance.spec).filter(|_| matches!(forecast, Forecast::Run | Forecast::Unknown))?;
-            Some(
-                Error::request(format!("rule {} needs the secret {name}", instance.label))
-                    .at(instance.place.clone(), "")
-                    .next(format!("give it: --secret {name}=file:PATH, or --secret {name}=env:VARIABLE")),
-            )
-        });
+        let errors = self.graph.instances.iter().zip(forecast).enumerate().filter(|(id, _)| wanted(*id)).filter_map(
+            |(_, (instance, forecast))| {
+                let name = missing(&instance.spec).filter(|_| matches!(forecast, Forecast::Run | Forecast::Unknown))?;
+                Some(
+                    Error::request(format!("rule {} needs the secret {name}", instance.label))
+                        .at(instance.place.clone(), "")
+                        .next(format!("give it: --secret {name}=file:PATH, or --secret {name}=env:VARIABLE")),
+                )
+            },
+        );
         Error::all(errors.collect()).map_or(Ok(()), Err)
     }
 

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::execute::secrets::Search;
 use crate::execute::{log, room};
 use crate::sandbox::{Snapshots, Spec, Status};
-use crate::store::Store;
+use crate::store::{Scratch, Store};
 use crate::sys::file;
 use crate::sys::root::Root;
 use crate::tapeout::program::PATH;
@@ -21,10 +21,32 @@ use crate::tree::{Content, Entry, Node, RootPath, Selection};
 
 /// Runs the check of an image whose files, all layers together, are `files`. What it prints goes to `kept`.
 pub fn run(store: &Store, image: &Image, user: (u32, u32), files: &Selection, epoch: i64, kept: &Path) -> Result<()> {
+    let (scratch, mut spec) = finished(store, image, user, files, epoch)?;
+    spec.steps = image.check.clone();
+    let log_path = scratch.path().join("log");
+    let outcome = log::run(&spec, &log_path, &Search::default())?;
+    fs::rename(&log_path, kept).map_err(|e| Error::io("rename", kept, e))?;
+    let how = match outcome.status {
+        Status::Exited(0) => return Ok(()),
+        Status::Exited(code) => format!("ended with exit code {code}"),
+        Status::Signalled(signal) => format!("was ended by signal {signal}"),
+        Status::Limit(_) => "went over a limit".to_string(),
+    };
+    Err(log::told(Error::failed(format!("the check {how}")), kept)
+        .next("pick what is missing in a tapeout rule, or correct the check"))
+}
+
+/// A finished image to run something in, as its user, in its environment; its folders are in the scratch folder.
+pub(super) fn finished(
+    store: &Store,
+    image: &Image,
+    user: (u32, u32),
+    files: &Selection,
+    epoch: i64,
+) -> Result<(Scratch, Spec)> {
     let scratch = store.scratch()?;
     let root = scratch.folder("image")?;
     unpack(store, files, user, &root, epoch)?;
-    let log_path = scratch.path().join("log");
     let mut env = BTreeMap::from([("PATH".to_string(), PATH.to_string())]);
     env.extend(image.env.clone());
     let place = room::place(store)?;
@@ -37,7 +59,6 @@ pub fn run(store: &Store, image: &Image, user: (u32, u32), files: &Selection, ep
         work: scratch.folder("work")?,
         root: scratch.folder("root")?,
         tmp: scratch.folder("tmp")?,
-        steps: image.check.clone(),
         env,
         cwd: if image.working_dir.is_empty() { "/".to_string() } else { image.working_dir.clone() },
         uid: user.0,
@@ -46,16 +67,7 @@ pub fn run(store: &Store, image: &Image, user: (u32, u32), files: &Selection, ep
         no_capabilities: true,
         ..Spec::default()
     };
-    let outcome = log::run(&spec, &log_path, &Search::default())?;
-    fs::rename(&log_path, kept).map_err(|e| Error::io("rename", kept, e))?;
-    let how = match outcome.status {
-        Status::Exited(0) => return Ok(()),
-        Status::Exited(code) => format!("ended with exit code {code}"),
-        Status::Signalled(signal) => format!("was ended by signal {signal}"),
-        Status::Limit(_) => "went over a limit".to_string(),
-    };
-    Err(log::told(Error::failed(format!("the check {how}")), kept)
-        .next("pick what is missing in a tapeout rule, or correct the check"))
+    Ok((scratch, spec))
 }
 
 /// Lays the files of an image out. Inside, all belong to the one mapped ID, so the owner's bits

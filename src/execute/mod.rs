@@ -16,6 +16,7 @@ pub mod room;
 pub mod rule;
 pub mod schedule;
 pub mod secrets;
+pub mod shell;
 pub mod snapshot;
 pub mod sources;
 mod squash;

@@ -104,7 +104,8 @@ fn make(
     Ok((layer, outcome.weakened))
 }
 
-fn spec(store: &Store, request: &Request, snapshot: &Stack, room: &Room) -> Result<Spec> {
+/// What a request wants of a sandbox, in a room of its own.
+pub(super) fn spec(store: &Store, request: &Request, snapshot: &Stack, room: &Room) -> Result<Spec> {
     let packages =
         (!request.packages.is_empty()).then(|| lay_out(store, &request.packages, room.scratch())).transpose()?;
     Ok(Spec {

@@ -22,12 +22,12 @@ use crate::error::{Error, Result};
 use crate::sandbox::filter::Open;
 use crate::sandbox::owner::{Devices, Owners};
 use crate::sandbox::plan::{HostPath, Operation, Order, Reply, SECRETS};
-use crate::sandbox::spec::{Hit, Outcome, Status};
+use crate::sandbox::spec::{Hit, Outcome, Standard, Status};
 use crate::sandbox::start::{self, ROLE, not_a_folder};
 use crate::sandbox::{range, step};
 use crate::sys::mount::{self, Setting, attribute};
 use crate::sys::nursery::{self, Newborn};
-use crate::sys::{file, proc, process, seccomp};
+use crate::sys::{file, proc, process, seccomp, terminal};
 
 /// An order holds scripts and the environment.
 const LONGEST_ORDER: u64 = 256 << 20;
@@ -54,7 +54,7 @@ fn inside(mut newborn: Newborn) -> i32 {
         Err(_) => return 2,
     };
     let control = UnixStream::from(control);
-    let reply = match serve(&mut newborn, &control, &File::from(output), &standard) {
+    let reply = match serve(&mut newborn, &control, &File::from(output), standard) {
         Ok(outcome) => Reply::Done(outcome),
         Err(error) => Reply::Failed(error),
     };
@@ -63,17 +63,15 @@ fn inside(mut newborn: Newborn) -> i32 {
     i32::from(!sent)
 }
 
-fn serve(newborn: &mut Newborn, control: &UnixStream, output: &File, standard: &[OwnedFd]) -> Result<Outcome> {
+fn serve(newborn: &mut Newborn, control: &UnixStream, output: &File, standard: Vec<OwnedFd>) -> Result<Outcome> {
     // Before anybody else may not look into us, or the files in /proc are not ours any more.
     newborn.map_ids()?;
     process::harden_self()?;
-    match standard {
-        [] => process::set_standard(null()?.as_fd(), 0).map_err(|errno| Error::io("dup2", "/dev/null", errno))?,
-        given => {
-            for (fd, number) in given.iter().zip(0..3) {
-                process::set_standard(fd.as_fd(), number).map_err(|errno| Error::io("dup2", "terminal", errno))?;
-            }
-        }
+    if standard.is_empty() {
+        process::set_standard(null()?.as_fd(), 0).map_err(|errno| Error::io("dup2", "/dev/null", errno))?;
+    }
+    for (fd, number) in standard.into_iter().zip(0..3) {
+        process::set_standard(fd.as_fd(), number).map_err(|errno| Error::io("dup2", "standard input", errno))?;
     }
     process::close_all_but(&[control.as_fd(), output.as_fd()]);
     let order = start::read_frame(control, LONGEST_ORDER).map_err(|e| Error::io("read", "order", e))?;
@@ -89,19 +87,31 @@ fn serve(newborn: &mut Newborn, control: &UnixStream, output: &File, standard: &
     for operation in &order.operations {
         room.carry_out(operation, &order)?;
     }
+    let terminal = (order.standard == Standard::Terminal).then(|| offer_terminal(output)).transpose()?;
     let weakened = std::mem::take(&mut room.weakened);
     if let Some(known) = &order.range {
         range::give_owners(known)?;
     }
     let upper = room.upper.take().ok_or_else(|| Error::failed("the plan has no snapshot"))?;
     let devices = std::mem::take(&mut room.devices);
-    let watch = Watch::new(control, output, &order, Owners::new(upper, &order, devices)?, weakened)?;
+    let watch = Watch::new(control, output, &order, Owners::new(upper, &order, devices)?, weakened, terminal)?;
     let outcome = watch.run();
     if order.chroot {
         // No namespace ends with us.
         kill_all(true);
     }
     outcome
+}
+
+/// Makes a terminal in here, and sends its other side out over the socket that is there instead of
+/// an output. Gives its path.
+fn offer_terminal(socket: &File) -> Result<String> {
+    let failed = |call: &'static str| move |errno: Errno| Error::io(call, "/dev/ptmx", errno);
+    let (master, path) = terminal::open_pair().map_err(failed("open"))?;
+    let socket = socket.try_clone().map_err(|e| Error::io("dup", "/dev/ptmx", e))?;
+    let socket = UnixStream::from(OwnedFd::from(socket));
+    process::send_descriptor(&socket, master.as_fd()).map_err(failed("sendmsg"))?;
+    Ok(path)
 }
 
 fn null() -> Result<File> {
@@ -530,6 +540,7 @@ struct Watch<'a> {
     deadline: Option<Instant>,
     owners: Owners,
     weakened: Vec<String>,
+    terminal: Option<String>,
 }
 
 enum End {
@@ -544,13 +555,14 @@ impl<'a> Watch<'a> {
         order: &'a Order,
         owners: Owners,
         weakened: Vec<String>,
+        terminal: Option<String>,
     ) -> Result<Self> {
         let mut child = SigSet::empty();
         child.add(Signal::SIGCHLD);
         let children = SignalFd::with_flags(&child, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .map_err(|errno| Error::io("signalfd", "", errno))?;
         let deadline = order.time.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
-        Ok(Self { control, output, order, children, deadline, owners, weakened })
+        Ok(Self { control, output, order, children, deadline, owners, weakened, terminal })
     }
 
     fn run(mut self) -> Result<Outcome> {
@@ -573,7 +585,7 @@ impl<'a> Watch<'a> {
         let (mut status, mut failed_step) = (Status::Exited(0), None);
         for number in 0..self.order.steps.len() {
             let open = Open { network: self.order.foreign_network, devices: self.owners.answers_opens() };
-            let started = step::start(self.order, number, self.output, open)?;
+            let started = step::start(self.order, number, self.output, self.terminal.as_deref(), open)?;
             if started.listener.is_none() && number == 0 {
                 self.weakened.push(
                     "something around us listens to seccomp already: a rule that gives a file to another owner fails"

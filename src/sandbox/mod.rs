@@ -33,5 +33,5 @@ pub use plan::{Operation, plan};
 pub use probe::Probe;
 pub use range::give_back;
 pub use seen::{Facts, Known, KnownFile};
-pub use spec::{Above, Bind, Hit, Outcome, Recorded, Secret, Spec, Status};
-pub use start::run;
+pub use spec::{Above, Bind, Hit, Outcome, Recorded, Secret, Spec, Standard, Status};
+pub use start::{run, run_on_terminal, run_with};

@@ -15,7 +15,7 @@ use crate::build_file::spec::Step;
 use crate::error::{Error, Result};
 use crate::sandbox::place::Isolation;
 use crate::sandbox::seen::Known;
-use crate::sandbox::spec::{Secret, Spec};
+use crate::sandbox::spec::{Secret, Spec, Standard};
 
 /// A path of the host, as bytes: it need not be UTF-8.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -383,7 +383,7 @@ pub(super) struct Order {
     pub secrets: Vec<Secret>,
     pub seen: Option<Known>,
     pub range: Option<Known>,
-    pub terminal: bool,
+    pub standard: Standard,
     pub no_capabilities: bool,
     /// The snapshot is a folder as it is.
     pub tree: bool,
@@ -438,7 +438,7 @@ impl Order {
             secrets: spec.secrets.clone(),
             seen: spec.seen.clone(),
             range: spec.range.clone(),
-            terminal: spec.terminal,
+            standard: spec.standard,
             no_capabilities: spec.no_capabilities,
             processes: spec.limits.processes.unwrap_or(DEFAULT_PROCESSES),
             memory: spec.limits.memory,

@@ -48,8 +48,8 @@ pub struct Spec {
     pub limits: Limits,
     /// The root can't be written, only `/tmp`, `/run` and `/dev`.
     pub read_only_root: bool,
-    /// The steps get our own 0, 1 and 2, and with them the terminal.
-    pub terminal: bool,
+    /// What the steps have as 0, 1 and 2.
+    pub standard: Standard,
     /// The steps have no capability at all.
     pub no_capabilities: bool,
     /// `stat` shows the owners that are recorded: these, and what the steps ask for.
@@ -73,6 +73,19 @@ impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Secret({})", self.name)
     }
+}
+
+/// What steps have as standard input, output and error. Never a descriptor of the host's terminal:
+/// who has one can type into it, or change how it behaves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Standard {
+    /// Nothing to read; both outputs are the caller's pipe.
+    #[default]
+    Output,
+    /// Three descriptors of the caller's, which should be pipes.
+    Given,
+    /// A pseudo terminal of the sandbox's own; the caller gets its other side.
+    Terminal,
 }
 
 /// A folder inside that is a stack of its own, with a folder of the host lowest. (An overlay of `/` is

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -43,9 +43,34 @@ const LONGEST_REPLY: u64 = 512 << 20;
 /// (a rule can read the path of a file that it has open). When this returns, nothing of the
 /// sandbox is alive. An error means that the sandbox could not be made, or a step not be started.
 pub fn run(spec: &Spec, output: File) -> Result<Outcome> {
+    converse(spec, output.into(), None)
+}
+
+/// The same, for [`Standard::Given`](crate::sandbox::Standard): standard input, output and error.
+pub fn run_with(spec: &Spec, standard: [OwnedFd; 3]) -> Result<Outcome> {
+    let null = File::open("/dev/null").map_err(|e| Error::io("open", "/dev/null", e))?;
+    converse(spec, null.into(), Some(standard))
+}
+
+/// The same, for [`Standard::Terminal`](crate::sandbox::Standard): `relay` gets our side of the
+/// sandbox's terminal, and returns when the other has nobody on it any more.
+pub fn run_on_terminal(spec: &Spec, relay: impl FnOnce(OwnedFd) + Send) -> Result<Outcome> {
+    let (ours, theirs) = UnixStream::pair().map_err(|e| Error::io("socketpair", "", e))?;
+    std::thread::scope(|scope| {
+        // Where init ends before it has one, the socket says so.
+        scope.spawn(move || {
+            if let Ok(Some((_, Some(terminal)))) = process::receive_descriptor(&ours) {
+                relay(terminal);
+            }
+        });
+        converse(spec, theirs.into(), None)
+    })
+}
+
+fn converse(spec: &Spec, output: OwnedFd, standard: Option<[OwnedFd; 3]>) -> Result<Outcome> {
     let order = Order::new(spec)?;
     let tmp = Tmp::put_in(spec)?;
-    let reply = talk(spec, &order, output);
+    let reply = talk(spec, &order, output, standard);
     tmp.take_out()?;
     match reply? {
         Reply::Done(outcome) => Ok(outcome),
@@ -53,13 +78,10 @@ pub fn run(spec: &Spec, output: File) -> Result<Outcome> {
     }
 }
 
-fn talk(spec: &Spec, order: &Order, output: File) -> Result<Reply> {
+fn talk(spec: &Spec, order: &Order, output: OwnedFd, standard: Option<[OwnedFd; 3]>) -> Result<Reply> {
     let (ours, theirs) = UnixStream::pair().map_err(|e| Error::io("socketpair", "", e))?;
     let mut pass: Vec<BorrowedFd> = vec![theirs.as_fd(), output.as_fd()];
-    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
-    if spec.terminal {
-        pass.extend([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]);
-    }
+    pass.extend(standard.iter().flatten().map(|fd| fd.as_fd()));
     let birth = Birth {
         task: SANDBOX,
         namespaces: namespaces(spec),
@@ -77,7 +99,7 @@ fn talk(spec: &Spec, order: &Order, output: File) -> Result<Reply> {
     }
     let child = make(birth, &pass)?;
     drop(theirs);
-    drop(output);
+    drop((output, standard));
     let reply = if early { Ok(()) } else { send() }.and_then(|()| receive(&ours));
     if reply.is_err() {
         // It has nobody to talk to any more, whatever it is doing.
@@ -85,9 +107,6 @@ fn talk(spec: &Spec, order: &Order, output: File) -> Result<Reply> {
     }
     // Only now is it sure that nothing inside writes to the upper folder any more.
     child.wait()?;
-    if spec.terminal {
-        process::take_terminal_back();
-    }
     reply
 }
 

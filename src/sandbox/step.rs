@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::sandbox::filter::{self, Open, Owners};
 use crate::sandbox::init::io_error;
 use crate::sandbox::plan::Order;
+use crate::sandbox::spec::Standard;
 use crate::sys::{process, seccomp};
 
 /// A step that runs.
@@ -51,11 +52,17 @@ const STAGES: [Stage; 8] = [
 ];
 
 /// Starts a step. When this returns, its program runs.
-pub(super) fn start(order: &Order, number: usize, output: &File, open: Open) -> Result<Started> {
+pub(super) fn start(
+    order: &Order,
+    number: usize,
+    output: &File,
+    terminal: Option<&str>,
+    open: Open,
+) -> Result<Started> {
     let (ours, theirs) = UnixStream::pair().map_err(|e| Error::io("socketpair", "", e))?;
     // What it says before its program runs waits in the socket.
     let pid = process::spawn(|| {
-        let Err((stage, errno)) = become_step(order, number, output, &theirs, open);
+        let Err((stage, errno)) = become_step(order, number, output, terminal, &theirs, open);
         let mut report = vec![stage as u8];
         report.extend_from_slice(&(errno as i32).to_le_bytes());
         let _ = (&theirs).write_all(&report);
@@ -113,22 +120,33 @@ fn become_step(
     order: &Order,
     number: usize,
     output: &File,
+    terminal: Option<&str>,
     report: &UnixStream,
     open: Open,
 ) -> Result<std::convert::Infallible, (Stage, Errno)> {
     let at = |stage| move |errno| (stage, errno);
-    if order.terminal {
-        own_terminal().map_err(at(Stage::Terminal))?;
-    } else {
-        nix::unistd::setsid().map_err(at(Stage::Terminal))?;
-        // Without namespaces it is init's own, since there may be no node.
-        if !order.chroot {
-            let null = File::open("/dev/null")
-                .map_err(|e| (Stage::Descriptors, Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))))?;
-            process::set_standard(null.as_fd(), 0).map_err(at(Stage::Descriptors))?;
+    nix::unistd::setsid().map_err(at(Stage::Terminal))?;
+    let opened = |e: std::io::Error| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
+    match (order.standard, terminal) {
+        (Standard::Terminal, Some(path)) => {
+            // The first terminal that the leader of a session opens is the session's: so keys are signals.
+            let ours = File::options().read(true).write(true).open(path);
+            let ours = ours.map_err(|e| (Stage::Terminal, opened(e)))?;
+            for number in 0..3 {
+                process::set_standard(ours.as_fd(), number).map_err(at(Stage::Descriptors))?;
+            }
         }
-        process::set_standard(output.as_fd(), 1).map_err(at(Stage::Descriptors))?;
-        process::set_standard(output.as_fd(), 2).map_err(at(Stage::Descriptors))?;
+        // Init has them already.
+        (Standard::Given, _) => {}
+        _ => {
+            // Without namespaces it is init's own, since there may be no node.
+            if !order.chroot {
+                let null = File::open("/dev/null").map_err(|e| (Stage::Descriptors, opened(e)))?;
+                process::set_standard(null.as_fd(), 0).map_err(at(Stage::Descriptors))?;
+            }
+            process::set_standard(output.as_fd(), 1).map_err(at(Stage::Descriptors))?;
+            process::set_standard(output.as_fd(), 2).map_err(at(Stage::Descriptors))?;
+        }
     }
     if order.chroot {
         // No namespace ends with init.
@@ -164,14 +182,6 @@ fn become_step(
         Err(errno) => return Err((Stage::Filter, errno)),
     }
     execute(&argv, &env, &order.path).map_err(at(Stage::Execute))
-}
-
-/// A job of its own in the foreground of the terminal that we were given.
-fn own_terminal() -> nix::Result<()> {
-    nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
-    // No terminal is fine: then it is a pipe or a file. SIGTTOU is blocked here, as all signals are.
-    let _ = nix::unistd::tcsetpgrp(std::io::stdin(), nix::unistd::getpid());
-    Ok(())
 }
 
 fn enter(folder: &str) -> nix::Result<()> {

@@ -5,7 +5,7 @@
 //! folder, which the next command removes. The lock is let go before anything is deleted.
 //!
 //! A thing stays when it is younger than the limit, when a list in `uses/` that is younger than the
-//! limit has it, or when it is a changeset of a builder. Folders that this file does not know are
+//! limit has it, or when it is a changeset of a builder or a result with one. Folders that this file does not know are
 //! somebody else's caches: what lies directly in them stays while its modification time is younger
 //! than the limit, or while its name is the digest of something that stays.
 
@@ -80,6 +80,13 @@ fn find(store: &Store, all: bool) -> Result<Found> {
         !all && modified.is_ok_and(|time| limit.is_none_or(|limit| time >= limit))
     };
     let mut keep: BTreeSet<Digest> = store.builders()?.into_iter().flat_map(|builder| builder.changesets).collect();
+    // A builder is found by the result that made it, and so is what that was made of.
+    let of_builders: Vec<String> = keep.iter().map(Digest::hex).collect();
+    let makes_builder = |path: &Path| {
+        let document = fs::read(path).unwrap_or_default();
+        let text = String::from_utf8_lossy(&document);
+        of_builders.iter().any(|hex| text.contains(hex.as_str()))
+    };
     let uses = store.path().join("uses");
     for name in names(&uses)? {
         if young(&uses.join(&name)) {
@@ -106,7 +113,8 @@ fn find(store: &Store, all: bool) -> Result<Found> {
                     "runs" => read_run(&path).is_some_and(|run| keep.contains(&run.key)),
                     _ => Digest::from_hex(&name).is_ok_and(|digest| keep.contains(&digest)),
                 };
-                if used || young(&path) {
+                let is_result = matches!(top.as_str(), "actions" | "unsynced");
+                if used || young(&path) || (is_result && makes_builder(&path)) {
                     found.staying.push(path);
                 } else {
                     found.victims.push((top.clone(), path));

@@ -12,3 +12,4 @@ pub mod process;
 pub mod root;
 pub mod seccomp;
 pub mod subordinate;
+pub mod terminal;

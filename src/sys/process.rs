@@ -393,17 +393,6 @@ pub fn change_owner(fd: BorrowedFd, uid: u32, gid: u32) -> nix::Result<()> {
     nix::unistd::fchownat(fd, "", uid, gid, nix::fcntl::AtFlags::AT_EMPTY_PATH)
 }
 
-/// The terminal's foreground is ours again, after a child had it.
-pub fn take_terminal_back() {
-    // Whoever is in the background and asks gets SIGTTOU, which stops; it is blocked for the moment.
-    let mut stop = SigSet::empty();
-    stop.add(Signal::SIGTTOU);
-    let mut before = SigSet::empty();
-    let _ = nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&stop), Some(&mut before));
-    let _ = nix::unistd::tcsetpgrp(io::stdin(), nix::unistd::getpgrp());
-    let _ = nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
-}
-
 /// The number that a thread has in the `/proc` that is mounted here, when that is not the one of
 /// our PID namespace. A pidfd tells: pidfd_open(2), proc_pid_fdinfo(5).
 pub fn number_in_proc(thread: i32) -> nix::Result<i32> {

@@ -17,3 +17,4 @@ pub mod lock;
 pub mod log;
 pub mod pod;
 pub mod push;
+pub mod shell;
