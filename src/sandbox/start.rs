@@ -107,7 +107,17 @@ fn talk(spec: &Spec, order: &Order, output: OwnedFd, standard: Option<[OwnedFd; 
     }
     // Only now is it sure that nothing inside writes to the upper folder any more.
     child.wait()?;
+    if reply.is_err() && spec.isolation == Isolation::Chroot {
+        // No namespace ended with it.
+        sweep();
+    }
     reply
+}
+
+/// Ends what a dead init left behind. Where the nursery is dead too, nobody knows any more what that is.
+fn sweep() {
+    let nursery = NURSERY.lock().unwrap_or_else(PoisonError::into_inner);
+    let _ = nursery.as_ref().map(Nursery::sweep);
 }
 
 /// A child of the nursery, which is started when there is none.

@@ -158,7 +158,8 @@ pub fn namespaces_refused(call: &str, errno: Errno) -> Error {
             .next("ask the administrator for a higher user.max_user_namespaces (sysctl), or end what holds namespaces"),
         Errno::EUSERS => error.why("user namespaces are nested too deeply (32 at most)"),
         Errno::EAGAIN => error.why("the limit on processes is reached").next("see ulimit -u"),
-        Errno::EINVAL | Errno::ENOSYS => error.why("the kernel was built without namespaces"),
+        Errno::ENOSYS => error.why("the kernel was built without namespaces, or the profile of a container refuses them"),
+        Errno::EINVAL => error.why("the kernel was built without namespaces"),
         Errno::EPERM if read("/proc/sys/kernel/unprivileged_userns_clone") == "0" => {
             error.why("kernel.unprivileged_userns_clone is 0").next("ask the administrator for: sysctl kernel.unprivileged_userns_clone=1")
         }
@@ -182,6 +183,11 @@ pub fn namespaces_refused(call: &str, errno: Errno) -> Error {
 pub fn harden_self() -> Result<()> {
     nix::sys::prctl::set_dumpable(false).map_err(|errno| Error::io("prctl(PR_SET_DUMPABLE)", "", errno))?;
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(|errno| Error::io("prctl(PR_SET_PDEATHSIG)", "", errno))
+}
+
+/// Takes back that it dies with its parent.
+pub fn outlive_parent() -> Result<()> {
+    nix::sys::prctl::set_pdeathsig(None).map_err(|errno| Error::io("prctl(PR_SET_PDEATHSIG)", "", errno))
 }
 
 /// Whoever descends from us and loses its parent becomes our child.
