@@ -29,6 +29,10 @@ use crate::sys::mount::{self, Setting, attribute};
 use crate::sys::nursery::{self, Newborn};
 use crate::sys::{file, proc, process, seccomp, terminal};
 
+/// What is weaker where owners can't be recorded.
+pub const NO_OWNERS: &str =
+    "something around us listens to seccomp already: a rule that gives a file to another owner fails";
+
 /// An order holds scripts and the environment.
 const LONGEST_ORDER: u64 = 256 << 20;
 
@@ -596,10 +600,7 @@ impl<'a> Watch<'a> {
             let open = Open { network: self.order.foreign_network, devices: self.owners.answers_opens() };
             let started = step::start(self.order, number, self.output, self.terminal.as_deref(), open)?;
             if started.listener.is_none() && number == 0 {
-                self.weakened.push(
-                    "something around us listens to seccomp already: a rule that gives a file to another owner fails"
-                        .into(),
-                );
+                self.weakened.push(NO_OWNERS.into());
             }
             let end = self.wait_for(&started)?;
             kill_all(self.order.chroot);

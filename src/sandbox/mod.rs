@@ -27,7 +27,7 @@ mod spec;
 mod start;
 mod step;
 
-pub use init::take_over_if_asked;
+pub use init::{NO_OWNERS, take_over_if_asked};
 pub use place::{Isolation, Place, Snapshots, Wish};
 pub use plan::{Operation, plan};
 pub use probe::Probe;
