@@ -442,6 +442,14 @@ pub fn set_xattr(dir: BorrowedFd, name: &[u8], attribute: &[u8], value: &[u8]) -
     checked("setxattr", dir, name, n.into()).map(drop)
 }
 
+/// Takes a folder's access control lists away, which it has when the folder above gives all that is
+/// made in it rights: what is made in this one has the mode that it is given.
+pub fn inherit_no_acl(folder: &Path) -> Result<()> {
+    let dir = File::open(folder).map_err(|e| Error::io("open", folder, e))?;
+    remove_xattr(dir.as_fd(), b".", b"system.posix_acl_default")?;
+    remove_xattr(dir.as_fd(), b".", b"system.posix_acl_access")
+}
+
 /// lremovexattr(2); having none is fine.
 pub fn remove_xattr(dir: BorrowedFd, name: &[u8], attribute: &[u8]) -> Result<()> {
     let attribute_c = c(attribute)?;
