@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use crate::common::{Outcome, Workspace, have, tiny_toml};
+use crate::common::places::tiny_root;
+use crate::common::workspace::tiny_toml;
+use crate::common::{Outcome, Workspace, have};
 
 const BUILD: &str = r#"
 parameter("word", default = "one")
@@ -26,15 +28,16 @@ fn workspace() -> Option<Workspace> {
         return None;
     }
     let workspace = Workspace::tiny();
-    workspace.file("tapeout.toml", toml("tiny", "1767225600")).file("outside.txt", "x");
+    workspace.file("tapeout.toml", toml(None, "1767225600")).file("outside.txt", "x");
     workspace.file("app/build.star", BUILD).file("app/a.txt", "one\n").file("app/folder/b.txt", "two\n");
     Some(workspace)
 }
 
-fn toml(tag: &str, epoch: &str) -> String {
+fn toml(from: Option<&str>, epoch: &str) -> String {
     let text = tiny_toml();
-    assert!(text.contains("tag = \"tiny\"") && text.contains("1767225600"), "{text}");
-    let text = text.replace("tag = \"tiny\"", &format!("tag = \"{tag}\"")).replace("1767225600", epoch);
+    let known = tiny_root().display().to_string();
+    assert!(text.contains(&known) && text.contains("1767225600"), "{text}");
+    let text = text.replace(&known, from.unwrap_or(&known)).replace("1767225600", epoch);
     format!("{text}[inputs]\noutside = \"outside.txt\"\n")
 }
 
@@ -98,11 +101,13 @@ fn another_request_is_another_one() {
     told(&workspace);
     workspace.run(&format!("{COMMAND} -p //app:word=two")).success().says("   built  //app:build");
     told(&workspace);
-    workspace.file("tapeout.toml", toml("tiny", "1767225601"));
+    workspace.file("tapeout.toml", toml(None, "1767225601"));
     builds(&workspace, "built");
     told(&workspace);
-    workspace.file("tapeout.toml", toml("other", "1767225601"));
-    workspace.run(COMMAND).success().says(" builder  other");
+    workspace.copy(&tiny_root(), "root").file("tapeout.toml", toml(Some("root"), "1767225601"));
+    // A copy without links, in which no shell runs: that it was tried is enough.
+    workspace.run(COMMAND).failure(1).says(" builder  tiny").says_not("cached  //app:build");
+    workspace.file("tapeout.toml", toml(None, "1767225601"));
     let elsewhere = workspace.home().join("elsewhere");
     workspace.run(&format!("{COMMAND} --output {}", elsewhere.display())).success().says("   wrote  //app:web");
     // What a dry run says, it says itself.
