@@ -442,6 +442,15 @@ pub fn set_xattr(dir: BorrowedFd, name: &[u8], attribute: &[u8], value: &[u8]) -
     checked("setxattr", dir, name, n.into()).map(drop)
 }
 
+/// May files in this folder have attributes `user.*`? Tried on the folder itself.
+pub fn has_user_attributes(folder: &Path) -> bool {
+    let tried = open_path(folder).and_then(|dir| {
+        set_xattr(dir.as_fd(), b"", b"user.tapeout", b"1")?;
+        remove_xattr(dir.as_fd(), b"", b"user.tapeout")
+    });
+    tried.is_ok()
+}
+
 /// lremovexattr(2); having none is fine.
 pub fn remove_xattr(dir: BorrowedFd, name: &[u8], attribute: &[u8]) -> Result<()> {
     let attribute_c = c(attribute)?;
