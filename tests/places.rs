@@ -202,6 +202,38 @@ fn doctor_says_who_refuses_namespaces_and_what_mends_it() {
 }
 
 #[test]
+fn under_a_masked_proc_rules_see_the_container_s_and_doctor_says_so() {
+    if !have(&["root", "unshare", "setpriv"]) {
+        return;
+    }
+    let workspace = Workspace::tiny();
+    workspace.file("app/build.star", RULES);
+    let User { uid, gid, .. } = workspace.user;
+    let run = |arguments: &str| {
+        // What container engines lay over it.
+        let script = format!(
+            "set -e; mount --bind /dev/null /proc/kcore; mount -t tmpfs -o ro none /proc/scsi
+             export TAPEOUT_STORE=\"$1\"; exec setpriv --reuid {uid} --regid {gid} --clear-groups \"$2\" {arguments}"
+        );
+        let mut command = Command::new("unshare");
+        let (store, binary) = (workspace.store().display().to_string(), places::binary().display().to_string());
+        command.args(["--mount", "sh", "-c", &script, "sh", &store, &binary]).current_dir(workspace.path(""));
+        Running::start(&mut command, arguments.to_owned()).wait(workspace.limit).success()
+    };
+    let examined = run("doctor --offline --json").json();
+    let proc = finding(&examined, "/proc");
+    assert!(proc["state"] == "weak" && examined["can_build"] == true, "{examined:#}");
+    assert!(proc["administrator"].as_str().is_some_and(|c| c.contains("unmask=ALL")), "{proc:#}");
+    let built = run("build //app:web/build_image");
+    assert!(built.stderr.contains("/proc is that of the container around us"), "{built}");
+    let changesets = fs::read_dir(workspace.store().join("changesets")).expect("changesets").flatten();
+    let expected = self::built(User::plain(), "--snapshots overlay");
+    for name in changesets.map(|entry| entry.file_name().to_string_lossy().into_owned()) {
+        assert!(expected.contains(&name), "{name} is none of {expected:?}");
+    }
+}
+
+#[test]
 fn doctor_says_that_we_are_root_without_the_right_to_map_it() {
     if !have(&["root", "setpriv"]) {
         return;
