@@ -178,7 +178,8 @@ impl KeptTree {
     // --- From one snapshot to the next.
 
     fn bring_to(&mut self, stack: &Stack) -> Result<()> {
-        let mut target = stack.below(&RootPath::root());
+        let root = RootPath::root();
+        let mut target = stack.seen_below(&root);
         target.retain(|path, (entry, _)| is_held(path, entry));
         let mut touched = self.remove_what_differs(&target)?;
         let times: BTreeMap<Digest, i64> = stack.0.iter().map(|l| (l.digest, l.changeset.time)).collect();
@@ -189,16 +190,16 @@ impl KeptTree {
                 continue;
             }
             maker.make(path, entry, layer)?;
-            made.insert(path.clone());
+            made.insert((*path).clone());
             touched.insert(path.parent().unwrap_or_default());
         }
         touched.retain(|folder| target.get(folder).is_some_and(|(entry, _)| entry.is_folder()));
         made.extend(touched);
         // The deepest first, so that nothing moves a folder's times any more.
         for path in made.iter().rev() {
-            let (entry, layer) = &target[path];
+            let (entry, layer) = target[path];
             let dir = self.root.folder(&path.parent().unwrap_or_default())?;
-            kept::settle(dir.as_fd(), path, &entry.node, times.get(layer).copied().unwrap_or_default())?;
+            kept::settle(dir.as_fd(), path, &entry.node, times.get(&layer).copied().unwrap_or_default())?;
         }
         for path in made {
             let held = self.look_at(&path, target[&path].1)?;
@@ -209,7 +210,7 @@ impl KeptTree {
     }
 
     /// Removes what the target has not, or has otherwise; gives the folders in which it was.
-    fn remove_what_differs(&mut self, target: &BTreeMap<RootPath, (Entry, Digest)>) -> Result<BTreeSet<RootPath>> {
+    fn remove_what_differs(&mut self, target: &BTreeMap<&RootPath, (&Entry, Digest)>) -> Result<BTreeSet<RootPath>> {
         let is_folder = |held: &Held| held.as_made.mode & libc::S_IFMT == libc::S_IFDIR;
         let differs = self.record.held.iter().filter(|(path, held)| match target.get(path) {
             None => true,
@@ -286,39 +287,52 @@ impl KeptTree {
         compare(files, false, below, found, options)
     }
 
+    /// Compares the tree with its record: both are gone through once, in the order of a walk.
     fn walk(&self) -> Result<Walked> {
         let mut walked = Walked::default();
-        let mut unseen: BTreeSet<&RootPath> = self.record.held.keys().collect();
-        let mut folders = vec![RootPath::root()];
-        while let Some(folder) = folders.pop() {
-            let dir = self.root.folder(&folder)?;
-            let leave_out = places::left_out(&folder);
-            for name in file::list(dir.as_fd())? {
-                let path = folder.join(&name)?;
-                if leave_out {
-                    file::remove_tree_at(dir.as_fd(), &name)?;
-                    walked.emptied.insert(folder.clone());
-                    continue;
-                }
-                if path.as_bytes() == TMP {
-                    continue;
-                }
-                let Some(stat) = file::stat_at(dir.as_fd(), &name)? else { continue };
-                if file::kind(&stat) == SFlag::S_IFDIR {
-                    folders.push(path.clone());
-                }
-                unseen.remove(&path);
-                if !self.is_as_made(&path, &stat)? {
-                    walked.changed.insert(path, stat);
-                }
+        let mut held = self.record.held.iter().peekable();
+        let mut open = vec![(RootPath::root(), self.list(&RootPath::root(), &mut walked)?.into_iter())];
+        while let Some((folder, names)) = open.last_mut() {
+            let Some((name, stat)) = names.next() else {
+                open.pop();
+                continue;
+            };
+            let path = folder.join(&name)?;
+            while let Some((gone, _)) = held.next_if(|(held, _)| **held < path) {
+                walked.missing.push(gone.clone());
+            }
+            let here = held.next_if(|(held, _)| **held == path).map(|(_, held)| held);
+            let same = here.map_or(Ok(false), |held| self.is_as_made(held, &path, &stat))?;
+            if file::kind(&stat) == SFlag::S_IFDIR {
+                let names = self.list(&path, &mut walked)?;
+                open.push((path.clone(), names.into_iter()));
+            }
+            if !same {
+                walked.changed.insert(path, stat);
             }
         }
-        walked.missing = unseen.into_iter().cloned().collect();
+        walked.missing.extend(held.map(|(gone, _)| gone.clone()));
         Ok(walked)
     }
 
-    fn is_as_made(&self, path: &RootPath, stat: &FileStat) -> Result<bool> {
-        let Some(held) = self.record.held.get(path) else { return Ok(false) };
+    /// What is in a folder, sorted; one whose content is no part of a changeset is emptied.
+    fn list(&self, folder: &RootPath, walked: &mut Walked) -> Result<Vec<(Vec<u8>, FileStat)>> {
+        let dir = self.root.folder(folder)?;
+        let mut all = vec![];
+        for name in file::list(dir.as_fd())? {
+            if places::left_out(folder) {
+                file::remove_tree_at(dir.as_fd(), &name)?;
+                walked.emptied.insert(folder.clone());
+            } else if folder.is_root() && name == TMP {
+                // The sandbox's own.
+            } else if let Some(stat) = file::stat_at(dir.as_fd(), &name)? {
+                all.push((name, stat));
+            }
+        }
+        Ok(all)
+    }
+
+    fn is_as_made(&self, held: &Held, path: &RootPath, stat: &FileStat) -> Result<bool> {
         if held.as_made != AsMade::of(stat) {
             return Ok(false);
         }
@@ -382,9 +396,8 @@ const TMP: &[u8] = b"tmp";
 
 /// Is this path part of a tree? Not `/tmp`, nor what is in the folders that are made anew for each rule.
 fn is_held(path: &RootPath, entry: &Entry) -> bool {
-    let in_left_out = path.ancestors().any(|folder| places::left_out(&folder));
     let own = path.as_bytes() == TMP && entry.is_folder();
-    !in_left_out && !own
+    !places::in_left_out(path) && !own
 }
 
 /// The first place that nobody uses.
