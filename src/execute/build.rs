@@ -158,7 +158,11 @@ impl<'a> Build<'a> {
             let instance = &self.graph.instances[id];
             let output = self.instance(id).map_err(|e| {
                 let e = if e.places().is_empty() { e.at(instance.place.clone(), "") } else { e };
-                rule::on_full_disk(e, self.store).context(format!("{} {}", kind(&instance.spec), instance.label))
+                rule::on_full_disk(e, &[self.store.path(), &self.options.output]).context(format!(
+                    "{} {}",
+                    kind(&instance.spec),
+                    instance.label
+                ))
             })?;
             let _ = self.outputs[id].set(output);
             Ok(())

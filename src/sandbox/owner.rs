@@ -755,7 +755,7 @@ impl Caller {
     }
 
     fn effective_user(&self) -> Option<u32> {
-        let status = std::fs::read_to_string(self.own("status")).ok()?;
+        let status = proc::read(&self.own("status")).ok()?;
         status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().nth(1)?.parse().ok()
     }
 
