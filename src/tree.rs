@@ -351,7 +351,11 @@ impl Stack {
                 if change.now.as_ref().is_none_or(|e| !e.is_folder())
                     && all.get(path).is_some_and(|(e, _)| e.is_folder())
                 {
-                    let gone: Vec<_> = all.range(path..).map(|(p, _)| *p).take_while(|p| p.starts_with(path)).collect();
+                    let gone: Vec<_> = all
+                        .range::<&RootPath, _>(path..)
+                        .map(|(p, _)| *p)
+                        .take_while(|p| p.starts_with(path))
+                        .collect();
                     for path in gone {
                         all.remove(path);
                     }
