@@ -121,16 +121,9 @@ impl Ord for RootPath {
     fn cmp(&self, other: &Self) -> Ordering {
         // A slash sorts before every other byte, so that `a/b` comes before `a-b`.
         let key = |b: &u8| if *b == b'/' { 0 } else { *b };
-        let same = alike(&self.0, &other.0);
+        let same = self.0.iter().zip(&other.0).take_while(|(a, b)| a == b).count();
         self.0.get(same).map(key).cmp(&other.0.get(same).map(key))
     }
-}
-
-/// How many bytes two begin with alike, eight at a time: maps of paths do little else than compare.
-fn alike(a: &[u8], b: &[u8]) -> usize {
-    let (eights, others) = (a.as_chunks::<8>().0, b.as_chunks::<8>().0);
-    let same = 8 * eights.iter().zip(others).take_while(|(a, b)| a == b).count();
-    same + a[same..].iter().zip(&b[same..]).take_while(|(a, b)| a == b).count()
 }
 
 impl PartialOrd for RootPath {
@@ -211,7 +204,8 @@ pub struct Entry {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Extended attributes that go into layers: `security.capability` as version 2, `user.*`.
+    /// Extended attributes that go into layers: `security.capability` as version 2, `user.*`,
+    /// access control lists that name nobody.
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
@@ -332,13 +326,7 @@ impl Stack {
 
     /// All that is visible below `folder`, without itself, sorted as a walk.
     pub fn below(&self, folder: &RootPath) -> BTreeMap<RootPath, (Entry, Digest)> {
-        let own = |(path, (entry, digest)): (&RootPath, (&Entry, Digest))| (path.clone(), (entry.clone(), digest));
-        self.seen_below(folder).into_iter().map(own).collect()
-    }
-
-    /// The same, borrowed.
-    pub fn seen_below<'a>(&'a self, folder: &'a RootPath) -> BTreeMap<&'a RootPath, (&'a Entry, Digest)> {
-        let mut all: BTreeMap<&RootPath, (&Entry, Digest)> = BTreeMap::new();
+        let mut all: BTreeMap<RootPath, (Entry, Digest)> = BTreeMap::new();
         let above = above(folder);
         for layer in &self.0 {
             if layer.changeset.hides(&above)
@@ -352,16 +340,16 @@ impl Stack {
                     && all.get(path).is_some_and(|(e, _)| e.is_folder())
                 {
                     let gone: Vec<_> = all
-                        .range::<&RootPath, _>(path..)
-                        .map(|(p, _)| *p)
-                        .take_while(|p| p.starts_with(path))
+                        .range(path.clone()..)
+                        .take_while(|(p, _)| p.starts_with(path))
+                        .map(|(p, _)| p.clone())
                         .collect();
                     for path in gone {
-                        all.remove(path);
+                        all.remove(&path);
                     }
                 }
                 match &change.now {
-                    Some(entry) => all.insert(path, (entry, layer.digest)),
+                    Some(entry) => all.insert(path.clone(), (entry.clone(), layer.digest)),
                     None => all.remove(path),
                 };
             }

@@ -43,7 +43,7 @@ use crate::sys::root::Root;
 use crate::tree::{Entry, Node, RootPath, Stack};
 
 /// Raised when a record means something else.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// A time of the file system that moves on at least once in this long, or it is out of order.
 const LONGEST_GRANULE: Duration = Duration::from_secs(5);
@@ -92,6 +92,8 @@ struct Abilities {
     attributes: bool,
     /// Files have capabilities.
     capabilities: bool,
+    /// Files have access control lists.
+    acls: bool,
     /// Reading a file can leave its access time alone.
     access_times: bool,
     /// A write through a mapping changes the times of a file.
@@ -178,8 +180,7 @@ impl KeptTree {
     // --- From one snapshot to the next.
 
     fn bring_to(&mut self, stack: &Stack) -> Result<()> {
-        let root = RootPath::root();
-        let mut target = stack.seen_below(&root);
+        let mut target = stack.below(&RootPath::root());
         target.retain(|path, (entry, _)| is_held(path, entry));
         let mut touched = self.remove_what_differs(&target)?;
         let times: BTreeMap<Digest, i64> = stack.0.iter().map(|l| (l.digest, l.changeset.time)).collect();
@@ -190,16 +191,16 @@ impl KeptTree {
                 continue;
             }
             maker.make(path, entry, layer)?;
-            made.insert((*path).clone());
+            made.insert(path.clone());
             touched.insert(path.parent().unwrap_or_default());
         }
         touched.retain(|folder| target.get(folder).is_some_and(|(entry, _)| entry.is_folder()));
         made.extend(touched);
         // The deepest first, so that nothing moves a folder's times any more.
         for path in made.iter().rev() {
-            let (entry, layer) = target[path];
+            let (entry, layer) = &target[path];
             let dir = self.root.folder(&path.parent().unwrap_or_default())?;
-            kept::settle(dir.as_fd(), path, &entry.node, times.get(&layer).copied().unwrap_or_default())?;
+            kept::settle(dir.as_fd(), path, &entry.node, times.get(layer).copied().unwrap_or_default())?;
         }
         for path in made {
             let held = self.look_at(&path, target[&path].1)?;
@@ -210,7 +211,7 @@ impl KeptTree {
     }
 
     /// Removes what the target has not, or has otherwise; gives the folders in which it was.
-    fn remove_what_differs(&mut self, target: &BTreeMap<&RootPath, (&Entry, Digest)>) -> Result<BTreeSet<RootPath>> {
+    fn remove_what_differs(&mut self, target: &BTreeMap<RootPath, (Entry, Digest)>) -> Result<BTreeSet<RootPath>> {
         let is_folder = |held: &Held| held.as_made.mode & libc::S_IFMT == libc::S_IFDIR;
         let differs = self.record.held.iter().filter(|(path, held)| match target.get(path) {
             None => true,
@@ -287,52 +288,39 @@ impl KeptTree {
         compare(files, false, below, found, options)
     }
 
-    /// Compares the tree with its record: both are gone through once, in the order of a walk.
     fn walk(&self) -> Result<Walked> {
         let mut walked = Walked::default();
-        let mut held = self.record.held.iter().peekable();
-        let mut open = vec![(RootPath::root(), self.list(&RootPath::root(), &mut walked)?.into_iter())];
-        while let Some((folder, names)) = open.last_mut() {
-            let Some((name, stat)) = names.next() else {
-                open.pop();
-                continue;
-            };
-            let path = folder.join(&name)?;
-            while let Some((gone, _)) = held.next_if(|(held, _)| **held < path) {
-                walked.missing.push(gone.clone());
-            }
-            let here = held.next_if(|(held, _)| **held == path).map(|(_, held)| held);
-            let same = here.map_or(Ok(false), |held| self.is_as_made(held, &path, &stat))?;
-            if file::kind(&stat) == SFlag::S_IFDIR {
-                let names = self.list(&path, &mut walked)?;
-                open.push((path.clone(), names.into_iter()));
-            }
-            if !same {
-                walked.changed.insert(path, stat);
+        let mut unseen: BTreeSet<&RootPath> = self.record.held.keys().collect();
+        let mut folders = vec![RootPath::root()];
+        while let Some(folder) = folders.pop() {
+            let dir = self.root.folder(&folder)?;
+            let leave_out = places::left_out(&folder);
+            for name in file::list(dir.as_fd())? {
+                let path = folder.join(&name)?;
+                if leave_out {
+                    file::remove_tree_at(dir.as_fd(), &name)?;
+                    walked.emptied.insert(folder.clone());
+                    continue;
+                }
+                if path.as_bytes() == TMP {
+                    continue;
+                }
+                let Some(stat) = file::stat_at(dir.as_fd(), &name)? else { continue };
+                if file::kind(&stat) == SFlag::S_IFDIR {
+                    folders.push(path.clone());
+                }
+                unseen.remove(&path);
+                if !self.is_as_made(&path, &stat)? {
+                    walked.changed.insert(path, stat);
+                }
             }
         }
-        walked.missing.extend(held.map(|(gone, _)| gone.clone()));
+        walked.missing = unseen.into_iter().cloned().collect();
         Ok(walked)
     }
 
-    /// What is in a folder, sorted; one whose content is no part of a changeset is emptied.
-    fn list(&self, folder: &RootPath, walked: &mut Walked) -> Result<Vec<(Vec<u8>, FileStat)>> {
-        let dir = self.root.folder(folder)?;
-        let mut all = vec![];
-        for name in file::list(dir.as_fd())? {
-            if places::left_out(folder) {
-                file::remove_tree_at(dir.as_fd(), &name)?;
-                walked.emptied.insert(folder.clone());
-            } else if folder.is_root() && name == TMP {
-                // The sandbox's own.
-            } else if let Some(stat) = file::stat_at(dir.as_fd(), &name)? {
-                all.push((name, stat));
-            }
-        }
-        Ok(all)
-    }
-
-    fn is_as_made(&self, held: &Held, path: &RootPath, stat: &FileStat) -> Result<bool> {
+    fn is_as_made(&self, path: &RootPath, stat: &FileStat) -> Result<bool> {
+        let Some(held) = self.record.held.get(path) else { return Ok(false) };
         if held.as_made != AsMade::of(stat) {
             return Ok(false);
         }
@@ -396,8 +384,9 @@ const TMP: &[u8] = b"tmp";
 
 /// Is this path part of a tree? Not `/tmp`, nor what is in the folders that are made anew for each rule.
 fn is_held(path: &RootPath, entry: &Entry) -> bool {
+    let in_left_out = path.ancestors().any(|folder| places::left_out(&folder));
     let own = path.as_bytes() == TMP && entry.is_folder();
-    !places::in_left_out(path) && !own
+    !in_left_out && !own
 }
 
 /// The first place that nobody uses.
@@ -406,6 +395,7 @@ fn free_place(store: &Store) -> Result<(PathBuf, File)> {
     for number in 0.. {
         let folder = trees.join(number.to_string());
         fs::create_dir_all(&folder).map_err(|e| Error::io("mkdir", &folder, e))?;
+        file::inherit_no_acl(&folder)?;
         let path = folder.join("lock");
         let lock = File::options().create(true).truncate(false).write(true).open(&path);
         let lock = lock.map_err(|e| Error::io("open", &path, e))?;
@@ -424,9 +414,14 @@ impl Abilities {
         let tried = file::create_file_at(dir, name, 0o600)?;
         // A capability of version 2 that nobody has.
         let capability = [[0, 0, 0, 2].as_slice(), &[0; 16]].concat();
+        // Read and write for the owner, none for group, mask (without which it is but a mode) and others.
+        let entries = [[1, 6], [4, 0], [16, 0], [32, 0]];
+        let entries = entries.iter().flat_map(|[tag, may]| [*tag, 0, *may, 0, 255, 255, 255, 255]);
+        let acl: Vec<u8> = [2, 0, 0, 0].into_iter().chain(entries).collect();
         let found = Self {
             attributes: file::set_xattr(dir, name, b"user.tapeout", b"1").is_ok(),
             capabilities: file::set_xattr(dir, name, upper::CAPABILITY, &capability).is_ok(),
+            acls: file::set_xattr(dir, name, upper::ACLS[0], &acl).is_ok(),
             access_times: file::keep_access_time_at(dir, name)?,
             mapped_writes: file::tells_mapped_writes(&tried).map_err(|e| Error::io("mmap", folder, e))?,
         };
@@ -436,7 +431,11 @@ impl Abilities {
 
     /// Can a file here have this attribute?
     fn can_have(&self, attribute: &[u8]) -> bool {
-        if attribute == upper::CAPABILITY { self.capabilities } else { self.attributes }
+        match attribute {
+            upper::CAPABILITY => self.capabilities,
+            acl if upper::ACLS.contains(&acl) => self.acls,
+            _ => self.attributes,
+        }
     }
 }
 
@@ -465,7 +464,7 @@ impl Maker<'_> {
         match &entry.node {
             Node::Folder if self.tree.record.held.contains_key(path) => {
                 for attribute in file::list_xattrs(dir, name)? {
-                    if attribute.starts_with(b"user.") {
+                    if attribute.starts_with(b"user.") || upper::ACLS.contains(&attribute.as_slice()) {
                         file::remove_xattr(dir, name, &attribute)?;
                     }
                 }

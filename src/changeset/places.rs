@@ -10,11 +10,6 @@ pub fn left_out(folder: &RootPath) -> bool {
     LEFT_OUT.contains(&folder.as_bytes())
 }
 
-/// Is this in such a folder, at any depth?
-pub fn in_left_out(path: &RootPath) -> bool {
-    path.as_bytes() != path.top() && LEFT_OUT.contains(&path.top())
-}
-
 /// Programs that rewrite these (useradd, passwd) take over the owner and mode that they see; under
 /// one mapped ID they see 0:0. So these keep what they had: the file here, else its model.
 const KEEP_OWNER: [(&[u8], &[u8]); 4] = [
