@@ -5,6 +5,7 @@
 mod common;
 
 mod airgap;
+mod attributes;
 mod bootstrap;
 mod carried;
 mod changesets;
