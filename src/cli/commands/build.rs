@@ -161,6 +161,8 @@ struct Outcome {
     digest: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<std::path::PathBuf>,
+    /// What this build did weaker or slower than it is done elsewhere. It is in no image: their bytes are the same.
+    weakened: Vec<String>,
 }
 
 fn build(store: &Store, graph: &Graph, base: &Base, options: &Options, report: &dyn Report) -> Result<Vec<Outcome>> {
@@ -177,7 +179,8 @@ fn build(store: &Store, graph: &Graph, base: &Base, options: &Options, report: &
                 Output::Image(image) => (Some(image.manifest.digest.to_string()), image.path.clone()),
                 Output::Pod(path) => (None, Some(path.clone())),
             };
-            Ok(Outcome { label: instance.label.clone(), kind: build::kind(&instance.spec), digest, path })
+            let (label, kind) = (instance.label.clone(), build::kind(&instance.spec));
+            Ok(Outcome { label, kind, digest, path, weakened: build.weakened() })
         })
         .collect()
 }
