@@ -160,8 +160,9 @@ fn where_namespaces_are_refused_the_error_names_the_way_and_it_gives_the_same() 
         assert!(none.stderr.contains("--isolation chroot"), "{none}");
         let built = in_a_closed_place(&workspace, "build --isolation chroot --jobs 4 //app:web/build_image").success();
         assert!(built.stderr.contains("is no boundary"), "{built}");
-        let again = in_a_closed_place(&workspace, "build --isolation chroot //app:web/build_image").success();
+        let again = in_a_closed_place(&workspace, "build --json --isolation chroot //app:web/build_image").success();
         assert!(again.stderr.contains("is no boundary"), "also when all is cached: {again}");
+        assert!(again.json()[0]["weakened"].to_string().contains("is no boundary"), "{again}");
         let changesets = fs::read_dir(workspace.store().join("changesets")).expect("changesets").flatten();
         for name in changesets.map(|entry| entry.file_name().to_string_lossy().into_owned()) {
             assert!(expected.contains(&name), "{prefix:?}: {name} is none of {expected:?}");
@@ -169,6 +170,111 @@ fn where_namespaces_are_refused_the_error_names_the_way_and_it_gives_the_same() 
         let index = fs::read(workspace.output("app/web/build_image/index.json")).expect("index.json");
         assert!(expected.contains(&super::common::image::sha256(&index)), "{prefix:?}");
     }
+}
+
+/// The finding of this name in what `doctor --json` printed.
+fn finding(examined: &serde_json::Value, name: &str) -> serde_json::Value {
+    let all = examined["findings"].as_array().expect("findings");
+    all.iter().find(|finding| finding["name"] == name).unwrap_or_else(|| panic!("{name}: {examined:#}")).clone()
+}
+
+#[test]
+fn doctor_says_who_refuses_namespaces_and_what_mends_it() {
+    let user = Workspace::tiny();
+    let refused = in_a_closed_place(&user, "doctor --offline").failure(1);
+    assert!(refused.stdout.contains("missing  user namespaces"), "{refused}");
+    for said in ["seccomp profile", "administrator: ", "seccomp=unconfined"] {
+        assert!(refused.stdout.contains(said), "{refused}");
+    }
+    refused.stderr_has("nothing can be built here");
+    if !have(&["root"]) {
+        return;
+    }
+    let root = Workspace::tiny_of(User::root());
+    let refused = in_a_closed_place(&root, "doctor --offline --json").failure(1);
+    let way = finding(&refused.json(), "--isolation chroot");
+    assert!(
+        way["state"] == "weak" && way["user"].as_str().is_some_and(|u| u.contains("--isolation chroot")),
+        "{way:#}"
+    );
+    let chosen = in_a_closed_place(&root, "doctor --offline --json --isolation chroot").success().json();
+    assert!(chosen["can_build"] == true, "{chosen:#}");
+    let way = finding(&chosen, "--isolation chroot");
+    assert!(way["meaning"].as_str().is_some_and(|words| words.contains("no boundary")), "{way:#}");
+}
+
+#[test]
+fn under_a_masked_proc_rules_see_the_container_s_and_doctor_says_so() {
+    if !have(&["root", "unshare", "setpriv"]) {
+        return;
+    }
+    let workspace = Workspace::tiny();
+    workspace.file("app/build.star", RULES);
+    let User { uid, gid, .. } = workspace.user;
+    let run = |arguments: &str| {
+        // What container engines lay over it.
+        let script = format!(
+            "set -e; for name in kcore keys timer_list; do test ! -e /proc/$name || mount --bind /dev/null /proc/$name; done
+             mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys
+             export TAPEOUT_STORE=\"$1\"; exec setpriv --reuid {uid} --regid {gid} --clear-groups \"$2\" {arguments}"
+        );
+        let mut command = Command::new("unshare");
+        let (store, binary) = (workspace.store().display().to_string(), places::binary().display().to_string());
+        command.args(["--mount", "sh", "-c", &script, "sh", &store, &binary]).current_dir(workspace.path(""));
+        Running::start(&mut command, arguments.to_owned()).wait(workspace.limit).success()
+    };
+    let examined = run("doctor --offline --json").json();
+    let proc = finding(&examined, "/proc");
+    assert!(proc["state"] == "weak" && examined["can_build"] == true, "{examined:#}");
+    assert!(proc["administrator"].as_str().is_some_and(|c| c.contains("unmask=ALL")), "{proc:#}");
+    let built = run("build //app:web/build_image");
+    assert!(built.stderr.contains("/proc is that of the container around us"), "{built}");
+    let changesets = fs::read_dir(workspace.store().join("changesets")).expect("changesets").flatten();
+    let expected = self::built(User::plain(), "--snapshots overlay");
+    for name in changesets.map(|entry| entry.file_name().to_string_lossy().into_owned()) {
+        assert!(expected.contains(&name), "{name} is none of {expected:?}");
+    }
+}
+
+#[test]
+fn doctor_says_that_we_are_root_without_the_right_to_map_it() {
+    if !have(&["root", "setpriv"]) {
+        return;
+    }
+    let drop = ["/usr/bin/setpriv", "--bounding-set=-setfcap", "--inh-caps=-setfcap"];
+    let root = Workspace::tiny_of(User::root()).behind(&drop);
+    let namespaces = finding(&root.run("doctor --offline --json").failure(1).json(), "user namespaces");
+    assert!(namespaces["why"][1].as_str().is_some_and(|why| why.contains("CAP_SETFCAP")), "{namespaces:#}");
+    assert!(namespaces["administrator"].as_str().is_some_and(|c| c.contains("--cap-add SETFCAP")), "{namespaces:#}");
+}
+
+#[test]
+fn doctor_knows_the_file_system_of_the_store_and_the_room_on_it() {
+    if !have(&["root", "unshare", "setpriv"]) {
+        return;
+    }
+    let examined = |mount: &str| {
+        let workspace = Workspace::tiny();
+        let script = format!(
+            "set -e; mkdir -p \"$1\"; {mount}; chmod 777 \"$1\" || true; ulimit -n 512
+             exec setpriv --reuid {0} --regid {0} --clear-groups \"$2\" doctor --offline --json",
+            workspace.user.uid
+        );
+        let mut command = Command::new("unshare");
+        let (store, binary) = (workspace.store().display().to_string(), places::binary().display().to_string());
+        command.args(["--mount", "sh", "-c", &script, "sh", &store, &binary]).current_dir(workspace.path(""));
+        command.env("TAPEOUT_STORE", &store);
+        Running::start(&mut command, mount.to_owned()).wait(workspace.limit)
+    };
+    let tiny = examined("mount -t tmpfs -o size=8m none \"$1\"").failure(1).json();
+    assert_eq!(finding(&tiny, "room")["state"], "missing", "{tiny:#}");
+    assert!(finding(&tiny, "store")["meaning"].as_str().is_some_and(|words| words.contains("on tmpfs")), "{tiny:#}");
+    assert_eq!(finding(&tiny, "open files")["state"], "weak", "{tiny:#}");
+    let bare = examined("mount -t ramfs none \"$1\"").json();
+    assert!(finding(&bare, "overlay")["why"][0].as_str().is_some_and(|why| why.contains("user.*")), "{bare:#}");
+    let read_only = examined("mount -t tmpfs -o size=8m none \"$1\"; mount -o remount,ro \"$1\"").failure(1).json();
+    assert_eq!(finding(&read_only, "store")["state"], "missing", "{read_only:#}");
+    assert_eq!(finding(&read_only, "user namespaces")["state"], "good", "{read_only:#}");
 }
 
 #[test]
@@ -318,9 +424,11 @@ rule("owner/build", deps = [":plain/build"], run = "chown 33 /made")
         under_a_listener(&mut command, alone.limit)
     };
     let built = build("//app:plain/build").success();
-    assert_eq!(built.json(), expected, "{built}");
+    assert_eq!(built.json()[0]["digest"], expected[0]["digest"], "{built}");
+    assert_eq!(expected[0]["weakened"].as_array().map(Vec::len), Some(0), "{expected:#}");
     for said in ["snapshots are copied here", "listens to seccomp already"] {
         assert!(built.stderr.contains(said), "{built}");
+        assert!(built.json()[0]["weakened"].to_string().contains(said), "{built}");
     }
     build("//app:owner/build").failure(1).stderr_has("Invalid argument");
 }

@@ -161,7 +161,8 @@ fn every_test_that_the_security_page_names_exists() {
     let page = fs::read_to_string(top.join("docs/security.md")).expect("security.md");
     let mut seen = 0;
     for named in page.split('`').skip(1).step_by(2).filter(|text| text.contains("::")) {
-        let (module, test) = named.split_once("::").expect("a module");
+        let (module, test) = named.rsplit_once("::").expect("a module");
+        let module = module.replace("::", "/");
         let places = [format!("tests/{module}.rs"), format!("src/{module}.rs"), format!("src/{module}/mod.rs")];
         let found: Vec<_> = places.iter().filter(|place| top.join(place).is_file()).collect();
         assert!(!found.is_empty(), "docs/security.md names {named}: there is no {module}");

@@ -43,7 +43,7 @@ use crate::sys::root::Root;
 use crate::tree::{Entry, Node, RootPath, Stack};
 
 /// Raised when a record means something else.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// A time of the file system that moves on at least once in this long, or it is out of order.
 const LONGEST_GRANULE: Duration = Duration::from_secs(5);
@@ -92,6 +92,8 @@ struct Abilities {
     attributes: bool,
     /// Files have capabilities.
     capabilities: bool,
+    /// Files have access control lists.
+    acls: bool,
     /// Reading a file can leave its access time alone.
     access_times: bool,
     /// A write through a mapping changes the times of a file.
@@ -393,6 +395,7 @@ fn free_place(store: &Store) -> Result<(PathBuf, File)> {
     for number in 0.. {
         let folder = trees.join(number.to_string());
         fs::create_dir_all(&folder).map_err(|e| Error::io("mkdir", &folder, e))?;
+        file::inherit_no_acl(&folder)?;
         let path = folder.join("lock");
         let lock = File::options().create(true).truncate(false).write(true).open(&path);
         let lock = lock.map_err(|e| Error::io("open", &path, e))?;
@@ -411,9 +414,14 @@ impl Abilities {
         let tried = file::create_file_at(dir, name, 0o600)?;
         // A capability of version 2 that nobody has.
         let capability = [[0, 0, 0, 2].as_slice(), &[0; 16]].concat();
+        // Read and write for the owner, none for group, mask (without which it is but a mode) and others.
+        let entries = [[1, 6], [4, 0], [16, 0], [32, 0]];
+        let entries = entries.iter().flat_map(|[tag, may]| [*tag, 0, *may, 0, 255, 255, 255, 255]);
+        let acl: Vec<u8> = [2, 0, 0, 0].into_iter().chain(entries).collect();
         let found = Self {
             attributes: file::set_xattr(dir, name, b"user.tapeout", b"1").is_ok(),
             capabilities: file::set_xattr(dir, name, upper::CAPABILITY, &capability).is_ok(),
+            acls: file::set_xattr(dir, name, upper::ACLS[0], &acl).is_ok(),
             access_times: file::keep_access_time_at(dir, name)?,
             mapped_writes: file::tells_mapped_writes(&tried).map_err(|e| Error::io("mmap", folder, e))?,
         };
@@ -423,7 +431,11 @@ impl Abilities {
 
     /// Can a file here have this attribute?
     fn can_have(&self, attribute: &[u8]) -> bool {
-        if attribute == upper::CAPABILITY { self.capabilities } else { self.attributes }
+        match attribute {
+            upper::CAPABILITY => self.capabilities,
+            acl if upper::ACLS.contains(&acl) => self.acls,
+            _ => self.attributes,
+        }
     }
 }
 
@@ -452,7 +464,7 @@ impl Maker<'_> {
         match &entry.node {
             Node::Folder if self.tree.record.held.contains_key(path) => {
                 for attribute in file::list_xattrs(dir, name)? {
-                    if attribute.starts_with(b"user.") {
+                    if attribute.starts_with(b"user.") || upper::ACLS.contains(&attribute.as_slice()) {
                         file::remove_xattr(dir, name, &attribute)?;
                     }
                 }

@@ -338,9 +338,15 @@ impl Build<'_> {
             level: image.level,
             threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
         };
-        let mut both = Both { kept: self.store.begin_unhashed()?, written: new.map(layout::New::blob).transpose()? };
+        let mut both = Both {
+            kept: self.store.begin_unhashed()?,
+            written: new.map(layout::New::blob).transpose()?,
+            store: self.store.path(),
+            refused: None,
+        };
         let files = |digest: &Digest| self.store.changeset_files(digest);
-        let info = layer::write_layer(selection, &files, packing, self.options.epoch, &mut both)?;
+        let written = layer::write_layer(selection, &files, packing, self.options.epoch, &mut both);
+        let info = written.map_err(|e| both.refused.take().unwrap_or(e))?;
         both.kept.finish(Blob { digest: info.digest, size: info.size })?;
         both.written.map_or(Ok(()), |written| written.finish(&info.digest))?;
         let document = serde_json::to_vec(&info).map_err(|e| Error::failed(e.to_string()))?;
@@ -356,18 +362,35 @@ fn is_written(path: &Path, built: &Built) -> bool {
 }
 
 /// A layer on its way to the store, and to a layout.
-struct Both {
+struct Both<'a> {
     kept: Unhashed,
     written: Option<layout::NewBlob>,
+    store: &'a Path,
+    /// Which of the two could not be written: whoever compresses sees but one writer.
+    refused: Option<Error>,
 }
 
-impl Write for Both {
+impl Both<'_> {
+    fn refused(&mut self, place: PathBuf, error: io::Error) -> io::Error {
+        let kind = error.kind();
+        self.refused = Some(Error::io("write", place, error));
+        kind.into()
+    }
+}
+
+impl Write for Both<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.kept.write(bytes)?;
-        if let Some(written) = &mut self.written {
-            written.write_all(&bytes[..n])?;
+        if let Err(error) = self.kept.write_all(bytes) {
+            return Err(self.refused(self.store.to_path_buf(), error));
         }
-        Ok(n)
+        let Some(written) = &mut self.written else { return Ok(bytes.len()) };
+        match written.write_all(bytes) {
+            Ok(()) => Ok(bytes.len()),
+            Err(error) => {
+                let place = written.path().to_path_buf();
+                Err(self.refused(place, error))
+            }
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -207,16 +207,23 @@ fn failure(status: &Status, step: Option<usize>, request: &Request) -> Option<Er
     }
 }
 
-/// What failed on a full disk may not have been able to say so, or not where.
-pub fn on_full_disk(error: Error, store: &Store) -> Error {
-    let path = store.path();
-    let is_full = nix::sys::statvfs::statvfs(path).is_ok_and(|stat| {
-        stat.blocks_available() * stat.fragment_size() < 1 << 20 || (stat.files() > 0 && stat.files_available() == 0)
-    });
-    if !is_full && !error.what().contains(Errno::ENOSPC.desc()) {
-        return error;
+/// What failed on a full disk may not have been able to say so, or not where: `places` are what was written to.
+pub fn on_full_disk(error: Error, places: &[&Path]) -> Error {
+    let is_full = |place: &&&Path| {
+        // A place that isn't there yet lies on the disk of its nearest folder.
+        let there = place.ancestors().find(|path| path.exists()).unwrap_or(place);
+        nix::sys::statvfs::statvfs(there).is_ok_and(|stat| {
+            stat.blocks_available() * stat.fragment_size() < 1 << 20
+                || (stat.files() > 0 && stat.files_available() == 0)
+        })
+    };
+    let full = places.iter().find(is_full);
+    let said = error.what().contains(Errno::ENOSPC.desc());
+    match full {
+        Some(place) => error
+            .why(format!("{}: {}", place.display(), Errno::ENOSPC.desc()))
+            .next(format!("make room on the file system that holds {}", place.display())),
+        None if said => error.next("make room on the file system that holds it"),
+        None => error,
     }
-    error
-        .why(format!("{}: {}", path.display(), Errno::ENOSPC.desc()))
-        .next(format!("make room on the file system that holds {}", path.display()))
 }

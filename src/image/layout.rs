@@ -92,6 +92,11 @@ pub struct NewBlob {
 }
 
 impl NewBlob {
+    /// Where it is written.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Gives it its name.
     pub fn finish(self, digest: &Digest) -> Result<()> {
         let to = self.folder.join(digest.hex());

@@ -442,6 +442,23 @@ pub fn set_xattr(dir: BorrowedFd, name: &[u8], attribute: &[u8], value: &[u8]) -
     checked("setxattr", dir, name, n.into()).map(drop)
 }
 
+/// May files in this folder have attributes `user.*`? Tried on the folder itself.
+pub fn has_user_attributes(folder: &Path) -> bool {
+    let tried = open_path(folder).and_then(|dir| {
+        set_xattr(dir.as_fd(), b".", b"user.tapeout", b"1")?;
+        remove_xattr(dir.as_fd(), b".", b"user.tapeout")
+    });
+    tried.is_ok()
+}
+
+/// Takes a folder's access control lists away, which it has when the folder above gives all that is
+/// made in it rights: what is made in this one has the mode that it is given.
+pub fn inherit_no_acl(folder: &Path) -> Result<()> {
+    let dir = File::open(folder).map_err(|e| Error::io("open", folder, e))?;
+    remove_xattr(dir.as_fd(), b".", b"system.posix_acl_default")?;
+    remove_xattr(dir.as_fd(), b".", b"system.posix_acl_access")
+}
+
 /// lremovexattr(2); having none is fine.
 pub fn remove_xattr(dir: BorrowedFd, name: &[u8], attribute: &[u8]) -> Result<()> {
     let attribute_c = c(attribute)?;

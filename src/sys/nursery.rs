@@ -27,6 +27,7 @@ use nix::sys::socket::{
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
+use crate::sys::refusal::Refusal;
 use crate::sys::subordinate::Ranges;
 use crate::sys::{proc, process};
 
@@ -271,6 +272,11 @@ impl Newborn {
         if !self.birth.namespaces.contains(CloneFlags::CLONE_NEWUSER) {
             return Ok(());
         }
+        Ok(self.map_one()?)
+    }
+
+    /// Maps the ID that we have outside, in a user namespace of our own.
+    pub fn map_one(&self) -> Result<(), Refusal> {
         process::map_ids((self.birth.uid, self.birth.gid), self.outside)
     }
 }

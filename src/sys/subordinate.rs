@@ -29,10 +29,7 @@ impl Ranges {
     /// What this process' user was given; to be asked outside of any user namespace of our own.
     pub fn of_caller() -> Result<Self> {
         let (uid, name) = (nix::unistd::getuid(), std::cell::OnceCell::new());
-        let name = || {
-            let user = || nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
-            name.get_or_init(user).clone().unwrap_or_else(|| uid.to_string())
-        };
+        let name = || name.get_or_init(|| name_of(uid.as_raw())).clone().unwrap_or_else(|| uid.to_string());
         let read = |path: &str| {
             let text = std::fs::read_to_string(path).unwrap_or_default();
             // Whose name is looked up only where there is something to find.
@@ -73,6 +70,15 @@ impl Ranges {
         }
         Ok(())
     }
+}
+
+/// A user's name by `/etc/passwd` itself: getpwuid(3) asks name services, over sockets, which `--offline`
+/// forbids, and through shared libraries, which a static binary must not load.
+fn name_of(uid: u32) -> Option<String> {
+    let text = std::fs::read_to_string("/etc/passwd").ok()?;
+    let mut lines = text.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let found = lines.find(|parts| parts.get(2).and_then(|text| text.parse().ok()) == Some(uid))?;
+    Some(found[0].to_string())
 }
 
 const NEWUIDMAP: &str = "newuidmap";
