@@ -68,7 +68,8 @@ fn lay_out(store: &Store, stack: &Stack, to: &Path) -> Result<()> {
         file::mkdir_at(dir.as_fd(), path.name(), entry.mode)?;
         for attribute in file::list_xattrs(from.as_fd(), path.name())? {
             // Overlay's own say something of the layers that this folder lay on.
-            if attribute.starts_with(b"user.") && !attribute.starts_with(b"user.overlay.") {
+            let kept = [&b"user."[..], b"system.posix_acl_"].iter().any(|kind| attribute.starts_with(kind));
+            if kept && !attribute.starts_with(b"user.overlay.") {
                 let value = file::get_xattr(from.as_fd(), path.name(), &attribute)?.unwrap_or_default();
                 file::set_xattr(dir.as_fd(), path.name(), &attribute, &value)?;
             }
