@@ -38,6 +38,7 @@ mod secrets;
 mod shell;
 mod templates;
 mod twice;
+mod unchanged;
 
 /// A file that nobody declares is a promise that nobody tests.
 #[test]

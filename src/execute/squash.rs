@@ -54,6 +54,7 @@ fn squash(store: &Store, layers: &[&Layer]) -> Result<PathBuf> {
         lay_out(store, &Stack(layers.iter().map(|layer| (*layer).clone()).collect()), &new)?;
         file::rename_new(&new, &path)?;
     }
+    store.touch(&path)?;
     Ok(path)
 }
 
