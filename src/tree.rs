@@ -204,7 +204,8 @@ pub struct Entry {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Extended attributes that go into layers: `security.capability` as version 2, `user.*`.
+    /// Extended attributes that go into layers: `security.capability` as version 2, `user.*`,
+    /// access control lists that name nobody.
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 

@@ -152,8 +152,20 @@ fn workspaces_whose_builders_have_one_name_do_not_disturb_each_other() {
 #[test]
 fn doctor_says_what_this_machine_offers() {
     let Some(workspace) = workspace() else { return };
-    workspace.run("doctor").success().stdout_has("user namespace").stdout_has("overlay");
-    workspace.run("doctor --json").success().json();
+    workspace.run("doctor").success().stdout_has("good     user namespaces").says_not("mirror");
+    workspace.file("tapeout.toml", "[builder]\ntag = \"b\"\nfrom = \"debian:bookworm\"\nmirror = \"file:/nowhere\"\n");
+    workspace.run("doctor").success().stdout_has("weak     mirror").stdout_has("stat(/nowhere/dists");
+    workspace.run("doctor --offline").success().stdout_has("keyring").says_not("mirror");
+    // What the page promises is there, and nothing else.
+    let page = include_str!("../docs/kernel.md");
+    let example = page.split("```json\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+    let example: serde_json::Value = serde_json::from_str(example).expect("JSON");
+    let examined = workspace.run("doctor --json --offline").success().json();
+    let keys = |value: &serde_json::Value| value.as_object().expect("an object").keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&examined), keys(&example));
+    for finding in examined["findings"].as_array().expect("findings") {
+        assert_eq!(keys(finding), keys(&example["findings"][0]));
+    }
 }
 
 #[test]

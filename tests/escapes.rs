@@ -38,10 +38,19 @@ fn alive(name: &str) -> usize {
 
 #[test]
 fn every_attempt_to_leave_the_sandbox_is_refused() {
+    every_attempt_is_refused("overlay");
+}
+
+#[test]
+fn every_attempt_to_leave_the_sandbox_is_refused_in_a_copied_snapshot() {
+    every_attempt_is_refused("copy");
+}
+
+fn every_attempt_is_refused(snapshots: &str) {
     if !have(&["gcc"]) {
         return;
     }
-    let mark = format!("mark-{}", std::process::id());
+    let mark = format!("mark-{snapshots}-{}", std::process::id());
     let workspace = Workspace::tiny().env("SECRET_OF_THE_CALLER", &mark);
     let secret = workspace.everything().join("secret");
     fs::write(&secret, SECRET).expect("write");
@@ -73,7 +82,7 @@ exec /tmp/escapes '{}' '{mark}' {port} {} '{}' '{mark}'
             workspace.store().display(),
         ),
     );
-    let built = workspace.run("build //try:build");
+    let built = workspace.run(&format!("build --snapshots {snapshots} //try:build"));
     let left = alive(&format!("outlives-{mark}"));
     let log = workspace.run("log //try:build").stdout;
     let _ = other.kill();
@@ -81,11 +90,17 @@ exec /tmp/escapes '{}' '{mark}' {port} {} '{}' '{mark}'
     let _ = fs::remove_file(&shared);
 
     let escaped: Vec<&str> = log.lines().filter(|line| line.starts_with("ESCAPED ")).collect();
-    assert!(escaped.is_empty(), "{escaped:#?}{built}");
-    built.success();
+    // The folder that is bound as the root has a path, and the kernel shows it. docs/sandbox.md says so.
+    let known: &[&str] = if snapshots == "copy" { &["ESCAPED read_host_paths_among_the_mounts"] } else { &[] };
+    assert_eq!(escaped, known, "{built}");
+    if known.is_empty() {
+        built.success()
+    } else {
+        built.failure(1)
+    };
     // All were tried: the list has each once, after the macro's own line.
     let attempts = include_str!("escapes.c").matches("TRY(").count() - 1;
-    assert_eq!(log.lines().filter(|line| line.starts_with("refused ")).count(), attempts, "{log}");
+    assert_eq!(log.lines().filter(|line| line.starts_with("refused ")).count(), attempts - known.len(), "{log}");
     assert!(attempts > 90);
     assert_eq!(left, 0, "a process outlived the build");
     let after = fs::metadata(&secret).expect("metadata");

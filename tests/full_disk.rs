@@ -45,11 +45,16 @@ image("image", deps = [":tapeout"])
 
 /// Builds on a disk that grows until there is room: the digest, and how often there was none.
 fn grow(disk: &Disk, workspace: &Workspace, step: u64) -> (String, u32) {
+    grow_with(disk, workspace, step, "overlay")
+}
+
+fn grow_with(disk: &Disk, workspace: &Workspace, step: u64, snapshots: &str) -> (String, u32) {
     let mut full = 0;
     for size in (1..).map(|count| count * step) {
         assert!(size < 1 << 30, "a gigabyte is not enough");
         disk.resize(size);
-        let outcome = workspace.run("build //app:image/build_image --output out/images");
+        let outcome =
+            workspace.run(&format!("build --snapshots {snapshots} //app:image/build_image --output out/images"));
         if outcome.succeeded() {
             break;
         }
@@ -72,12 +77,14 @@ fn a_full_store_is_named_and_with_room_the_next_run_succeeds() {
     if !have(&["root", "busybox"]) {
         return;
     }
-    let workspace = Workspace::tiny();
-    workspace.file("app/build.star", BUILD);
-    let disk = Disk::new(&workspace.everything().join("store"), &workspace);
-    let (digest, full) = grow(&disk, &workspace, 3 << 20);
-    assert!(full > 2, "the disk was never full");
-    assert_eq!(digest, in_a_fresh_place());
+    for snapshots in ["overlay", "copy"] {
+        let workspace = Workspace::tiny();
+        workspace.file("app/build.star", BUILD);
+        let disk = Disk::new(&workspace.everything().join("store"), &workspace);
+        let (digest, full) = grow_with(&disk, &workspace, 3 << 20, snapshots);
+        assert!(full > 2, "{snapshots}: the disk was never full");
+        assert_eq!(digest, in_a_fresh_place(), "{snapshots}");
+    }
 }
 
 #[test]

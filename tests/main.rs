@@ -5,6 +5,7 @@
 mod common;
 
 mod airgap;
+mod attributes;
 mod bootstrap;
 mod carried;
 mod changesets;
@@ -37,6 +38,7 @@ mod secrets;
 mod shell;
 mod templates;
 mod twice;
+mod unchanged;
 
 /// A file that nobody declares is a promise that nobody tests.
 #[test]

@@ -9,6 +9,7 @@ use std::process::Command;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::common::containers::Containers;
 use super::common::outcome::Running;
 use super::common::{Outcome, User, Workspace, have, places};
 
@@ -159,8 +160,9 @@ fn where_namespaces_are_refused_the_error_names_the_way_and_it_gives_the_same() 
         assert!(none.stderr.contains("--isolation chroot"), "{none}");
         let built = in_a_closed_place(&workspace, "build --isolation chroot --jobs 4 //app:web/build_image").success();
         assert!(built.stderr.contains("is no boundary"), "{built}");
-        let again = in_a_closed_place(&workspace, "build --isolation chroot //app:web/build_image").success();
+        let again = in_a_closed_place(&workspace, "build --json --isolation chroot //app:web/build_image").success();
         assert!(again.stderr.contains("is no boundary"), "also when all is cached: {again}");
+        assert!(again.json()[0]["weakened"].to_string().contains("is no boundary"), "{again}");
         let changesets = fs::read_dir(workspace.store().join("changesets")).expect("changesets").flatten();
         for name in changesets.map(|entry| entry.file_name().to_string_lossy().into_owned()) {
             assert!(expected.contains(&name), "{prefix:?}: {name} is none of {expected:?}");
@@ -168,6 +170,111 @@ fn where_namespaces_are_refused_the_error_names_the_way_and_it_gives_the_same() 
         let index = fs::read(workspace.output("app/web/build_image/index.json")).expect("index.json");
         assert!(expected.contains(&super::common::image::sha256(&index)), "{prefix:?}");
     }
+}
+
+/// The finding of this name in what `doctor --json` printed.
+fn finding(examined: &serde_json::Value, name: &str) -> serde_json::Value {
+    let all = examined["findings"].as_array().expect("findings");
+    all.iter().find(|finding| finding["name"] == name).unwrap_or_else(|| panic!("{name}: {examined:#}")).clone()
+}
+
+#[test]
+fn doctor_says_who_refuses_namespaces_and_what_mends_it() {
+    let user = Workspace::tiny();
+    let refused = in_a_closed_place(&user, "doctor --offline").failure(1);
+    assert!(refused.stdout.contains("missing  user namespaces"), "{refused}");
+    for said in ["seccomp profile", "administrator: ", "seccomp=unconfined"] {
+        assert!(refused.stdout.contains(said), "{refused}");
+    }
+    refused.stderr_has("nothing can be built here");
+    if !have(&["root"]) {
+        return;
+    }
+    let root = Workspace::tiny_of(User::root());
+    let refused = in_a_closed_place(&root, "doctor --offline --json").failure(1);
+    let way = finding(&refused.json(), "--isolation chroot");
+    assert!(
+        way["state"] == "weak" && way["user"].as_str().is_some_and(|u| u.contains("--isolation chroot")),
+        "{way:#}"
+    );
+    let chosen = in_a_closed_place(&root, "doctor --offline --json --isolation chroot").success().json();
+    assert!(chosen["can_build"] == true, "{chosen:#}");
+    let way = finding(&chosen, "--isolation chroot");
+    assert!(way["meaning"].as_str().is_some_and(|words| words.contains("no boundary")), "{way:#}");
+}
+
+#[test]
+fn under_a_masked_proc_rules_see_the_container_s_and_doctor_says_so() {
+    if !have(&["root", "unshare", "setpriv"]) {
+        return;
+    }
+    let workspace = Workspace::tiny();
+    workspace.file("app/build.star", RULES);
+    let User { uid, gid, .. } = workspace.user;
+    let run = |arguments: &str| {
+        // What container engines lay over it.
+        let script = format!(
+            "set -e; for name in kcore keys timer_list; do test ! -e /proc/$name || mount --bind /dev/null /proc/$name; done
+             mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys
+             export TAPEOUT_STORE=\"$1\"; exec setpriv --reuid {uid} --regid {gid} --clear-groups \"$2\" {arguments}"
+        );
+        let mut command = Command::new("unshare");
+        let (store, binary) = (workspace.store().display().to_string(), places::binary().display().to_string());
+        command.args(["--mount", "sh", "-c", &script, "sh", &store, &binary]).current_dir(workspace.path(""));
+        Running::start(&mut command, arguments.to_owned()).wait(workspace.limit).success()
+    };
+    let examined = run("doctor --offline --json").json();
+    let proc = finding(&examined, "/proc");
+    assert!(proc["state"] == "weak" && examined["can_build"] == true, "{examined:#}");
+    assert!(proc["administrator"].as_str().is_some_and(|c| c.contains("unmask=ALL")), "{proc:#}");
+    let built = run("build //app:web/build_image");
+    assert!(built.stderr.contains("/proc is that of the container around us"), "{built}");
+    let changesets = fs::read_dir(workspace.store().join("changesets")).expect("changesets").flatten();
+    let expected = self::built(User::plain(), "--snapshots overlay");
+    for name in changesets.map(|entry| entry.file_name().to_string_lossy().into_owned()) {
+        assert!(expected.contains(&name), "{name} is none of {expected:?}");
+    }
+}
+
+#[test]
+fn doctor_says_that_we_are_root_without_the_right_to_map_it() {
+    if !have(&["root", "setpriv"]) {
+        return;
+    }
+    let drop = ["/usr/bin/setpriv", "--bounding-set=-setfcap", "--inh-caps=-setfcap"];
+    let root = Workspace::tiny_of(User::root()).behind(&drop);
+    let namespaces = finding(&root.run("doctor --offline --json").failure(1).json(), "user namespaces");
+    assert!(namespaces["why"][1].as_str().is_some_and(|why| why.contains("CAP_SETFCAP")), "{namespaces:#}");
+    assert!(namespaces["administrator"].as_str().is_some_and(|c| c.contains("--cap-add SETFCAP")), "{namespaces:#}");
+}
+
+#[test]
+fn doctor_knows_the_file_system_of_the_store_and_the_room_on_it() {
+    if !have(&["root", "unshare", "setpriv"]) {
+        return;
+    }
+    let examined = |mount: &str| {
+        let workspace = Workspace::tiny();
+        let script = format!(
+            "set -e; mkdir -p \"$1\"; {mount}; chmod 777 \"$1\" || true; ulimit -n 512
+             exec setpriv --reuid {0} --regid {0} --clear-groups \"$2\" doctor --offline --json",
+            workspace.user.uid
+        );
+        let mut command = Command::new("unshare");
+        let (store, binary) = (workspace.store().display().to_string(), places::binary().display().to_string());
+        command.args(["--mount", "sh", "-c", &script, "sh", &store, &binary]).current_dir(workspace.path(""));
+        command.env("TAPEOUT_STORE", &store);
+        Running::start(&mut command, mount.to_owned()).wait(workspace.limit)
+    };
+    let tiny = examined("mount -t tmpfs -o size=8m none \"$1\"").failure(1).json();
+    assert_eq!(finding(&tiny, "room")["state"], "missing", "{tiny:#}");
+    assert!(finding(&tiny, "store")["meaning"].as_str().is_some_and(|words| words.contains("on tmpfs")), "{tiny:#}");
+    assert_eq!(finding(&tiny, "open files")["state"], "weak", "{tiny:#}");
+    let bare = examined("mount -t ramfs none \"$1\"").json();
+    assert!(finding(&bare, "overlay")["why"][0].as_str().is_some_and(|why| why.contains("user.*")), "{bare:#}");
+    let read_only = examined("mount -t tmpfs -o size=8m none \"$1\"; mount -o remount,ro \"$1\"").failure(1).json();
+    assert_eq!(finding(&read_only, "store")["state"], "missing", "{read_only:#}");
+    assert_eq!(finding(&read_only, "user namespaces")["state"], "good", "{read_only:#}");
 }
 
 #[test]
@@ -317,9 +424,11 @@ rule("owner/build", deps = [":plain/build"], run = "chown 33 /made")
         under_a_listener(&mut command, alone.limit)
     };
     let built = build("//app:plain/build").success();
-    assert_eq!(built.json(), expected, "{built}");
+    assert_eq!(built.json()[0]["digest"], expected[0]["digest"], "{built}");
+    assert_eq!(expected[0]["weakened"].as_array().map(Vec::len), Some(0), "{expected:#}");
     for said in ["snapshots are copied here", "listens to seccomp already"] {
         assert!(built.stderr.contains(said), "{built}");
+        assert!(built.json()[0]["weakened"].to_string().contains(said), "{built}");
     }
     build("//app:owner/build").failure(1).stderr_has("Invalid argument");
 }
@@ -346,4 +455,192 @@ stat -c '%n %u:%g' * away/* >>/list; cp -a moved copy; stat -c '%n %u:%g' copy >
     });
     assert!(lists[0].1.contains("a 33:34\n") && lists[0].1.contains("away 5:6\n"), "{lists:?}");
     assert_eq!(lists[0], lists[1]);
+}
+
+#[test]
+fn what_a_shell_or_a_failed_rule_changes_in_a_copied_snapshot_is_in_no_later_one() {
+    let workspace = Workspace::tiny();
+    let rule =
+        |name: &str, run: &str| format!("rule(\"{name}/build\", deps = [\"//base:build\"], run = \"\"\"{run}\"\"\")\n");
+    let spoil = "echo leaked >>/etc/passwd; rm /bin/ls; mkdir /leaked; ln /bin/busybox /linked; chmod 700 /etc";
+    workspace.file(
+        "app/build.star",
+        rule("first", "true")
+            + &rule("fails", &format!("{spoil}; exit 3"))
+            + &rule("ends", &format!("{spoil}; kill -9 $$")),
+    );
+    let look = "ls -a /; cd /; find bin etc usr | sort | xargs stat -c '%n %a %Y'; cat /etc/passwd";
+    let look = rule("looks", &format!("({look}) >/list"));
+    let clean = Workspace::tiny();
+    clean.file("app/build.star", &look);
+    let digest = |workspace: &Workspace, snapshots: &str| {
+        let built = workspace.run(&format!("build --json --snapshots {snapshots} //app:looks/build")).success();
+        built.json()[0]["digest"].to_string()
+    };
+    let expected = digest(&clean, "overlay");
+    let spoiled: [&dyn Fn(); 3] = [
+        &|| {
+            drop(
+                workspace
+                    .run_words(&["shell", "--snapshots", "copy", "//app:first/build", "--", "/bin/sh", "-c", spoil])
+                    .success(),
+            )
+        },
+        &|| drop(workspace.run("build --snapshots copy //app:fails/build").failure(1)),
+        &|| drop(workspace.run("build --snapshots copy //app:ends/build").failure(1)),
+    ];
+    let rules = workspace.read("app/build.star");
+    for (round, spoil) in spoiled.into_iter().enumerate() {
+        spoil();
+        // Another comment is another script, so that it runs.
+        workspace.file("app/build.star", format!("{rules}{}", look.replace("(ls", &format!(": {round}; (ls"))));
+        assert_eq!(digest(&workspace, "copy"), expected, "round {round}");
+    }
+}
+
+/// Processes with this command line, but no dead ones.
+fn alive(line: &[u8]) -> Vec<String> {
+    let all = fs::read_dir("/proc").expect("/proc").flatten();
+    let found = all.filter(|entry| fs::read(entry.path().join("cmdline")).is_ok_and(|found| found == line));
+    found.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// The parent of a process.
+fn parent(pid: &str) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    status.lines().find_map(|line| line.strip_prefix("PPid:\t")).expect("PPid").to_owned()
+}
+
+#[test]
+fn an_init_that_is_killed_leaves_nobody_who_could_change_what_the_next_rule_sees() {
+    if !have(&["root"]) {
+        return;
+    }
+    let rule = |run: &str| format!("rule(\"killed/build\", deps = [\"//base:build\"], run = \"\"\"{run}\"\"\")\n");
+    let sees = "rule(\"sees/build\", deps = [\"//base:build\"], run = \"sleep 1; find /etc /opt | sort >/list\")\n";
+    // One that was left alone by its parent, and goes on writing.
+    let number = 100_000 + std::process::id();
+    let daemon = format!(
+        "mkdir -p /opt; (setsid sh -c 'while :; do echo x >>/opt/x; echo y >/etc/y; sleep 0.01; done' &); sleep {number}; true"
+    );
+    let sleep = format!("sleep\0{number}\0").into_bytes();
+    let clean = Workspace::tiny();
+    clean.file("app/build.star", sees);
+    let expected = clean.run("build --json //app:sees/build").success().json();
+    let workspace = Workspace::tiny_of(User::root());
+    for nursery in [false, true] {
+        workspace
+            .file("app/build.star", rule(&format!(": {nursery}; {daemon}")) + &sees.replace("sleep 1", "sleep 1.0"));
+        let running = workspace.start("build --isolation chroot //app:killed/build");
+        let step = loop {
+            if let Some(sleep) = alive(&sleep).first() {
+                break parent(sleep);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        };
+        let init = parent(&step);
+        let kill = |pid: &str| {
+            let pid = nix::unistd::Pid::from_raw(pid.parse().expect("a number"));
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("kill");
+        };
+        if nursery {
+            // Without it init goes on; the build is then killed as well.
+            kill(&parent(&init));
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            assert_eq!(alive(&sleep).len(), 1, "init and its step go on");
+            running.kill();
+        } else {
+            kill(&init);
+            running.wait(workspace.limit).failure(1).stderr_has("init died");
+        }
+        let since = std::time::Instant::now();
+        while !alive(&sleep).is_empty()
+            || !alive(b"sh\0-c\0while :; do echo x >>/opt/x; echo y >/etc/y; sleep 0.01; done\0").is_empty()
+        {
+            assert!(since.elapsed().as_secs() < 10, "somebody lives on");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        let seen = workspace.run("build --json --isolation chroot //app:sees/build").success().json();
+        assert_eq!(seen[0]["digest"], expected[0]["digest"]);
+    }
+}
+
+/// Docker's profile, made of podman's: no namespaces, no mounts.
+const CLOSED: &str = r#"(.syscalls |= map(.names -= ["unshare", "mount", "umount", "umount2", "setns", "fsopen", "fsmount", "fsconfig",
+    "fspick", "move_mount", "open_tree", "pivot_root", "clone", "clone3"])) | .syscalls += [
+    {"names": ["clone"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": 2114060288, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}]},
+    {"names": ["unshare", "mount"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}]"#;
+
+#[test]
+fn in_containers_of_podman_the_bytes_are_the_same() {
+    if !have(&["root", "podman", "jq"]) {
+        return;
+    }
+    const RULE: &str = r#"rule("build", deps = ["//base:build"], run = "echo 1 >/x; chown 33:34 /x; mv /usr/bin /usr/moved; echo n >/dev/null")"#;
+    let clean = Workspace::tiny();
+    clean.file("app/build.star", RULE);
+    let expected = clean.run("build --json //app:build").success().json();
+    let containers = Containers::new();
+    let binary = places::binary();
+    let root = places::tiny_root();
+    let script = |options: &str, arguments: &str| {
+        format!(
+            r#"rm -rf place; mkdir -p place/root/usr place/root/etc place/work/app place/store; cd place
+            for name in bin lib lib64 sbin; do ln -s usr/$name root/$name; done; mkdir root/proc root/dev root/sys root/run root/tmp
+            cp -r {root} builder; cp {binary} tapeout; printf '[builder]\ntag = "tiny"\nfrom = "dir:/w/builder"\n[build]\nepoch = 1767225600\n' >work/tapeout.toml
+            echo '{RULE}' >work/app/build.star; jq '{CLOSED}' /usr/share/containers/seccomp.json >closed.json
+            podman --cgroup-manager=cgroupfs run --rm --cgroups=disabled --network=none {options} -v /usr:/usr:ro -v "$PWD:/w" \
+                -e TAPEOUT_STORE=/w/store -w /w/work --rootfs "$PWD/root" /w/tapeout build --json {arguments} //app:build"#,
+            root = root.display(),
+            binary = binary.display(),
+        )
+    };
+    let open = containers.podman(&script("", "")).success();
+    assert_eq!(open.json()[0]["digest"], expected[0]["digest"], "{open}");
+    // What is weaker there is said.
+    open.says("/proc is that of the container").says("host name of the container");
+    let closed = "--security-opt seccomp=closed.json";
+    containers.podman(&script(closed, "")).failure(1).says("--isolation chroot");
+    for more in ["--cap-drop mknod", "--cap-add mknod"] {
+        let built = containers.podman(&script(&format!("{closed} {more}"), "--isolation chroot")).success();
+        assert_eq!(built.json()[0]["digest"], expected[0]["digest"], "{more}: {built}");
+        built.says("is no boundary");
+    }
+}
+
+#[test]
+fn inside_a_rule_a_build_works_and_another_owner_is_an_error_that_says_why() {
+    let workspace = Workspace::tiny();
+    // The binary is linked to libraries, and the builder is busybox alone.
+    let told = workspace.tool("ldd", &[&places::binary().display().to_string()]).success().stdout;
+    let mut sources = vec![];
+    for path in told.split_whitespace().filter(|word| word.starts_with('/')) {
+        let name = path.rsplit('/').next().expect("a name");
+        workspace.file(&format!("app/lib/{name}"), fs::read(path).expect(path));
+        sources.push(format!("lib/{name}"));
+    }
+    workspace.file("app/tapeout", fs::read(places::binary()).expect("binary"));
+    sources.push("tapeout".into());
+    let run = |label: &str| {
+        format!(
+            r#"
+set -e; mkdir -p /lib64 /tmp/w/app /tmp/bb/bin /tmp/bb/etc /tmp/bb/tmp /tmp/bb/run /tmp/bb/dev /tmp/bb/proc /tmp/bb/sys; cp lib/ld-* /lib64; cp lib/* /usr/lib; chmod 755 tapeout /lib64/* /usr/lib/*
+cp /bin/busybox /tmp/bb/bin; for n in sh cat chown; do ln -s busybox /tmp/bb/bin/$n; done; cp /etc/passwd /etc/group /tmp/bb/etc
+cd /tmp/w; printf '[builder]\\ntag = \"in\"\\nfrom = \"dir:/tmp/bb\"\\n' >tapeout.toml
+echo 'rule(\"build\", deps = [\"//base:build\"], run = \"echo 1 >/x; chown 0:0 /x\")' >app/build.star
+echo 'rule(\"owner/build\", deps = [\"//base:build\"], run = \"echo 1 >/x; chown 33 /x\")' >>app/build.star
+TAPEOUT_STORE=/tmp/store /workspace/app/tapeout build //app:{label}"#
+        )
+    };
+    let rule = |name: &str, label: &str| {
+        format!(
+            "rule(\"{name}/build\", deps = [\"//base:build\"], sources = {sources:?}, run = \"\"\"{}\"\"\")\n",
+            run(label)
+        )
+    };
+    workspace.file("app/build.star", rule("plain", "build") + &rule("foreign", "owner/build"));
+    workspace.run("build //app:plain/build").success();
+    workspace.run("log //app:plain/build").success().says("listens to seccomp already").says("built  //app:build");
+    workspace.run("build //app:foreign/build").failure(1);
+    workspace.run("log //app:foreign/build").success().says("listens to seccomp already").says("Invalid argument");
 }

@@ -143,6 +143,7 @@ fn nothing_but_the_inputs_shows_in_any_byte() {
         ("workspace path", plain(), "some/where/else/", false, ""),
         ("file order on disk", plain(), "", true, ""),
         ("jobs", plain(), "", false, "--jobs 4"),
+        ("copied snapshots", plain(), "", false, "--snapshots copy --jobs 4"),
     ];
     for (name, workspace, below, backwards, options) in axes {
         let found = build(&workspace, below, backwards, options);

@@ -113,6 +113,43 @@ impl Seen {
     }
 }
 
+/// Things that nobody looks into again: each is as it was while its [`Stamp`] holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamps(BTreeMap<PathBuf, Stamp>);
+
+impl Stamps {
+    /// Takes a file, a link, or a folder and all in it, before anybody reads it. False: it isn't there, or not at
+    /// rest, so that its times wouldn't tell.
+    pub fn take(&mut self, path: &Path) -> bool {
+        let began = Moment::now();
+        walkdir::WalkDir::new(path).follow_links(false).follow_root_links(false).into_iter().all(|entry| {
+            let Ok(entry) = entry else { return false };
+            let Ok(stat) = entry.metadata() else { return false };
+            self.add(entry.into_path(), &stat, began)
+        })
+    }
+
+    /// The same of a folder alone: which names it has.
+    pub fn take_folder(&mut self, path: &Path) -> bool {
+        let began = Moment::now();
+        path.symlink_metadata().is_ok_and(|stat| self.add(path.to_path_buf(), &stat, began))
+    }
+
+    fn add(&mut self, path: PathBuf, stat: &Metadata, began: Moment) -> bool {
+        let stamp = Stamp::of(stat, began);
+        let at_rest = stamp.at_rest;
+        // Of two looks the earlier one counts.
+        self.0.entry(path).or_insert(stamp);
+        at_rest
+    }
+
+    /// Is all of it as it was?
+    pub fn hold(&self) -> bool {
+        let now = Moment::now();
+        self.0.iter().all(|(path, stamp)| path.symlink_metadata().is_ok_and(|stat| stamp.holds(&stat, now)))
+    }
+}
+
 impl Look {
     /// The same look now; `None`: it would see something else.
     fn again(&self, path: &Path) -> Option<Self> {

@@ -90,6 +90,8 @@ struct Attributes {
 pub(super) const ORIGIN: &[u8] = b"user.overlay.origin";
 /// What a program may that has it.
 pub(super) const CAPABILITY: &[u8] = b"security.capability";
+/// Access control lists: acl(5).
+pub(super) const ACLS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
 const OVERLAY: &[u8] = b"user.overlay.";
 /// What overlay makes of an attribute `user.overlay.…` that a rule sets itself.
 const ESCAPED: &[u8] = b"user.overlay.overlay.";
@@ -107,6 +109,7 @@ impl Attributes {
                 b"user.overlay.opaque" => found.opaque = value()? == b"y",
                 ORIGIN => found.copied_up = true,
                 CAPABILITY => drop(found.kept.insert(attribute.clone(), version_2(value()?))),
+                acl if ACLS.contains(&acl) => drop(found.kept.insert(attribute.clone(), nameless(value()?, path)?)),
                 other if other.starts_with(OVERLAY) => {}
                 other if other.starts_with(b"user.") => drop(found.kept.insert(attribute.clone(), value()?)),
                 _ => continue,
@@ -121,10 +124,16 @@ impl Attributes {
 
 /// The attributes that go into layers of a file that no overlay has shown.
 pub(super) fn plain_attributes(dir: BorrowedFd, name: &[u8], path: &RootPath) -> Result<Xattrs> {
-    match file::list_xattrs(dir, name)?.into_iter().find(|attribute| attribute.starts_with(OVERLAY)) {
-        Some(order) => Err(an_order(&order, path)),
-        None => plain_attributes_of_kept(dir, name),
+    if let Some(order) = file::list_xattrs(dir, name)?.into_iter().find(|attribute| attribute.starts_with(OVERLAY)) {
+        return Err(an_order(&order, path));
     }
+    let mut kept = plain_attributes_of_kept(dir, name)?;
+    for acl in ACLS {
+        if let Some(value) = kept.remove(acl) {
+            kept.insert(acl.to_vec(), nameless(value, path)?);
+        }
+    }
+    Ok(kept)
 }
 
 /// The same of a file in the kept form, which may have some that are overlay's.
@@ -135,11 +144,26 @@ pub(super) fn plain_attributes_of_kept(dir: BorrowedFd, name: &[u8]) -> Result<X
         match attribute.as_slice() {
             CAPABILITY => drop(kept.insert(attribute.clone(), version_2(value()?))),
             order if order.starts_with(OVERLAY) => {}
-            other if other.starts_with(b"user.") => drop(kept.insert(attribute.clone(), value()?)),
+            other if other.starts_with(b"user.") || ACLS.contains(&other) => {
+                drop(kept.insert(attribute.clone(), value()?));
+            }
             _ => {}
         }
     }
     Ok(kept)
+}
+
+/// An access list that gives rights to nobody by name, as the kernel tells it: `struct
+/// posix_acl_xattr_header` and `posix_acl_xattr_entry` of linux/posix_acl_xattr.h. The numbers in one
+/// are those of the sandbox, where one ID stands for every owner, so a list with names is refused.
+fn nameless(value: Vec<u8>, path: &RootPath) -> Result<Vec<u8>> {
+    const NAMED: [[u8; 2]; 2] = [0x02_u16.to_le_bytes(), 0x08_u16.to_le_bytes()];
+    if value.get(4..).unwrap_or_default().chunks(8).any(|entry| NAMED.iter().any(|tag| entry.starts_with(tag))) {
+        return Err(Error::failed(format!("a rule gave rights to a user or group by name: {path}"))
+            .why("an access control list is kept only where it names nobody: numbers in it would not be the image's")
+            .next("take the names out in the rule (setfacl -b FILE), and use owner, group and mode (chgrp, chmod)"));
+    }
+    Ok(value)
 }
 
 fn an_order(attribute: &[u8], path: &RootPath) -> Error {

@@ -34,7 +34,7 @@ fn run(cli: &Cli) -> Result<u8> {
     crate::execute::room::wish(wish);
     if wish.isolation == Some(crate::sandbox::Isolation::Chroot) {
         // It is root, or refused; it needs no namespace, and there may be none.
-        let _ = nix::unistd::setgroups(&[]);
+        crate::sys::process::drop_groups();
     } else if touches_the_store(&cli.command) {
         crate::sys::nursery::stay_outside();
         crate::store::help_removing(crate::sandbox::give_back);

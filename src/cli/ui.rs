@@ -21,10 +21,14 @@ pub fn print(text: &str) {
     let _ = out.flush();
 }
 
+/// A value as JSON.
+pub fn json(value: &impl serde::Serialize) -> crate::error::Result<String> {
+    serde_json::to_string_pretty(value).map_err(|e| Error::failed(format!("can't write JSON: {e}")))
+}
+
 /// Prints a value as JSON.
 pub fn print_json(value: &impl serde::Serialize) -> crate::error::Result<()> {
-    let text = serde_json::to_string_pretty(value).map_err(|e| Error::failed(format!("can't write JSON: {e}")))?;
-    print(&text);
+    print(&json(value)?);
     Ok(())
 }
 

@@ -168,6 +168,18 @@ impl Base {
         Ok(base)
     }
 
+    /// Names all that the rules of a build take from it; `None`: it isn't there yet, or nothing names it.
+    pub fn identity(&self) -> Option<Digest> {
+        if !self.made || self.is_host() {
+            return None;
+        }
+        let lock = match &self.lock {
+            Some(_) => Some(Digest::of(std::fs::read(&self.lock_path).ok()?)),
+            None => None,
+        };
+        Some(Digest::of(serde_json::to_vec(&(&self.changesets, &self.packages, self.epoch, lock)).ok()?))
+    }
+
     /// Is it this machine's own toolchain?
     pub fn is_host(&self) -> bool {
         self.from == From::Host

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use crate::build_file::spec::{Graph, Id, Ids, Instance, Rule, Source, Spec};
@@ -100,6 +100,8 @@ pub struct Build<'a> {
     outputs: Vec<OnceLock<Output>>,
     /// What rules without sources find in their package's folder: one for all of them.
     bare: Mutex<BTreeMap<Package, Layer>>,
+    /// What rules did weaker than elsewhere.
+    weakened: Mutex<std::collections::BTreeSet<String>>,
 }
 
 /// What a dry run says of one instance.
@@ -126,7 +128,23 @@ impl<'a> Build<'a> {
         report: &'a dyn Report,
     ) -> Self {
         let outputs = graph.instances.iter().map(|_| OnceLock::new()).collect();
-        Self { store, graph, order: Order::of(graph), base, options, report, outputs, bare: Mutex::default() }
+        Self {
+            store,
+            graph,
+            order: Order::of(graph),
+            base,
+            options,
+            report,
+            outputs,
+            bare: Mutex::default(),
+            weakened: Mutex::default(),
+        }
+    }
+
+    /// What was weaker or slower in this build than elsewhere, as it was said meanwhile.
+    pub fn weakened(&self) -> Vec<String> {
+        let of_rules = self.weakened.lock().unwrap_or_else(PoisonError::into_inner);
+        room::told().into_iter().chain(of_rules.iter().cloned()).collect()
     }
 
     /// Runs all of it. Results are on the disk when it returns, after an error too.
@@ -254,7 +272,9 @@ impl<'a> Build<'a> {
             e.next(format!("see all that it printed: tapeout log {}", instance.label)).at(instance.place.clone(), "")
         })?;
         for text in weakened {
-            self.report.event(Event::Note { text: &format!("{name}: {text}") });
+            let text = format!("{name}: {text}");
+            self.report.event(Event::Note { text: &text });
+            self.weakened.lock().unwrap_or_else(PoisonError::into_inner).insert(text);
         }
         self.done("built", id, &format!("{:.1} s", began.elapsed().as_secs_f64()));
         Ok(layer.digest)

@@ -22,5 +22,6 @@ pub mod sources;
 mod squash;
 mod tapeout;
 pub mod twice;
+pub mod unchanged;
 pub mod unpack;
 pub mod wants;

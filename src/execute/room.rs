@@ -36,14 +36,21 @@ pub fn place(store: &Store) -> Result<Place> {
     Ok(place.insert(found).clone())
 }
 
+static TOLD: AtomicBool = AtomicBool::new(false);
+
 /// Says once a command what is weaker or slower here than elsewhere.
 pub fn tell(store: &Store, report: &dyn Report) -> Result<()> {
-    static TOLD: AtomicBool = AtomicBool::new(false);
     let place = place(store)?;
     if !TOLD.swap(true, Ordering::Relaxed) {
         place.notes.iter().for_each(|text| report.event(Event::Note { text }));
     }
     Ok(())
+}
+
+/// What [`tell`] said, if it was called.
+pub fn told() -> Vec<String> {
+    let place = PLACE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    place.as_ref().filter(|_| TOLD.load(Ordering::Relaxed)).map_or(vec![], |place| place.notes.clone())
 }
 
 /// Is there no boundary around the rules of this command?

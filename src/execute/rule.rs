@@ -20,7 +20,7 @@ use crate::execute::log;
 use crate::execute::request::{FORMAT, Outcome, Request};
 use crate::execute::room::Room;
 use crate::execute::secrets::Search;
-use crate::sandbox::{Bind, Hit, Secret, Spec, Status};
+use crate::sandbox::{Bind, Hit, NO_OWNERS, Secret, Spec, Status};
 use crate::store::{Cache, Scratch, Store};
 use crate::sys::file;
 use crate::sys::root::Root;
@@ -88,6 +88,8 @@ fn make(
         let keep: &dyn Fn(&Path) = if secrets.is_empty() { left } else { &|_| {} };
         let on_host = room.is_on_host();
         room.give_up(snapshot, &outcome.recorded, keep)?;
+        let may_be_owners = outcome.weakened.iter().any(|weaker| weaker == NO_OWNERS);
+        let error = if may_be_owners { error.why(NO_OWNERS) } else { error };
         return Err(of_the_host(log::told(error, kept), !on_host));
     }
     let map = renumber.map(|renumber| renumber.map(&room.changed()?)).transpose()?.unwrap_or_default();

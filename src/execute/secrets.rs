@@ -48,6 +48,11 @@ impl Secrets {
         Ok(())
     }
 
+    /// None was given.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Those that a rule names, as many as there are.
     pub fn of(&self, names: &[String]) -> Vec<Secret> {
         names.iter().collect::<BTreeSet<_>>().into_iter().filter_map(|name| self.0.get(name)).cloned().collect()

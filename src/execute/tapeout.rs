@@ -167,7 +167,8 @@ impl Build<'_> {
         let path = self.store.blob_path(digest);
         let bytes = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
         postcard::from_bytes(&bytes).map_err(|e| {
-            Error::failed(format!("{} is damaged: {e}", path.display())).next("remove that file; its rule picks again")
+            Error::failed(format!("{} is damaged: {e}", path.display()))
+                .next("tapeout fsck --repair removes it, and its rule picks again")
         })
     }
 

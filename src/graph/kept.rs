@@ -20,22 +20,39 @@ const FORMAT: u32 = 1;
 
 /// As [`super::analyse`], from the store where nothing has changed.
 pub fn analyse(store: &Store, request: &Request) -> Result<Graph> {
-    if cfg!(test) { super::analyse_here(request) } else { analyse_by(Path::new(super::OURSELVES), store, request) }
+    Ok(analyse_and_see(store, request)?.0)
+}
+
+/// The same, and what was seen; `None`: that can't be told.
+pub fn analyse_and_see(store: &Store, request: &Request) -> Result<(Graph, Option<Seen>)> {
+    if cfg!(test) {
+        return Ok((super::analyse_here(request)?, None));
+    }
+    ask(Path::new(super::OURSELVES), store, request)
+}
+
+/// Names the question, and who answers it.
+pub fn key_of(request: &Request) -> Result<Digest> {
+    key(Path::new(super::OURSELVES), &Question::new(request, Wanted::Graph)?)
 }
 
 /// As [`analyse`], where the executable that knows the child's role isn't this one: for tests.
 pub fn analyse_by(executable: &Path, store: &Store, request: &Request) -> Result<Graph> {
+    Ok(ask(executable, store, request)?.0)
+}
+
+fn ask(executable: &Path, store: &Store, request: &Request) -> Result<(Graph, Option<Seen>)> {
     let question = Question::new(request, Wanted::Graph)?;
     let key = key(executable, &question)?;
-    if let Some(graph) = kept(store, &key, &question) {
-        return Ok(graph);
+    if let Some((graph, seen)) = kept(store, &key, &question) {
+        return Ok((graph, Some(seen)));
     }
     let answered = child::ask(executable, &question)?;
     let Answer::Graph(graph) = answered.answer else { return Err(child::nonsense()) };
-    if let (Some(seen), Ok(graph)) = (answered.seen, serde_json::to_vec(&graph)) {
-        keep(store, &key, &seen, &graph);
+    if let (Some(seen), Ok(graph)) = (&answered.seen, serde_json::to_vec(&graph)) {
+        keep(store, &key, seen, &graph);
     }
-    Ok(graph)
+    Ok((graph, answered.seen))
 }
 
 fn key(executable: &Path, question: &Question) -> Result<Digest> {
@@ -46,7 +63,7 @@ fn key(executable: &Path, question: &Question) -> Result<Digest> {
     Ok(Digest::of(format!("tapeout graph {FORMAT} {} {which:?}\n{asked}", env!("CARGO_PKG_VERSION"))))
 }
 
-fn kept(store: &Store, key: &Digest, question: &Question) -> Option<Graph> {
+fn kept(store: &Store, key: &Digest, question: &Question) -> Option<(Graph, Seen)> {
     let record = store.kept_graph(key)?;
     let (length, rest) = record.split_first_chunk()?;
     let (seen, graph) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
@@ -61,7 +78,7 @@ fn kept(store: &Store, key: &Digest, question: &Question) -> Option<Graph> {
         keep(store, key, &seen, graph);
     }
     match answer {
-        Answer::Graph(graph) => Some(graph),
+        Answer::Graph(graph) => Some((graph, seen)),
         _ => None,
     }
 }

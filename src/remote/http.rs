@@ -101,6 +101,22 @@ impl Http {
         self.fetch_with_retries(url, limit, sink, on_bytes)
     }
 
+    /// Is there something at `url`? Asked once, and not longer than this.
+    pub fn answers(&self, url: &str, within: Duration) -> Result<()> {
+        let failed = |why: String| Err(Error::failed(format!("{}: {why}", shown(url))));
+        if let Some(path) = file_path(url) {
+            return std::fs::metadata(path).map(drop).map_err(|e| Error::io("stat", path, e));
+        }
+        if self.network == Network::Offline {
+            return failed("--offline forbids to ask".into());
+        }
+        match settings().timeout_global(Some(within)).build().new_agent().head(url).call() {
+            Ok(response) if response.status().as_u16() < 400 => Ok(()),
+            Ok(response) => failed(format!("the server answers {}", response.status().as_u16())),
+            Err(error) => failed(error.to_string()),
+        }
+    }
+
     /// The bytes at `url`, at most `limit`.
     pub fn get(&self, url: &str, limit: u64) -> Result<Vec<u8>> {
         let mut bytes = vec![];
@@ -218,7 +234,7 @@ fn too_long(url: &str, limit: u64) -> Error {
 }
 
 /// Does a 206 begin where we asked it to?
-fn resumes_at(response: &ureq::http::Response<ureq::Body>, have: u64) -> bool {
+pub(super) fn resumes_at(response: &ureq::http::Response<ureq::Body>, have: u64) -> bool {
     let range = response.headers().get("content-range").and_then(|v| v.to_str().ok());
     range.is_some_and(|r| r.trim().starts_with(&format!("bytes {have}-")))
 }

@@ -29,6 +29,10 @@ use crate::sys::mount::{self, Setting, attribute};
 use crate::sys::nursery::{self, Newborn};
 use crate::sys::{file, proc, process, seccomp, terminal};
 
+/// What is weaker where owners can't be recorded.
+pub const NO_OWNERS: &str =
+    "something around us listens to seccomp already: a rule that gives a file to another owner fails";
+
 /// An order holds scripts and the environment.
 const LONGEST_ORDER: u64 = 256 << 20;
 
@@ -82,6 +86,8 @@ fn serve(newborn: &mut Newborn, control: &UnixStream, output: &File, standard: V
     if order.chroot {
         proc::keep_open()?;
         process::adopt_orphans()?;
+        // Killed, it would leave behind what no namespace ends. It sees itself when whoever started us is dead.
+        process::outlive_parent()?;
     }
     let mut room = Room::default();
     for operation in &order.operations {
@@ -181,9 +187,7 @@ impl Room {
             Operation::Mask(inside) => self.mask(inside),
             Operation::Secret(name) => self.secret(name, order),
             Operation::Loopback => mount::loopback_up(),
-            Operation::Hostname(name) => {
-                nix::unistd::sethostname(name).map_err(|errno| Error::io("sethostname", name, errno))
-            }
+            Operation::Hostname(name) => self.host_name(name),
             Operation::Processes(most) => self.processes(*most),
             Operation::ReadOnlyRoot => mount::add_attributes(self.root()?.as_fd(), attribute::READ_ONLY),
             Operation::Pivot => mount::pivot(self.root()?.as_fd()),
@@ -405,6 +409,15 @@ impl Room {
         }
     }
 
+    /// podman's profile refuses it to containers without CAP_SYS_ADMIN, though the namespace is our own.
+    fn host_name(&mut self, name: &str) -> Result<()> {
+        match nix::unistd::sethostname(name) {
+            Err(Errno::EPERM) => self.weakened.push("rules see the host name of the container around us".into()),
+            other => other.map_err(|errno| Error::io("sethostname", name, errno))?,
+        }
+        Ok(())
+    }
+
     /// The limit is that of our own user namespace, and holds for those made in it (user_namespaces(7)).
     fn no_control_groups(&mut self) -> Result<()> {
         let path = "proc/sys/user/max_cgroup_namespaces";
@@ -587,10 +600,7 @@ impl<'a> Watch<'a> {
             let open = Open { network: self.order.foreign_network, devices: self.owners.answers_opens() };
             let started = step::start(self.order, number, self.output, self.terminal.as_deref(), open)?;
             if started.listener.is_none() && number == 0 {
-                self.weakened.push(
-                    "something around us listens to seccomp already: a rule that gives a file to another owner fails"
-                        .into(),
-                );
+                self.weakened.push(NO_OWNERS.into());
             }
             let end = self.wait_for(&started)?;
             kill_all(self.order.chroot);
@@ -690,8 +700,8 @@ fn reap(step: Pid) -> Option<WaitStatus> {
 /// fork, so one signal to all reaches all.
 fn kill_all(chroot: bool) {
     if chroot {
-        // -1 would be all of the container around us.
-        return kill_descendants();
+        // -1 would be all of the container around us. Orphans become our children, so all descend from us.
+        return proc::kill_descendants(&[]);
     }
     let _ = nix::sys::signal::kill(Pid::from_raw(-1), Signal::SIGKILL);
     loop {
@@ -699,25 +709,6 @@ fn kill_all(chroot: bool) {
             Err(Errno::EINTR) | Ok(_) => {}
             Err(_) => return,
         }
-    }
-}
-
-/// Orphans become our children, so all descend from us. Who is stopped can't fork: they are killed when
-/// all are.
-fn kill_descendants() {
-    let mut stopped = vec![];
-    while let Ok(all) = proc::descendants() {
-        while let Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) =
-            waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG))
-        {}
-        let signal = if all == stopped { Signal::SIGKILL } else { Signal::SIGSTOP };
-        if all.is_empty() {
-            return;
-        }
-        for pid in &all {
-            let _ = nix::sys::signal::kill(*pid, signal);
-        }
-        stopped = all;
     }
 }
 

@@ -8,14 +8,16 @@
 //! step.rs   the rule  no capability, descriptor or signal more than a build needs (filter.rs)
 //! ```
 //!
-//! `place.rs` finds out what this place gives. `spec.rs` is what a caller wants, `plan.rs` the ordered list of what is done for it, as data.
+//! `place.rs` finds out what this place gives; `machine.rs` and `findings.rs` tell people about it. `spec.rs` is what a caller wants, `plan.rs` the ordered list of what is done for it, as data.
 //! Init is a child of the nursery (`sys/nursery.rs`), which is our own executable, run from a sealed
 //! memfd once per command. The nursery dies with the command, init with the nursery, and everything
 //! inside with init, because it is PID 1 there. Nothing is mounted outside of
 //! the new mount namespace: after a kill there is nothing to clean up but folders of the caller.
 
 mod filter;
+pub mod findings;
 mod init;
+pub mod machine;
 mod owner;
 mod place;
 mod plan;
@@ -27,10 +29,11 @@ mod spec;
 mod start;
 mod step;
 
-pub use init::take_over_if_asked;
+pub use findings::{Finding, State, findings};
+pub use init::{NO_OWNERS, take_over_if_asked};
+pub use machine::Machine;
 pub use place::{Isolation, Place, Snapshots, Wish};
 pub use plan::{Operation, plan};
-pub use probe::Probe;
 pub use range::give_back;
 pub use seen::{Facts, Known, KnownFile};
 pub use spec::{Above, Bind, Hit, Outcome, Recorded, Secret, Spec, Standard, Status};

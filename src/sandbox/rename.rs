@@ -158,7 +158,7 @@ fn give_mode_and_attributes(old: &OwnedFd, new: &OwnedFd, was: &FileStat) -> nix
         let Ok(Some(value)) = file::get_xattr(old.as_fd(), b".", &attribute) else { continue };
         let given = file::set_xattr(new.as_fd(), b".", &attribute, &value);
         // Others are not the rule's.
-        if given.is_err() && attribute.starts_with(b"user.") {
+        if given.is_err() && (attribute.starts_with(b"user.") || attribute.starts_with(b"system.posix_acl_")) {
             return Err(Errno::EIO);
         }
     }

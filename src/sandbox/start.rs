@@ -15,6 +15,7 @@ use crate::sandbox::place::Isolation;
 use crate::sandbox::plan::{Order, Reply};
 use crate::sandbox::spec::{Outcome, Spec};
 use crate::sys::nursery::{Birth, Child, Nursery, Stillborn};
+use crate::sys::refusal::Refusal;
 use crate::sys::{file, process};
 
 /// A socket takes this much before anybody reads (net.core.wmem_default is 208 KiB).
@@ -107,11 +108,26 @@ fn talk(spec: &Spec, order: &Order, output: OwnedFd, standard: Option<[OwnedFd; 
     }
     // Only now is it sure that nothing inside writes to the upper folder any more.
     child.wait()?;
+    if reply.is_err() && spec.isolation == Isolation::Chroot {
+        // No namespace ended with it.
+        sweep();
+    }
     reply
+}
+
+/// Ends what a dead init left behind. Where the nursery is dead too, nobody knows any more what that is.
+fn sweep() {
+    let nursery = NURSERY.lock().unwrap_or_else(PoisonError::into_inner);
+    let _ = nursery.as_ref().map(Nursery::sweep);
 }
 
 /// A child of the nursery, which is started when there is none.
 pub(super) fn make(birth: Birth, pass: &[BorrowedFd]) -> Result<Child> {
+    Ok(try_to_make(birth, pass)??)
+}
+
+/// The same; inside, what the kernel said when it refuses namespaces.
+pub(super) fn try_to_make(birth: Birth, pass: &[BorrowedFd]) -> Result<Result<Child, Refusal>> {
     let place = if birth.range { &OUTSIDE } else { &NURSERY };
     let mut nursery = place.lock().unwrap_or_else(PoisonError::into_inner);
     for _ in 0..2 {
@@ -123,11 +139,11 @@ pub(super) fn make(birth: Birth, pass: &[BorrowedFd]) -> Result<Child> {
         match alive.make(birth, pass) {
             Ok(child) => {
                 *nursery = Some(alive);
-                return Ok(child);
+                return Ok(Ok(child));
             }
             Err(Stillborn::Refused(errno)) => {
                 *nursery = Some(alive);
-                return Err(process::namespaces_refused("clone", errno));
+                return Ok(Err(Refusal::new("clone", errno)));
             }
             Err(Stillborn::Unmapped(words)) => {
                 *nursery = Some(alive);

@@ -170,6 +170,11 @@ impl Store {
             .map_err(|e| Error::io("utimens", path, e))
     }
 
+    /// What this command has used so far.
+    pub fn all_used(&self) -> BTreeSet<Digest> {
+        self.0.used.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+
     /// Says that a result, changeset or blob is in use.
     pub fn used(&self, digest: &Digest) {
         self.0.used.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(*digest);

@@ -9,7 +9,7 @@
 //! actions/HEX             the result document of the request with this digest, after its own SHA-256
 //! packed/actions          what actions/ holds, in one file (packed.rs): a cache
 //! unsynced/BOOT/HEX       the same, but not yet known to be on the disk
-//! graphs/HEX              its SHA-256 (32 bytes), then what an analysis gave: a cache, the newest few
+//! graphs/HEX              its SHA-256 (32 bytes), then what an analysis gave, or a build that did nothing: a cache, the newest few
 //! builders/TAG.json       which changesets a builder is made of
 //! caches/HEX/files/       the content of a cache: HEX is the digest of its path inside, which `path` holds
 //! caches/HEX/lock         flock: held by the rule that has it mounted
@@ -88,8 +88,8 @@ const FORMAT: &str = "2\n";
 /// A `tree` larger than this is not read: no changeset has ten million paths.
 const LARGEST_TREE: u64 = 4 << 30;
 
-/// Graphs that are kept.
-const GRAPHS: usize = 32;
+/// Records that are kept in `graphs/`: two for each request.
+const GRAPHS: usize = 64;
 
 /// A store on disk. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -475,6 +475,13 @@ impl Store {
     /// Where the log of a request is, or will be.
     pub fn log_path(&self, key: &Digest) -> PathBuf {
         self.path().join("logs").join(key.hex())
+    }
+
+    /// Folders whose times tell whether anything that counts was added or removed, by this command or another.
+    pub fn told_by(&self) -> Vec<PathBuf> {
+        let folders = ["actions", "blobs/sha256", "builders", "changesets", "runs", "unsynced"];
+        let folders = folders.into_iter().map(|folder| self.path().join(folder));
+        folders.chain(Some(self.unsynced()).filter(|folder| folder.is_dir())).collect()
     }
 
     // Graphs.

@@ -32,6 +32,7 @@ impl Scratch {
                 Err(e) => return Err(Error::io("mkdir", &path, e)),
                 Ok(()) => {}
             }
+            file::inherit_no_acl(&path)?;
             let lock_path = path.join("lock");
             // Between the two calls another process may have taken the folder for stale.
             match File::create(&lock_path) {

@@ -79,6 +79,15 @@ pub fn create_file_at(dir: BorrowedFd, name: &[u8], mode: u32) -> Result<File> {
     Ok(File::from(fd))
 }
 
+/// A new regular file at a path: what is there already is removed, and never written through, be it a link.
+pub fn create_anew(path: &Path) -> Result<File> {
+    let removed = std::fs::remove_file(path);
+    removed
+        .or_else(|e| if e.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
+        .and_then(|()| File::create_new(path))
+        .map_err(|e| Error::io("create", path, e))
+}
+
 /// mkdirat(2), then exactly this mode.
 pub fn mkdir_at(dir: BorrowedFd, name: &[u8], mode: u32) -> Result<()> {
     done("mkdir", dir, name, nix::sys::stat::mkdirat(dir, OsStr::from_bytes(name), Mode::from_bits_truncate(0o700)))?;
@@ -442,6 +451,23 @@ pub fn set_xattr(dir: BorrowedFd, name: &[u8], attribute: &[u8], value: &[u8]) -
     checked("setxattr", dir, name, n.into()).map(drop)
 }
 
+/// May files in this folder have attributes `user.*`? Tried on the folder itself.
+pub fn has_user_attributes(folder: &Path) -> bool {
+    let tried = open_path(folder).and_then(|dir| {
+        set_xattr(dir.as_fd(), b".", b"user.tapeout", b"1")?;
+        remove_xattr(dir.as_fd(), b".", b"user.tapeout")
+    });
+    tried.is_ok()
+}
+
+/// Takes a folder's access control lists away, which it has when the folder above gives all that is
+/// made in it rights: what is made in this one has the mode that it is given.
+pub fn inherit_no_acl(folder: &Path) -> Result<()> {
+    let dir = File::open(folder).map_err(|e| Error::io("open", folder, e))?;
+    remove_xattr(dir.as_fd(), b".", b"system.posix_acl_default")?;
+    remove_xattr(dir.as_fd(), b".", b"system.posix_acl_access")
+}
+
 /// lremovexattr(2); having none is fine.
 pub fn remove_xattr(dir: BorrowedFd, name: &[u8], attribute: &[u8]) -> Result<()> {
     let attribute_c = c(attribute)?;
@@ -520,8 +546,10 @@ pub fn now() -> (i64, i64) {
 /// Does a write through a shared mapping change the times of a file, as POSIX wants it (tmpfs does
 /// not)? Tried with an empty file, open for reading and writing.
 pub fn tells_mapped_writes(file: &File) -> io::Result<bool> {
+    use std::os::unix::fs::FileExt;
     const SIZE: usize = 4096;
-    file.set_len(SIZE as u64)?;
+    // It has its place on the disk before it is mapped: a write through a mapping to a full one is SIGBUS.
+    file.write_all_at(&[0; SIZE], 0)?;
     let long_ago = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1);
     file.set_times(std::fs::FileTimes::new().set_modified(long_ago))?;
     let (access, how) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);

@@ -9,6 +9,7 @@ pub mod mount;
 pub mod nursery;
 pub mod proc;
 pub mod process;
+pub mod refusal;
 pub mod root;
 pub mod seccomp;
 pub mod subordinate;

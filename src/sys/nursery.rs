@@ -4,7 +4,8 @@
 //! Whoever schedules sandboxes has threads, and after a fork in such a process the child may do next
 //! to nothing (fork(2)); so a child must be executed anew, which costs more than all the rest. The
 //! nursery pays that once. It dies with whoever started it, since their socket ends then, and its
-//! children die with it (`PR_SET_PDEATHSIG`).
+//! children die with it (`PR_SET_PDEATHSIG`). What a child without a PID namespace leaves behind when it is
+//! killed becomes the nursery's, which ends it when it is asked to ([`Nursery::sweep`]).
 //!
 //! A nursery that we start is in our user namespace, and so are all that it makes: only our own ID can be
 //! mapped there. Where subordinate IDs are wanted, it must come from outside. So before we enter that
@@ -17,15 +18,18 @@ use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
 };
+use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
-use crate::sys::process;
+use crate::sys::refusal::Refusal;
 use crate::sys::subordinate::Ranges;
+use crate::sys::{proc, process};
 
 /// Of an error that the nursery tells.
 const LONGEST_WORDS: usize = 1000;
@@ -34,6 +38,9 @@ const MOST: usize = 8;
 
 /// Of a birth, in bytes.
 const LENGTH: usize = 20;
+
+/// Asks for what [`Nursery::sweep`] says.
+const SWEEP: &[u8] = b"sweep";
 
 /// What a child is to do, and where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,10 +213,21 @@ impl Nursery {
     }
 }
 
+impl Nursery {
+    /// Ends what descends from children that are dead, and comes back when it is dead.
+    pub fn sweep(&self) -> std::result::Result<(), Stillborn> {
+        let gone = |_| Stillborn::Gone;
+        send(self.socket.as_fd(), SWEEP, &[]).map_err(gone)?;
+        match receive(self.socket.as_fd(), &mut [0; 4]) {
+            Ok((4, _)) => Ok(()),
+            _ => Err(Stillborn::Gone),
+        }
+    }
+}
+
 impl Child {
     /// Waits for its end, and that of all that is in its PID namespace.
     pub fn wait(&self) -> Result<()> {
-        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         loop {
             match poll(&mut [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
                 Err(Errno::EINTR) => {}
@@ -254,6 +272,11 @@ impl Newborn {
         if !self.birth.namespaces.contains(CloneFlags::CLONE_NEWUSER) {
             return Ok(());
         }
+        Ok(self.map_one()?)
+    }
+
+    /// Maps the ID that we have outside, in a user namespace of our own.
+    pub fn map_one(&self) -> Result<(), Refusal> {
         process::map_ids((self.birth.uid, self.birth.gid), self.outside)
     }
 }
@@ -270,10 +293,28 @@ pub fn serve(run: fn(Newborn) -> i32) -> ! {
     // SAFETY: no code of ours runs when SIGCHLD is ignored.
     let _ = unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigIgn) };
     let outside = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    // Those whose orphans we would get.
+    let mut children: Vec<(Pid, OwnedFd)> = vec![];
     loop {
         let mut request = [0u8; LENGTH];
-        let Ok((LENGTH, passed)) = receive(socket.as_fd(), &mut request) else { std::process::exit(0) };
+        let Ok((length, passed)) = receive(socket.as_fd(), &mut request) else { std::process::exit(0) };
+        // The number of a dead one may be an orphan's by now.
+        children.retain(|(_, pidfd)| is_alive(pidfd.as_fd()));
+        if &request[..length] == SWEEP {
+            let living: Vec<Pid> = children.iter().map(|(pid, _)| *pid).collect();
+            proc::kill_descendants(&living);
+            if send(socket.as_fd(), &[0; 4], &[]).is_err() {
+                std::process::exit(0);
+            }
+            continue;
+        }
+        if length != LENGTH {
+            std::process::exit(0);
+        }
         let Some(birth) = Birth::parse(&request) else { std::process::exit(1) };
+        if !birth.namespaces.contains(CloneFlags::CLONE_NEWPID) && process::adopt_orphans().is_err() {
+            std::process::exit(1);
+        }
         let Ok((mapped, gate)) = nix::unistd::pipe2(OFlag::O_CLOEXEC) else { std::process::exit(1) };
         let answer = match clone(birth.namespaces) {
             Ok(None) => {
@@ -297,13 +338,24 @@ pub fn serve(run: fn(Newborn) -> i32) -> ! {
                     }
                 }
             }
-            Ok(Some((_, pidfd))) => send(socket.as_fd(), &0i32.to_le_bytes(), &[pidfd.as_fd()]),
+            Ok(Some((pid, pidfd))) => {
+                let sent = send(socket.as_fd(), &0i32.to_le_bytes(), &[pidfd.as_fd()]);
+                if !birth.namespaces.contains(CloneFlags::CLONE_NEWPID) {
+                    children.push((Pid::from_raw(pid), pidfd));
+                }
+                sent
+            }
             Err(errno) => send(socket.as_fd(), &(errno as i32).to_le_bytes(), &[]),
         };
         if answer.is_err() {
             std::process::exit(0);
         }
     }
+}
+
+/// A pidfd can be read when its process has ended.
+fn is_alive(pidfd: BorrowedFd) -> bool {
+    !matches!(poll(&mut [PollFd::new(pidfd, PollFlags::POLLIN)], PollTimeout::ZERO), Ok(1..))
 }
 
 /// clone(2) as fork(2) does; `None`: we are the child.

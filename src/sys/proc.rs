@@ -7,7 +7,9 @@ use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::error::Result;
@@ -52,8 +54,8 @@ pub fn name_of(fd: BorrowedFd) -> nix::Result<Vec<u8>> {
     link(&format!("self/fd/{}", fd.as_raw_fd()))
 }
 
-/// All processes that descend from this one and are not dead.
-pub fn descendants() -> nix::Result<Vec<Pid>> {
+/// All processes that descend from this one and are not dead, but none of `spared` nor what descends from it.
+pub fn descendants(spared: &[Pid]) -> nix::Result<Vec<Pid>> {
     let mut parents = std::collections::BTreeMap::new();
     for name in super::file::list(open(".", OFlag::O_RDONLY | OFlag::O_DIRECTORY)?.as_fd()).map_err(|_| Errno::EIO)? {
         let Some(pid) = std::str::from_utf8(&name).ok().and_then(|name| name.parse::<i32>().ok()) else { continue };
@@ -67,6 +69,9 @@ pub fn descendants() -> nix::Result<Vec<Pid>> {
     let own = nix::unistd::getpid().as_raw();
     let descends = |mut pid: i32| {
         for _ in 0..parents.len() {
+            if spared.contains(&Pid::from_raw(pid)) {
+                return false;
+            }
             match parents.get(&pid) {
                 Some((parent, _)) if *parent == own => return true,
                 Some((parent, _)) => pid = *parent,
@@ -82,6 +87,25 @@ pub fn descendants() -> nix::Result<Vec<Pid>> {
         .collect())
 }
 
+/// Kills all that descend from this process, which must be a subreaper, but for `spared` and what descends
+/// from those. Who is stopped can't fork: they are killed when all are.
+pub fn kill_descendants(spared: &[Pid]) {
+    let mut stopped = vec![];
+    while let Ok(all) = descendants(spared) {
+        while let Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) =
+            waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG))
+        {}
+        let signal = if all == stopped { Signal::SIGKILL } else { Signal::SIGSTOP };
+        if all.is_empty() {
+            return;
+        }
+        for pid in &all {
+            let _ = kill(*pid, signal);
+        }
+        stopped = all;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,7 +114,7 @@ mod tests {
     fn descendants_are_found_and_nobody_else() {
         let mut child = std::process::Command::new("/bin/sh").args(["-c", "sleep 60 & wait"]).spawn().unwrap();
         let found = loop {
-            let found = descendants().unwrap();
+            let found = descendants(&[]).unwrap();
             if found.len() >= 2 {
                 break found;
             }
@@ -98,8 +122,10 @@ mod tests {
         };
         assert!(found.contains(&Pid::from_raw(child.id() as i32)));
         assert!(!found.contains(&nix::unistd::getpid()) && !found.contains(&nix::unistd::getppid()));
+        let spared = descendants(&[Pid::from_raw(child.id() as i32)]).unwrap();
+        assert!(!found.iter().any(|pid| spared.contains(pid)), "{spared:?} of {found:?}");
         for pid in found {
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            let _ = kill(pid, Signal::SIGKILL);
         }
         child.wait().unwrap();
     }

@@ -14,6 +14,7 @@ use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal};
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
+use crate::sys::refusal::Refusal;
 
 // --- Our own executable, and the roles that it plays.
 
@@ -122,16 +123,21 @@ fn is_capable_root() -> bool {
 /// nothing that it starts could drop later. To be called before there are threads.
 pub fn enter_user_namespace() -> Result<()> {
     if is_capable_root() {
-        let _ = nix::unistd::setgroups(&[]);
+        drop_groups();
         return Ok(());
     }
     let outside = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-    nix::sched::unshare(CloneFlags::CLONE_NEWUSER).map_err(|errno| namespaces_refused("unshare", errno))?;
-    map_ids((0, 0), outside)
+    nix::sched::unshare(CloneFlags::CLONE_NEWUSER).map_err(|errno| Refusal::new("unshare", errno))?;
+    Ok(map_ids((0, 0), outside)?)
+}
+
+/// Root's supplementary groups, which are of no use to it; refused, they stay.
+pub fn drop_groups() {
+    let _ = nix::unistd::setgroups(&[]);
 }
 
 /// In a new user namespace: maps one user and one group ID, inside to outside.
-pub fn map_ids(inside: (u32, u32), outside: (u32, u32)) -> Result<()> {
+pub fn map_ids(inside: (u32, u32), outside: (u32, u32)) -> Result<(), Refusal> {
     // setgroups must say "deny" before gid_map is written, or the kernel answers EPERM: user_namespaces(7).
     let files = [
         ("setgroups", "deny".to_string()),
@@ -140,40 +146,10 @@ pub fn map_ids(inside: (u32, u32), outside: (u32, u32)) -> Result<()> {
     ];
     for (name, text) in files {
         let path = format!("/proc/self/{name}");
-        std::fs::write(&path, text).map_err(|e| match e.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => namespaces_refused(&format!("write({path})"), Errno::EPERM),
-            _ => Error::io("write", &path, e),
-        })?;
+        std::fs::write(&path, text)
+            .map_err(|e| Refusal { call: format!("write({path})"), errno: e.raw_os_error().unwrap_or(libc::EIO) })?;
     }
     Ok(())
-}
-
-/// What an errno of the kernel means when it refuses a namespace, which its words don't say.
-pub fn namespaces_refused(call: &str, errno: Errno) -> Error {
-    let error = Error::failed(format!("this machine gives no user namespace: {call}: {}", errno.desc()));
-    let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_string()).unwrap_or_default();
-    let error = match errno {
-        Errno::ENOSPC => error
-            .why("a limit on the number of namespaces is reached")
-            .next("ask the administrator for a higher user.max_user_namespaces (sysctl), or end what holds namespaces"),
-        Errno::EUSERS => error.why("user namespaces are nested too deeply (32 at most)"),
-        Errno::EAGAIN => error.why("the limit on processes is reached").next("see ulimit -u"),
-        Errno::EINVAL | Errno::ENOSYS => error.why("the kernel was built without namespaces"),
-        Errno::EPERM if read("/proc/sys/kernel/unprivileged_userns_clone") == "0" => {
-            error.why("kernel.unprivileged_userns_clone is 0").next("ask the administrator for: sysctl kernel.unprivileged_userns_clone=1")
-        }
-        Errno::EPERM if read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1" => error
-            .why("AppArmor allows user namespaces to named programs only (kernel.apparmor_restrict_unprivileged_userns is 1)")
-            .next("ask the administrator for an AppArmor profile with `userns,` for tapeout; `tapeout doctor` prints it"),
-        Errno::EPERM if nix::unistd::geteuid().is_root() => error
-            .why("we are uid 0 without CAP_SETFCAP, and then the kernel does not map ID 0 (user_namespaces(7))")
-            .next("run as another user, or give the container CAP_SETFCAP"),
-        Errno::EPERM => error
-            .why("a seccomp profile refuses it (a container's, most likely)")
-            .next("see `tapeout doctor`"),
-        _ => error,
-    };
-    error.next("see `tapeout doctor`")
 }
 
 // --- What a process does to itself.
@@ -182,6 +158,11 @@ pub fn namespaces_refused(call: &str, errno: Errno) -> Error {
 pub fn harden_self() -> Result<()> {
     nix::sys::prctl::set_dumpable(false).map_err(|errno| Error::io("prctl(PR_SET_DUMPABLE)", "", errno))?;
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(|errno| Error::io("prctl(PR_SET_PDEATHSIG)", "", errno))
+}
+
+/// Takes back that it dies with its parent.
+pub fn outlive_parent() -> Result<()> {
+    nix::sys::prctl::set_pdeathsig(None).map_err(|errno| Error::io("prctl(PR_SET_PDEATHSIG)", "", errno))
 }
 
 /// Whoever descends from us and loses its parent becomes our child.

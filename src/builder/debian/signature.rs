@@ -45,6 +45,17 @@ impl Keyring {
         Ok(Self { name: name.into(), keys })
     }
 
+    /// How many of its keys are good at this time.
+    pub fn usable(&self, now: i64) -> usize {
+        let good = |key: &&SignedPublicKey| usable(&key.details.direct_signatures, &key.details.users, key, now);
+        self.keys.iter().filter(good).count()
+    }
+
+    /// When the newest of its keys was made: no clock that is right shows an earlier time.
+    pub fn newest(&self) -> i64 {
+        self.keys.iter().map(|key| i64::from(key.primary_key.created_at().as_secs())).max().unwrap_or(0)
+    }
+
     /// Did one of the keys, or a subkey of theirs that may sign, make this signature over `text`?
     fn made(&self, signature: &Signature, text: &[u8], now: i64) -> Option<bool> {
         let mut known = None;

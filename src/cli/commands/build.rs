@@ -12,7 +12,8 @@ use crate::error::{Error, Result};
 use crate::execute::base::{Base, Settings, Wanted};
 use crate::execute::build::{self, Build, Forecast, Options, Output};
 use crate::execute::secrets::{self, Secrets};
-use crate::execute::wants;
+use crate::execute::unchanged::{self, Recorder, Watch};
+use crate::execute::{room, wants};
 use crate::graph;
 use crate::label::Label;
 use crate::report::Report;
@@ -23,9 +24,12 @@ use crate::store::inputs::Inputs;
 pub fn run(global: &Global, args: &Args) -> Result<()> {
     let request = context::request(global, &args.ask, &args.labels)?;
     let store = context::store(global)?;
-    let graph = graph::kept::analyse(&store, &request)?;
     let directory = context::directory(global)?;
     let progress = ui::Progress::start(&directory);
+    let output = match &args.output {
+        Some(output) => directory.join(output),
+        None => request.workspace.root.join("tapeout-out"),
+    };
     let allow_network =
         args.allow_network.iter().map(|text| Label::parse_in(text, &request.here)).collect::<Result<_>>()?;
     let settings = Settings {
@@ -37,19 +41,43 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         dry: args.dry_run,
         ..Settings::default()
     };
+    let plain = !args.dry_run
+        && !args.twice
+        && !global.offline
+        && args.secrets.is_empty()
+        && args.input_files.is_empty()
+        && !room::is_open();
+    let key = if plain {
+        Some(unchanged::key(&request, &(&output, &args.mirror, &settings.keyring, args.locked))?)
+    } else {
+        None
+    };
+    let mut planned = None;
+    if let Some(record) = key.as_ref().and_then(|key| unchanged::recall(&store, key)) {
+        let base = Base::planned(&store, wanted(&request.workspace), &settings, &progress)?;
+        if record.stands_on(&base) {
+            record.tell(&store, &progress);
+            if global.json {
+                ui::print(&record.outcomes);
+            }
+            return Ok(());
+        }
+        planned = Some(base);
+    }
+    let (graph, seen) = graph::kept::analyse_and_see(&store, &request)?;
     if !args.input_files.is_empty() {
         let paths: Vec<_> = args.input_files.iter().map(|path| directory.join(path)).collect();
         store.use_inputs(Inputs::open(&paths)?);
     }
-    let mut base = Base::planned(&store, wanted(&request.workspace), &settings, &progress)?;
+    let mut base = match planned {
+        Some(base) => base,
+        None => Base::planned(&store, wanted(&request.workspace), &settings, &progress)?,
+    };
     let options = Options {
         workspace: request.workspace.root.clone(),
         jobs: args.jobs.unwrap_or_else(processors),
         epoch: base.epoch,
-        output: match &args.output {
-            Some(output) => directory.join(output),
-            None => request.workspace.root.join("tapeout-out"),
-        },
+        output,
         allow_network,
         inputs: request.workspace.inputs.clone(),
         mirrors: request.workspace.mirrors.clone(),
@@ -67,14 +95,19 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         checked?;
     }
     base.make(&progress)?;
-    let built = build(&store, &graph, &base, &options, &progress);
+    let watch = key.and_then(|key| Watch::begin(&store, key, seen, &graph, &base, &options));
+    let recorder = Recorder::new(&progress);
+    let built = build(&store, &graph, &base, &options, &recorder);
     base.save_lock()?;
-    let outcomes = built?;
+    let outcomes = ui::json(&built?)?;
+    if let Some(watch) = watch {
+        watch.end(&base, recorder, &outcomes);
+    }
     if args.twice {
         return twice(global, &store, &graph, &base, &options, &progress);
     }
     if global.json {
-        ui::print_json(&outcomes)?;
+        ui::print(&outcomes);
     }
     Ok(())
 }
@@ -128,6 +161,8 @@ struct Outcome {
     digest: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<std::path::PathBuf>,
+    /// What this build did weaker or slower than it is done elsewhere. It is in no image: their bytes are the same.
+    weakened: Vec<String>,
 }
 
 fn build(store: &Store, graph: &Graph, base: &Base, options: &Options, report: &dyn Report) -> Result<Vec<Outcome>> {
@@ -144,7 +179,8 @@ fn build(store: &Store, graph: &Graph, base: &Base, options: &Options, report: &
                 Output::Image(image) => (Some(image.manifest.digest.to_string()), image.path.clone()),
                 Output::Pod(path) => (None, Some(path.clone())),
             };
-            Ok(Outcome { label: instance.label.clone(), kind: build::kind(&instance.spec), digest, path })
+            let (label, kind) = (instance.label.clone(), build::kind(&instance.spec));
+            Ok(Outcome { label, kind, digest, path, weakened: build.weakened() })
         })
         .collect()
 }

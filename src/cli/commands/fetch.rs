@@ -15,8 +15,8 @@ use crate::store::inputs::{self, Config, Input, Inputs};
 /// Brings what the labels need from outside into the store, and writes it into a file.
 pub fn run(global: &Global, args: &Args) -> Result<()> {
     let request = context::request(global, &args.ask, &args.labels)?;
-    let graph = graph::analyse(&request)?;
     let store = context::store(global)?;
+    let graph = graph::kept::analyse(&store, &request)?;
     let directory = context::directory(global)?;
     let progress = ui::Progress::start(&directory);
     let settings = Settings {

@@ -27,8 +27,8 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     let ask = Ask { parameters: vec![], paths: vec![], inputs: vec![] };
     let request = context::request(global, &ask, &["//...".to_string()])?;
     // A workspace that has no package yet has a builder all the same.
-    let graph = graph::analyse(&request)?;
     let store = context::store(global)?;
+    let graph = graph::kept::analyse(&store, &request)?;
     let directory = context::directory(global)?;
     let progress = ui::Progress::start(&directory);
     let path = request.workspace.root.join("tapeout.lock");

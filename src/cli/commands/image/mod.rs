@@ -150,8 +150,8 @@ fn with_label<T>(
 ) -> Result<T> {
     let name = if text.ends_with("/build_image") { text.to_string() } else { format!("{text}/build_image") };
     let request = context::request(global, ask, &[name])?;
-    let graph = graph::analyse(&request)?;
     let store = context::store(global)?;
+    let graph = graph::kept::analyse(&store, &request)?;
     let base = super::build::base_as_is(&store, &request.workspace)?;
     let options = super::build::as_is(&request.workspace, &base);
     let build = Build::new(&store, &graph, &base, &options, &crate::report::Silent);
