@@ -123,6 +123,18 @@ fn a_build_rule_that_stands_on_no_builder_is_told_what_to_add() {
 }
 
 #[test]
+fn what_is_no_label_is_told_what_to_write() {
+    let workspace = workspace();
+    workspace.run("build hello").failure(2).stderr_has("did you mean //hello:hello?");
+    workspace.run("build greet").failure(2).stderr_has("did you mean //greet:*?");
+    workspace.run("build //hello:helo").failure(2).stderr_has("did you mean //hello:hello?");
+    workspace.run("build nowhere").failure(2).stderr_has("write //PACKAGE:NAME");
+    workspace.file("out/oci-layout", "{}");
+    workspace.run("image inspect out").failure(2).stderr_has("write oci:out");
+    workspace.run("image inspect tapeout.toml").failure(2).stderr_has("write oci-archive:tapeout.toml");
+}
+
+#[test]
 fn a_missing_library_is_found_by_the_check_and_not_in_production() {
     let workspace = workspace();
     workspace.file(

@@ -16,7 +16,7 @@ cd /opt/r
 stat -c '%n %u:%g %a' one link foreign foreign/deep plain
 echo more >>plain; chown 0 foreign/deep; rm gone; mv one moved; chown 44:45 plain
 echo new >new; chown 1000:1001 new; mkdir -m 1777 sticky; mkdir -m 700 closed; echo x >closed/x; chown -R 5:6 closed
-mknod made c 1 3; chown 66:66 made; mkfifo pipe; chown 7:7 pipe; echo x >/cache/x; chown 77:77 /cache/x /tmp/home
+mknod made c 1 3; chown 66:66 made; mkfifo pipe; chown 7:7 pipe; echo x >twin; chown 8:9 twin; chmod 4755 twin; ln twin both; echo x >/cache/x; chown 77:77 /cache/x /tmp/home
 su -s /bin/sh www-data -c 'id -u; id -g; echo mine >sticky/mine; ! echo x 2>/dev/null >/opt/r/closed/y; ! mknod sticky/d c 1 3 2>/dev/null'
 ! chown 70000 new 2>/dev/null
 """)
@@ -54,6 +54,7 @@ fn with_a_range_files_have_real_owners_and_the_record_is_the_same() {
         ("made", "66:66", 0o644),
         ("null", "3:3", 0o644),
         ("pipe", "7:7", 0o644),
+        ("both", "8:9", 0o4755),
     ] {
         let file = image.file(&format!("opt/r/{path}"));
         assert_eq!((file.owner().as_str(), file.mode & 0o7777), (owner, mode), "{path}");

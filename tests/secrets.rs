@@ -112,6 +112,19 @@ fn what_gives_a_secret_away_fails_with_its_path_and_keeps_nothing() {
 }
 
 #[test]
+fn a_copied_snapshot_in_which_a_secret_was_left_goes_with_its_rule() {
+    if !have(&["busybox"]) {
+        return;
+    }
+    let rule = "rule('build', deps = ['//base:build'], secrets = ['npm_token'], \
+        run = 'cp /run/secrets/npm_token /etc/npmrc; cat /etc/npmrc')\n";
+    let workspace = workspace(rule);
+    let outcome = workspace.run("build //app:build --snapshots copy --secret npm_token=file:token").failure(1);
+    outcome.stderr_has("it printed the secret npm_token");
+    assert_eq!(holds(&workspace, TOKEN), [] as [String; 0]);
+}
+
+#[test]
 fn a_secret_that_stands_in_a_build_file_is_refused() {
     if !have(&["busybox"]) {
         return;

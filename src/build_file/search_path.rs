@@ -148,6 +148,10 @@ impl SearchPath {
         let made = Error::request(format!("there is no package {package}"))
             .why(format!("searched {}", self.searched(package, BUILD_FILE)));
         match here {
+            // A bare name typed at the top, more likely than a build file that somebody wants there.
+            Ok(_) if package.path().is_empty() => {
+                made.next("write //PACKAGE:NAME, where PACKAGE is a folder with a build.star")
+            }
             Ok(folder) if folder.is_dir() => made.next(format!("write {}", self.shown(&folder.join(BUILD_FILE)))),
             _ => match self.nearest(package) {
                 Some(near) => made.next(format!("did you mean {near}?")),

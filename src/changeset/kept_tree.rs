@@ -115,7 +115,27 @@ pub struct KeptTree {
     folder: PathBuf,
     root: Root,
     record: Record,
+    kept: bool,
     _lock: File,
+}
+
+/// What was not captured goes at once: it may hold what is to be kept nowhere.
+impl Drop for KeptTree {
+    fn drop(&mut self) {
+        if !self.kept {
+            // What can't be moved away now is when the tree is used again.
+            let _ = move_away(&self.store, &self.folder.join("root"));
+        }
+    }
+}
+
+/// It may be large: the thread that removes scratch folders does it.
+fn move_away(store: &Store, root: &Path) -> Result<()> {
+    if !root.exists() {
+        return Ok(());
+    }
+    let scratch = store.scratch()?;
+    fs::rename(root, scratch.path().join("tree")).map_err(|e| Error::io("rename", root, e))
 }
 
 impl KeptTree {
@@ -127,6 +147,7 @@ impl KeptTree {
             None => Self::anew(store, &folder, &lock)?,
         };
         if tree.bring_to(stack).is_err() {
+            drop(tree);
             // It isn't what its record says. A new one fails for what is wrong with the snapshot.
             tree = Self::anew(store, &folder, &lock)?;
             tree.bring_to(stack)?;
@@ -160,11 +181,7 @@ impl KeptTree {
 
     fn anew(store: &Store, folder: &Path, lock: &File) -> Result<Self> {
         let root = folder.join("root");
-        if root.exists() {
-            // It may be large: the thread that removes scratch folders does it.
-            let scratch = store.scratch()?;
-            fs::rename(&root, scratch.path().join("tree")).map_err(|e| Error::io("rename", &root, e))?;
-        }
+        move_away(store, &root)?;
         fs::create_dir(&root).map_err(|e| Error::io("mkdir", &root, e))?;
         let abilities = Abilities::of(folder)?;
         let record = Record { format: FORMAT, boot: store.boot().to_string(), abilities, held: BTreeMap::new() };
@@ -174,7 +191,7 @@ impl KeptTree {
     fn with(store: &Store, folder: &Path, lock: &File, record: Record) -> Result<Self> {
         let root = Root::open(&folder.join("root"))?;
         let lock = lock.try_clone().map_err(|e| Error::io("dup", folder, e))?;
-        Ok(Self { store: store.clone(), folder: folder.into(), root, record, _lock: lock })
+        Ok(Self { store: store.clone(), folder: folder.into(), root, record, kept: false, _lock: lock })
     }
 
     // --- From one snapshot to the next.
@@ -370,12 +387,14 @@ impl KeptTree {
     }
 
     /// Says that the tree is as it is recorded.
-    fn keep(self) -> Result<()> {
+    fn keep(mut self) -> Result<()> {
         let text = postcard::to_stdvec(&self.record).map_err(|e| Error::failed(format!("a tree's record: {e}")))?;
         let bytes = [Digest::of(&text).as_bytes().as_slice(), &text].concat();
         let (new, path) = (self.folder.join("record.new"), self.folder.join("record"));
         fs::write(&new, bytes).map_err(|e| Error::io("write", &new, e))?;
-        fs::rename(&new, &path).map_err(|e| Error::io("rename", &path, e))
+        fs::rename(&new, &path).map_err(|e| Error::io("rename", &path, e))?;
+        self.kept = true;
+        Ok(())
     }
 }
 

@@ -19,6 +19,7 @@ pub struct Cli {
 
 /// What every command takes.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Options of every command")]
 pub struct Global {
     /// Stand in this folder instead of the current one.
     #[arg(short = 'C', long = "directory", value_name = "DIR", global = true)]
@@ -32,8 +33,8 @@ pub struct Global {
     /// Open no connection to anywhere.
     #[arg(long, global = true)]
     pub offline: bool,
-    /// What keeps rules apart from the machine; chroot is no boundary, and for containers that are
-    /// themselves thrown away
+    /// What keeps rules apart from the machine: auto takes namespaces, or says why there are none;
+    /// chroot is no boundary, and for containers that are themselves thrown away
     #[arg(long, value_enum, default_value = "auto", global = true)]
     pub isolation: Isolation,
     /// How snapshots are made [default: an overlay where this place gives one, else copies]
@@ -44,7 +45,6 @@ pub struct Global {
 /// What keeps rules apart from the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Isolation {
-    /// Namespaces, or an error that says why there are none.
     Auto,
     Namespaces,
     Chroot,
@@ -237,7 +237,7 @@ pub struct Fetch {
 pub struct Bootstrap {
     /// The builder's name in the store
     pub tag: String,
-    /// debian:SUITE, docker://REF@DIGEST, oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE, tar:FILE or dir:DIR [default: the workspace's, else debian:bookworm]
+    /// debian:SUITE, docker://REF@DIGEST, oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE, tar:FILE, dir:DIR or host [default: the workspace's, else debian:bookworm]
     #[arg(long, value_name = "SOURCE")]
     pub from: Option<String>,
     /// Where Debian packages come from, instead of tapeout.toml's or the host's apt sources

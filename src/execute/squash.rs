@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::archive::kept;
 use crate::digest::Digest;
 use crate::error::Result;
-use crate::store::Store;
+use crate::store::{self, Store};
 use crate::sys::file;
 use crate::sys::root::Root;
 use crate::tree::{Layer, RootPath, Stack};
@@ -24,9 +24,12 @@ const AT_ONCE: usize = 256;
 pub fn folders(store: &Store, snapshot: &Stack) -> Result<Vec<PathBuf>> {
     let digests: Vec<_> = snapshot.0.iter().map(|layer| layer.digest).collect();
     let highest = digests.iter().enumerate().filter(|(at, digest)| !digests[at + 1..].contains(digest));
-    let layers: Vec<&Layer> = highest.map(|(at, _)| &snapshot.0[at]).collect();
-    let squashed = how_many(layers.len());
-    let mut folders = vec![];
+    let layers = highest.map(|(at, _)| &snapshot.0[at]);
+    // The machine's own files are read in place, and are no part of the store that could be linked.
+    let of_the_host = |layer: &&Layer| store::is_of_the_host(&store.changeset_files_path(&layer.digest));
+    let (host, layers): (Vec<&Layer>, Vec<&Layer>) = layers.partition(of_the_host);
+    let squashed = how_many(host.len() + layers.len());
+    let mut folders: Vec<_> = host.iter().map(|layer| store.changeset_files_path(&layer.digest)).collect();
     if squashed > 0 {
         folders.push(squash(store, &layers[..squashed])?);
     }
@@ -87,6 +90,26 @@ fn lay_out(store: &Store, stack: &Stack, to: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tree::Changeset;
+
+    #[test]
+    fn the_host_is_below_what_is_squashed_and_no_part_of_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = Store::open(temp.path()).unwrap();
+        let scratch = store.scratch().unwrap();
+        let keep = |number: usize, files: &Path| {
+            let changeset = Changeset { time: number as i64, changes: Default::default() };
+            store.keep_changeset(Digest::of(number.to_string()), changeset, files).unwrap()
+        };
+        let link = scratch.path().join("host");
+        std::os::unix::fs::symlink("/", &link).unwrap();
+        let mut layers = vec![keep(0, &link)];
+        layers.extend((1..=MOST).map(|number| keep(number, &scratch.folder("files").unwrap())));
+        let folders = folders(&store, &Stack(layers)).unwrap();
+        assert!(store::is_of_the_host(&folders[0]));
+        assert!(folders[1].starts_with(temp.path().join("squashed")), "{}", folders[1].display());
+        assert!(folders.len() <= MOST && !folders[1..].iter().any(|folder| store::is_of_the_host(folder)));
+    }
 
     #[test]
     fn what_is_left_can_be_stacked_and_a_chain_shares_what_is_squashed() {

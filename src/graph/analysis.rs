@@ -14,6 +14,9 @@ use crate::build_file::spec::{DefinedDependency, Definition, Spec, Value};
 use crate::error::{Error, Place, Result};
 use crate::label::{Label, Package, Pattern};
 
+/// What the name of an image or a pod ends in, and what people leave out.
+const ENDS: [&str; 2] = ["/build_image", "/build_pod"];
+
 /// Errors that are shown; a broken package can give thousands.
 const ERRORS: usize = 50;
 
@@ -176,6 +179,13 @@ impl Analysis {
 
     /// The definition of a label; an unknown one is reported at the place that names it.
     pub fn defined(&mut self, label: &Label, place: Option<&Place>) -> Option<Rc<Defined>> {
+        if place.is_none()
+            && !self.packages.search_path().has(label.package())
+            && let Some(near) = self.folder_of_that_name(label)
+        {
+            self.errors.report(Error::request(format!("there is no {label}")).next(format!("did you mean {near}?")));
+            return None;
+        }
         let package = self.package(label.package(), place)?;
         if let Some(defined) = package.defined.get(label.name()) {
             return Some(defined.clone());
@@ -185,6 +195,8 @@ impl Analysis {
             return None;
         }
         let names = || package.defined.keys().map(String::as_str);
+        // What may be left out is left out of the comparison, too: `helo` is nearer to `hello` than to `hello/build_image`.
+        let short = || names().filter_map(|name| ENDS.iter().find_map(|end| name.strip_suffix(end)));
         let longer = [
             format!("{}/build_image", label.name()),
             format!("{}/build_pod", label.name()),
@@ -193,7 +205,7 @@ impl Analysis {
         let near = longer
             .into_iter()
             .find(|name| package.defined.contains_key(name))
-            .or_else(|| reference::nearest(label.name(), names()));
+            .or_else(|| reference::nearest(label.name(), names().chain(short())));
         let mut error = Error::request(format!("there is no {label}"));
         if let Some(place) = place {
             error = error.at(place.clone(), "");
@@ -204,6 +216,22 @@ impl Analysis {
             None => error.why(format!("{file} defines {}", list(names()))),
         });
         None
+    }
+
+    /// What was meant by the name of a package's folder where a label belongs: `tapeout build hello`.
+    fn folder_of_that_name(&mut self, label: &Label) -> Option<String> {
+        let name = ENDS.iter().find_map(|end| label.name().strip_suffix(end)).unwrap_or(label.name());
+        let above = label.package().path();
+        let path = if above.is_empty() { name.to_string() } else { format!("{above}/{name}") };
+        let package = Package::new(&path).ok().filter(|package| self.packages.search_path().has(package))?;
+        let last = path.rsplit('/').next().unwrap_or_default();
+        let is_in = |found: &super::load::PackageFile| {
+            ENDS.iter().any(|end| found.defined.contains_key(&format!("{last}{end}")))
+        };
+        match self.packages.package(&package, &mut self.errors) {
+            Found::Package(found) if is_in(&found) => Some(format!("{package}:{last}")),
+            _ => Some(format!("{package}:*")),
+        }
     }
 
     fn definitions(&mut self, question: &Question, settings: SettingsId) -> Vec<Definition> {

@@ -15,6 +15,7 @@ use super::layout::{self, LayoutImage};
 use crate::archive::tar_writer::{Kind, Member, TarWriter};
 use crate::digest::{Digest, HashingReader};
 use crate::error::{Error, Result};
+use crate::sys::file;
 use crate::tree::RootPath;
 
 /// Opens a blob for reading: its bytes, and how many they are.
@@ -131,7 +132,7 @@ pub fn write_file(to: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Resu
     let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let new = parent.join(format!(".{}.{}.new", name.to_string_lossy(), std::process::id()));
     let write = || {
-        let mut file = File::create(&new).map_err(|e| Error::io("create", &new, e))?;
+        let mut file = file::create_anew(&new)?;
         fill(&mut file)?;
         let kept = file.set_permissions(fs::Permissions::from_mode(0o644)).and_then(|()| file.sync_all());
         kept.map_err(|e| Error::io("fsync", &new, e))?;
@@ -235,5 +236,12 @@ mod tests {
         write_file(&to, |file| file.write_all(b"new").map_err(|e| Error::io("write", "x", e))).unwrap();
         assert_eq!(fs::read_to_string(&to).unwrap(), "new");
         assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 1, "nothing is left beside it");
+        // In a folder where others write, somebody may wait with a link.
+        let (victim, link) = (temp.path().join("victim"), format!(".x.tar.{}.new", std::process::id()));
+        fs::write(&victim, "precious").unwrap();
+        std::os::unix::fs::symlink(&victim, temp.path().join(link)).unwrap();
+        write_file(&to, |file| file.write_all(b"newer").map_err(|e| Error::io("write", "x", e))).unwrap();
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+        assert!(fs::symlink_metadata(&to).unwrap().is_file());
     }
 }

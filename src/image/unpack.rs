@@ -1,7 +1,7 @@
 //! An image as a folder: its layers unpacked one over the other, for whoever calls.
 //!
 //! It appears whole or not at all. An ordinary user owns all of it, whatever the image says, and makes
-//! no devices: what could not be done is told, and nothing else is different.
+//! no devices, nor programs that run as their owner where that is not the image's: what could not be done is told, and nothing else is different.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -22,7 +22,7 @@ use crate::tree::{Node, RootPath};
 pub struct Unpacked {
     /// How many paths it has.
     pub paths: usize,
-    /// Those that belong to somebody else in the image: path, user, group.
+    /// Those that belong to somebody else in the image, which also cost a file its set-ID bits: path, user, group.
     pub owners: Vec<(String, u32, u32)>,
     /// Devices: empty files here.
     pub devices: Vec<String>,
@@ -74,12 +74,16 @@ fn settle(root: &Root, owners: &Owners, time: i64) -> Result<Unpacked> {
         {
             lacks.devices.push(path.to_string());
         }
-        if !file::chown_at(folder, name, owner.uid, owner.gid)? {
+        let owned = file::chown_at(folder, name, owner.uid, owner.gid)?;
+        if !owned {
             lacks.owners.push((path.to_string(), owner.uid, owner.gid));
         }
         if !is_link {
-            // A change of owner takes the set-ID bits away.
-            file::chmod_at(folder, name, owner.mode)?;
+            // A change of owner takes the set-ID bits away. Where it could not be made they stay away: a
+            // program of the image would run as us, for whoever on this machine calls it.
+            let is_folder = file::kind(&stat) == nix::sys::stat::SFlag::S_IFDIR;
+            let set_id = if owned || is_folder { 0 } else { 0o6000 };
+            file::chmod_at(folder, name, owner.mode & !set_id)?;
             set_attributes(root, path, owner, &mut lacks)?;
         }
         file::set_mtime_at(folder, name, time)?;

@@ -234,7 +234,7 @@ fn too_long(url: &str, limit: u64) -> Error {
 }
 
 /// Does a 206 begin where we asked it to?
-fn resumes_at(response: &ureq::http::Response<ureq::Body>, have: u64) -> bool {
+pub(super) fn resumes_at(response: &ureq::http::Response<ureq::Body>, have: u64) -> bool {
     let range = response.headers().get("content-range").and_then(|v| v.to_str().ok());
     range.is_some_and(|r| r.trim().starts_with(&format!("bytes {have}-")))
 }

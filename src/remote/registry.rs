@@ -193,7 +193,8 @@ impl Repository {
         let response = self.send(Method::GET, url, PULL, if *have > 0 { &range } else { &[] }, Sent::Nothing)?;
         let mut skip = match response.status().as_u16() {
             200 => *have,
-            206 => 0,
+            206 if http::resumes_at(&response, *have) => 0,
+            206 => return Err(Error::failed(format!("{} sent another part than was asked for", shown(url))).into()),
             _ => return Err(self.refused(url, response)),
         };
         let mut body = response.into_body().into_reader();
@@ -276,7 +277,7 @@ impl Repository {
                 Err(Trouble::Passing(why, after)) => {
                     tries += 1;
                     self.pause(&uploads, tries, why, after)?;
-                    session = self.ask_how_far(session.take(), &mut have);
+                    session = self.ask_how_far(session.take(), size, &mut have);
                 }
             }
         }
@@ -331,17 +332,14 @@ impl Repository {
     }
 
     /// After a failure: the upload's address and how much of it arrived; `None`: it must begin anew.
-    fn ask_how_far(&self, session: Option<String>, have: &mut u64) -> Option<String> {
+    fn ask_how_far(&self, session: Option<String>, size: u64, have: &mut u64) -> Option<String> {
         let url = session?;
         let asked = self.tried(&url, || {
             let response = self.send(Method::GET, &url, PUSH, &[], Sent::Nothing)?;
             if response.status() == 204 { Ok(response) } else { Err(self.refused(&url, response)) }
         });
         let response = asked.ok()?;
-        // "0-0" is said of nothing and of one byte; pieces are larger.
-        let range = header(&response, "range")?;
-        let last: u64 = range.trim_start_matches("bytes=").split_once('-')?.1.trim().parse().ok()?;
-        *have = if last == 0 { 0 } else { last + 1 };
+        *have = arrived(&header(&response, "range")?, size)?;
         Some(self.next_location(&url, &response).unwrap_or(url))
     }
 
@@ -627,6 +625,14 @@ impl Repository {
     }
 }
 
+/// How many bytes of an upload a server has, by its `Range`; `None`: it says what can't be.
+fn arrived(range: &str, size: u64) -> Option<u64> {
+    let last: u64 = range.trim_start_matches("bytes=").split_once('-')?.1.trim().parse().ok()?;
+    // "0-0" is said of nothing and of one byte; pieces are larger.
+    let arrived = if last == 0 { 0 } else { last.checked_add(1)? };
+    (arrived <= size).then_some(arrived)
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
@@ -737,6 +743,20 @@ fn encoded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_server_says_of_an_upload_is_no_more_than_was_sent() {
+        for (range, size, expected) in [
+            ("0-0", 5, Some(0)),
+            ("0-4", 5, Some(5)),
+            ("bytes=0-2", 5, Some(3)),
+            ("0-5", 5, None),
+            ("0-18446744073709551615", u64::MAX, None),
+            ("x", 5, None),
+        ] {
+            assert_eq!(arrived(range, size), expected, "{range}");
+        }
+    }
 
     #[test]
     fn a_challenge_is_read_with_its_commas() {

@@ -65,7 +65,6 @@ struct Nameless {
 
 pub(super) struct Owners {
     upper: OwnedFd,
-    /// Of the snapshot.
     /// Of the snapshot: that of the root, and of what is a stack of its own in it.
     mounts: Vec<u64>,
     uid: u32,
@@ -467,7 +466,9 @@ impl Owners {
         let records = &mut self.records;
         range::take_back(upper.as_fd(), &mut |fd, stat| {
             let record = records.entry(file::handle(fd.as_fd())?).or_default();
-            (record.uid, record.gid) = (Some(stat.st_uid), Some(stat.st_gid));
+            // Under its second name a file is ours already: the first one told whose it was.
+            record.uid.get_or_insert(stat.st_uid);
+            record.gid.get_or_insert(stat.st_gid);
             Ok(())
         })
     }

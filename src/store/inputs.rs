@@ -15,6 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -138,11 +139,21 @@ pub struct Inputs {
 struct Opened {
     path: PathBuf,
     file: Arc<File>,
+    /// As it was when it was opened.
+    state: State,
     manifest: Digest,
     config: Config,
     inputs: Vec<Input>,
     /// Where blobs lie.
     places: BTreeMap<Digest, (u64, u64)>,
+}
+
+/// What changes when a file is written: its size and its times.
+type State = (u64, (i64, i64), (i64, i64));
+
+fn state_of(file: &File) -> std::io::Result<State> {
+    let stat = file.metadata()?;
+    Ok((stat.len(), (stat.mtime(), stat.mtime_nsec()), (stat.ctime(), stat.ctime_nsec())))
 }
 
 impl Inputs {
@@ -167,6 +178,11 @@ impl Inputs {
         let Some((file, offset, size)) = self.place(digest) else { return Ok(None) };
         let section = Section::new(file.file.clone(), offset, size);
         let known = || self.verified.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        // What was verified would be no longer what is read.
+        if state_of(&file.file).map_err(|e| Error::io("fstat", &file.path, e))? != file.state {
+            return Err(Error::failed(format!("{} was changed while it was in use", file.path.display()))
+                .next("leave it alone until the command has ended, and try again"));
+        }
         if !known().contains(digest) {
             let (is, _) = Digest::of_reader(section.clone()).map_err(|e| Error::io("read", &file.path, e))?;
             if is != *digest {
@@ -207,6 +223,7 @@ impl Inputs {
 
 fn open(path: &Path) -> Result<Opened> {
     let file = Arc::new(file::open_regular(path).map_err(|e| e.with_kind(error::Kind::Request))?);
+    let state = state_of(&file).map_err(|e| Error::io("fstat", path, e))?;
     let limits = Limits { entries: ENTRIES, depth: 16, ..Limits::default() };
     let not_one = |e: Error| e.next("name a file that tapeout fetch -o wrote");
     let index = tar_reader::index_tar(&file, &limits).map_err(not_one)?;
@@ -252,6 +269,7 @@ fn open(path: &Path) -> Result<Opened> {
     let mut opened = Opened {
         path: path.to_path_buf(),
         file: file.clone(),
+        state,
         manifest: descriptor.digest,
         config,
         inputs: vec![],
@@ -407,7 +425,7 @@ pub fn whole_file(to: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> Result
     let name = name.ok_or_else(|| Error::request(format!("can't write to {}", to.display())))?;
     let beside = to.with_file_name(format!(".{name}.{}.new", std::process::id()));
     let made = (|| {
-        let file = File::create(&beside).map_err(|e| Error::io("create", &beside, e))?;
+        let file = file::create_anew(&beside)?;
         let mut out = BufWriter::with_capacity(1 << 16, &file);
         write(&mut out)?;
         out.flush().map_err(|e| Error::io("write", &beside, e))?;
@@ -472,6 +490,21 @@ mod tests {
         let blob = inputs.blob(&Digest::of("one")).unwrap().unwrap();
         assert_eq!(io::read_to_string(blob).unwrap(), "one");
         assert!(inputs.blob(&Digest::of("two")).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_file_that_changes_after_a_blob_was_verified_is_not_read_again() {
+        let temp = tempfile::tempdir().unwrap();
+        let to = written(temp.path());
+        let inputs = Inputs::open(std::slice::from_ref(&to)).unwrap();
+        assert!(inputs.blob(&Digest::of("one")).unwrap().is_some());
+        let at = fs::read(&to).unwrap().windows(3).position(|part| part == b"one").unwrap();
+        // Where the clock of the file system is coarse, the time may not have moved on yet.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let file = File::options().write(true).open(&to).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"eno", at as u64).unwrap();
+        let error = inputs.blob(&Digest::of("one")).unwrap_err();
+        assert!(error.what().contains("was changed"), "{error}");
     }
 
     /// Every byte of the file matters, but for what is no content: padding, and fields of tar that say nothing here.

@@ -50,7 +50,6 @@ fn keys(folder: &Path) -> BTreeSet<Digest> {
 
 /// Adds documents that lie in `actions/`, and forgets those that don't any more.
 pub(super) fn add(store: &Store, mut new: Documents) -> Result<()> {
-    new.retain(|_, document| document.len() <= LARGEST);
     if new.is_empty() {
         return Ok(());
     }
@@ -62,6 +61,8 @@ pub(super) fn add(store: &Store, mut new: Documents) -> Result<()> {
     file::lock(&held, Lock::Exclusive).map_err(|e| Error::io("flock", &lock, e))?;
     let mut documents = whole(&path).unwrap_or_default();
     documents.append(&mut new);
+    // After it has taken the place of an older one, which would be read instead of its own file.
+    documents.retain(|_, document| document.len() <= LARGEST);
     let listed = keys(&store.path().join("actions"));
     documents.retain(|key, _| listed.contains(key));
     let bytes =
@@ -91,6 +92,16 @@ mod tests {
         // Who removes it there has removed it.
         fs::remove_file(temp.path().join("actions").join(b.hex())).unwrap();
         assert!(open().action(&b).is_none());
+    }
+
+    #[test]
+    fn a_newer_result_that_is_too_large_is_read_from_its_own_file() {
+        let temp = tempfile::tempdir().unwrap();
+        let open = || Store::open(temp.path()).unwrap();
+        let key = synced(&open(), "a", b"1");
+        let large = vec![b'x'; LARGEST + 1];
+        assert_eq!(synced(&open(), "a", &large), key);
+        assert_eq!(open().action(&key).unwrap(), large);
     }
 
     #[test]

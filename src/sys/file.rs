@@ -79,6 +79,15 @@ pub fn create_file_at(dir: BorrowedFd, name: &[u8], mode: u32) -> Result<File> {
     Ok(File::from(fd))
 }
 
+/// A new regular file at a path: what is there already is removed, and never written through, be it a link.
+pub fn create_anew(path: &Path) -> Result<File> {
+    let removed = std::fs::remove_file(path);
+    removed
+        .or_else(|e| if e.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
+        .and_then(|()| File::create_new(path))
+        .map_err(|e| Error::io("create", path, e))
+}
+
 /// mkdirat(2), then exactly this mode.
 pub fn mkdir_at(dir: BorrowedFd, name: &[u8], mode: u32) -> Result<()> {
     done("mkdir", dir, name, nix::sys::stat::mkdirat(dir, OsStr::from_bytes(name), Mode::from_bits_truncate(0o700)))?;

@@ -324,9 +324,10 @@ impl<'a> Selecting<'a> {
                 .why("its dependencies changed nothing outside of /workspace")
                 .next("install into / in a rule's run, or write a pattern that begins with /workspace"),
             false => error.why(format!(
-                "its dependencies changed {} paths, the first are {}",
-                changed.len(),
-                some.join(", ")
+                "its dependencies changed {}: {}{}",
+                if changed.len() == 1 { "one path".to_string() } else { format!("{} paths", changed.len()) },
+                some.join(", "),
+                if some.len() < changed.len() { ", …" } else { "" }
             )),
         }
     }

@@ -6,11 +6,13 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::digest::Digest;
 use crate::label::Label;
-use crate::tree::{Picked, RootPath, Selection};
+use crate::tree::{Change, Changeset, Layer, Picked, RootPath, Selection, Stack};
 
 /// Why a file is in an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,11 +120,11 @@ pub struct Reason {
 
 /// Why `path` is in the image that these layers make (the lowest first): the reason of the file
 /// itself first, then of the file that needed it, to the one that a rule named. Empty: it isn't in
-/// the image.
+/// the image. Links on the way to a file are followed: `/bin/sh` is in an image that has `/bin -> usr/bin`.
 pub fn chain(layers: &[(&Label, &Selection)], path: &RootPath) -> Vec<Reason> {
     let mut reasons = vec![];
     let mut seen = BTreeSet::new();
-    let mut next = Some(path.clone());
+    let mut next = Some(path.clone()).filter(|path| highest(layers, path).is_some()).or_else(|| followed(layers, path));
     while let Some(path) = next.take() {
         if !seen.insert(path.clone()) {
             break;
@@ -134,6 +136,16 @@ pub fn chain(layers: &[(&Label, &Selection)], path: &RootPath) -> Vec<Reason> {
     reasons
 }
 
+/// The path without links in its folders.
+fn followed(layers: &[(&Label, &Selection)], path: &RootPath) -> Option<RootPath> {
+    let stack = layers.iter().map(|(_, selection)| {
+        let change = |picked: &Picked| Change { was: None, now: picked.entry.clone() };
+        let changes = selection.iter().map(|(path, picked)| (path.clone(), change(picked))).collect();
+        Layer { digest: Digest::of(""), changeset: Arc::new(Changeset { time: 0, changes }) }
+    });
+    Stack(stack.collect()).resolve(&path.parent()?)?.join(path.name()).ok()
+}
+
 fn highest<'a>(layers: &[(&'a Label, &'a Selection)], path: &RootPath) -> Option<(&'a Label, &'a Picked)> {
     let found = layers.iter().rev().find_map(|(label, selection)| Some((*label, selection.get(path)?)))?;
     found.1.entry.is_some().then_some(found)
@@ -143,6 +155,7 @@ fn highest<'a>(layers: &[(&'a Label, &'a Selection)], path: &RootPath) -> Option
 mod tests {
     use super::*;
     use crate::tapeout::testing::{path, picked};
+    use crate::tree::Entry;
 
     #[test]
     fn parse_and_print_are_inverse() {
@@ -177,5 +190,23 @@ mod tests {
         assert_eq!(chain_of("lib/libb.so"), ["/lib/libb.so", "/lib/liba.so", "/usr/bin/x"]);
         assert_eq!(chain_of("lib/c"), ["/lib/c", "/lib/d"], "a circle ends");
         assert!(chain_of("nowhere").is_empty());
+    }
+
+    #[test]
+    fn a_file_is_found_through_links_on_the_way_to_it() {
+        let joint: Label = "//base:tapeout".parse().unwrap();
+        let (mut link, mut folder) = (picked("", "holds /usr/bin/sh"), picked("", "holds /usr/bin/sh"));
+        link.entry = Some(Entry::link("usr/bin"));
+        folder.entry = Some(Entry::folder(0o755));
+        let one = Selection::from([
+            (path("bin"), link),
+            (path("usr"), folder.clone()),
+            (path("usr/bin"), folder),
+            (path("usr/bin/sh"), picked("x", "path /bin/sh")),
+        ]);
+        let first = |text: &str| chain(&[(&joint, &one)], &path(text)).into_iter().next().map(|r| r.path);
+        assert_eq!(first("bin/sh").as_deref(), Some("/usr/bin/sh"));
+        assert_eq!(first("bin").as_deref(), Some("/bin"), "a link itself is what is asked for");
+        assert_eq!(first("bin/bash"), None);
     }
 }

@@ -19,6 +19,10 @@ pub fn run(global: &Global, ask: &Ask, a: &str, b: &str) -> Result<()> {
     if diff.same {
         return Ok(());
     }
+    if diff.files.is_empty() && diff.settings.is_empty() {
+        return Err(Error::failed(format!("{} and {} are not the same image", a.shown, b.shown))
+            .why("they differ in how their layers are written: times, order, compression, or in annotations"));
+    }
     Err(Error::failed(format!("{} and {} differ", a.shown, b.shown)))
 }
 
@@ -52,6 +56,10 @@ fn print(diff: &Diff) {
         })
         .collect();
     text.push_str(&ui::table(&["LAYER", ">FIRST", ">SECOND", ""], &rows));
+    if diff.files.is_empty() {
+        text.push_str("\nthe files are the same\n");
+        return ui::print(&text);
+    }
     let count = |how: &str| diff.files.iter().filter(|file| file.how[0] == how).count();
     let (added, removed) = (count("added"), count("removed"));
     text.push_str(&format!(

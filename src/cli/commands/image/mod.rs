@@ -55,7 +55,18 @@ pub fn find(global: &Global, ask: &Ask, text: &str) -> Result<Found> {
     match text.split_once(':') {
         Some(("oci" | "oci-archive" | "docker-archive", _)) => on_disk(global, text),
         Some(("docker", _)) if text.starts_with("docker://") => in_registry(global, text),
-        _ => built(global, ask, text),
+        _ => {
+            let path = context::directory(global)?.join(text);
+            built(global, ask, text).map_err(|e| match path.metadata() {
+                // Not a label, but something to look at all the same: said how.
+                Ok(stat) if stat.is_dir() && path.join("oci-layout").is_file() => {
+                    Error::request(format!("{text} is a folder, not a label")).next(format!("write oci:{text}"))
+                }
+                Ok(stat) if stat.is_file() => Error::request(format!("{text} is a file, not a label"))
+                    .next(format!("write oci-archive:{text}, or docker-archive:{text} for what docker save wrote")),
+                _ => e,
+            })
+        }
     }
 }
 
