@@ -194,10 +194,10 @@ mod tests {
         assert!(silent.user.unwrap().contains("mirror ="));
         let folder = tempfile::tempdir().unwrap();
         let uri = format!("file:{}", folder.path().display());
-        assert!(asked("bookworm", &[uri.clone()]).is_err());
+        assert!(asked("bookworm", std::slice::from_ref(&uri)).is_err());
         std::fs::create_dir_all(folder.path().join("dists/bookworm")).unwrap();
         std::fs::write(folder.path().join("dists/bookworm/InRelease"), "").unwrap();
-        assert_eq!(asked("bookworm", &[uri.clone()]).unwrap(), uri);
+        assert_eq!(asked("bookworm", std::slice::from_ref(&uri)).unwrap(), uri);
     }
 
     #[test]
