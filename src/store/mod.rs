@@ -578,18 +578,19 @@ pub fn is_of_the_host(files: &Path) -> bool {
 }
 
 fn check_format(path: &Path) -> Result<()> {
-    let file = path.join("format");
-    match fs::read_to_string(&file) {
+    let named = path.join("format");
+    match fs::read_to_string(&named) {
         Ok(text) if text == FORMAT => Ok(()),
         Ok(text) => Err(Error::request(format!("the store {} has format {:?}", path.display(), text.trim()))
             .why(format!("this tapeout reads format {}", FORMAT.trim()))
             .next("use another TAPEOUT_STORE, or the tapeout that made this one")),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let new = path.join(format!("tmp/format.{}", std::process::id()));
-            fs::write(&new, FORMAT).map_err(|e| Error::io("write", &new, e))?;
-            fs::rename(&new, &file).map_err(|e| Error::io("rename", &file, e))
+            // Nameless until it is whole: who comes at the same moment, from another container too, makes one of its own.
+            let mut new = file::nameless_file(path)?;
+            new.write_all(FORMAT.as_bytes()).map_err(|e| Error::io("write", &named, e))?;
+            if file::name_file(&new, &named)? { Ok(()) } else { check_format(path) }
         }
-        Err(e) => Err(Error::io("read", &file, e)),
+        Err(e) => Err(Error::io("read", &named, e)),
     }
 }
 
