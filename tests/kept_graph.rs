@@ -251,13 +251,13 @@ fn a_damaged_record_means_an_analysis() {
 #[test]
 fn only_the_newest_are_kept() {
     let mut site = Site::new();
-    for number in 0..40 {
+    for number in 0..70 {
         site.parameters = vec![format!("//app:x={number}")];
         site.ask().expect("a graph");
     }
     assert!(site.is_kept(), "the last one");
     let count = fs::read_dir(site.store.path().join("graphs")).expect("graphs").count();
-    assert!(count <= 32, "{count}");
+    assert!(count <= 64, "{count}");
 }
 
 #[test]
