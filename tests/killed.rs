@@ -121,17 +121,18 @@ fn killed_at_any_moment_a_bootstrap_leaves_no_process_and_goes_on() {
 
 /// Daemons that ignore what can be ignored, one that stopped itself, processes that make more, and a pipe that
 /// is filled without end; `begun` says that all are on their way.
+// The last line needs no further process: soon there is none to be had.
 const HOSTILE: &str = r#"
 rule("build", deps = ["//base:build"], limits = {"processes": 200}, run = """
 trap '' INT TERM HUP QUIT PIPE
 (setsid sh -c 'while :; do sleep 0.05; done' &)
 (setsid sleep 300 &)
 setsid sh -c 'kill -STOP $$' &
-more() { more & more & sleep 300; }
-(more 2>/dev/null &)
 yes 'what nobody asked for' &
 echo begun
-while :; do sleep 0.1; done
+more() { more & more & sleep 300; }
+(more 2>/dev/null &)
+exec sleep 300
 """)
 rule("quick/build", deps = ["//base:build"], run = "true")
 "#;
