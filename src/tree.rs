@@ -360,37 +360,65 @@ impl Stack {
     /// Follows symbolic links in every part, as a process whose root is this stack would
     /// (path_resolution(7)); gives the path without links. `None`: it does not exist or loops.
     pub fn resolve(&self, path: &RootPath) -> Option<RootPath> {
-        let mut done = RootPath::root();
-        let mut todo: Vec<Vec<u8>> = path.as_bytes().split(|b| *b == b'/').rev().map(<[u8]>::to_vec).collect();
-        let mut links = 0;
-        while let Some(part) = todo.pop() {
-            match part.as_slice() {
-                b"" | b"." => continue,
-                b".." => {
-                    done = done.parent().unwrap_or_default();
-                    continue;
-                }
-                _ => {}
-            }
-            let next = done.join(&part).ok()?;
-            match &self.get(&next)?.0.node {
-                Node::Link { target } => {
-                    links += 1;
-                    if links > 40 {
-                        return None;
-                    }
-                    if target.starts_with(b"/") {
-                        done = RootPath::root();
-                    }
-                    todo.extend(target.split(|b| *b == b'/').rev().map(<[u8]>::to_vec));
-                }
-                Node::Folder => done = next,
-                _ if todo.iter().all(|p| p.is_empty()) => done = next,
-                _ => return None,
-            }
-        }
-        Some(done)
+        walk(path, true, |next| {
+            Some(match &self.get(next)?.0.node {
+                Node::Link { target } => Met::Link(target),
+                Node::Folder => Met::Folder,
+                _ => Met::File,
+            })
+        })
     }
+}
+
+/// What [`walk`] meets on its way.
+#[derive(Debug, Clone, Copy)]
+pub enum Met<'a> {
+    /// It goes on in it.
+    Folder,
+    /// It goes on where the target leads.
+    Link(&'a [u8]),
+    /// It ends here.
+    File,
+}
+
+/// Links followed on one way (path_resolution(7)).
+const MAX_LINKS: u32 = 40;
+
+/// Goes along a path as a process would whose root this is (path_resolution(7)), its last part a link that is followed if
+/// `last`; gives the path without links. `None`: there is none, it loops, or a part above the last is no folder.
+pub fn walk<'a>(path: &RootPath, last: bool, meet: impl Fn(&RootPath) -> Option<Met<'a>>) -> Option<RootPath> {
+    let parts = |path: &[u8]| path.split(|b| *b == b'/').rev().map(<[u8]>::to_vec).collect::<Vec<_>>();
+    let mut done = RootPath::root();
+    let mut todo = parts(path.as_bytes());
+    let mut links = 0;
+    while let Some(part) = todo.pop() {
+        match part.as_slice() {
+            b"" | b"." => continue,
+            b".." => {
+                done = done.parent().unwrap_or_default();
+                continue;
+            }
+            _ => {}
+        }
+        let next = done.join(&part).ok()?;
+        let is_last = todo.iter().all(|part| part.is_empty());
+        match meet(&next)? {
+            Met::Link(target) if last || !todo.is_empty() => {
+                links += 1;
+                if links > MAX_LINKS {
+                    return None;
+                }
+                if target.starts_with(b"/") {
+                    done = RootPath::root();
+                }
+                todo.extend(parts(target));
+            }
+            Met::Folder => done = next,
+            _ if is_last => done = next,
+            _ => return None,
+        }
+    }
+    Some(done)
 }
 
 /// The folders above a path, the highest first, without the root.

@@ -73,6 +73,9 @@ fn killed_at_any_moment(user: User, snapshots: &str) {
     let build = format!("build --snapshots {snapshots} --jobs 2 //app:image/build_image");
     let workspace = Workspace::tiny_of(user.clone());
     workspace.file("app/build.star", BUILD).file("app/input", "0");
+    workspace.run(&build).success();
+    // The first makes the builder too; what is killed below is what comes after.
+    workspace.file("app/input", "1");
     let whole = workspace.run(&build).success().took;
     expect_no_process(&user, "at its end");
 
@@ -87,7 +90,7 @@ fn killed_at_any_moment(user: User, snapshots: &str) {
         expect_no_process(&user, &format!("after {after:?}"));
         workspace.run(&build).success();
     }
-    assert!(interrupted > moments / 5, "only {interrupted} of {moments} were killed in time");
+    assert!(interrupted > moments / 2, "only {interrupted} of {moments} were killed in time");
 
     let fresh = Workspace::tiny_of(user);
     fresh.file("app/build.star", BUILD).file("app/input", workspace.read("app/input"));

@@ -41,7 +41,7 @@ fn seven_programs_start_and_answer_with_nothing_but_their_closure() {
     let script = include_str!("programs.sh");
     let said = Containers::new().run(&format!(
         "rm -rf programs; mkdir programs; cd programs; export OUTPUT={}
-         unshare --user --map-root-user --net sh -euc \"$(cat <<'END'\n{script}\nEND\n)\"",
+         unshare --user --map-root-user --net --pid --fork --kill-child --mount-proc sh -euc \"$(cat <<'END'\n{script}\nEND\n)\"",
         output().display()
     ));
     let said = said.success().says_not("was believed");

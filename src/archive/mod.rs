@@ -9,3 +9,4 @@ pub mod section;
 pub mod tar_reader;
 pub mod tar_writer;
 pub mod unpack;
+pub mod whole_file;

@@ -5,17 +5,13 @@
 //! an archive is hashed on its way, so that a damaged blob is found and named.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 
 use super::json;
 use super::layout::{self, LayoutImage};
 use crate::archive::tar_writer::{Kind, Member, TarWriter};
 use crate::digest::{Digest, HashingReader};
 use crate::error::{Error, Result};
-use crate::sys::file;
 use crate::tree::RootPath;
 
 /// Opens a blob for reading: its bytes, and how many they are.
@@ -119,33 +115,6 @@ impl<W: Write> Archive<W> {
     }
 }
 
-/// Writes a file whole or not at all, in the place of the one that was there.
-pub fn write_file(to: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
-    let Some(name) = to.file_name() else {
-        return Err(Error::request(format!("can't write to {}", to.display())).next("name a file"));
-    };
-    if to.is_dir() {
-        return Err(Error::request(format!("can't write to {}", to.display()))
-            .why("it is a folder")
-            .next("name a file"));
-    }
-    let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let new = parent.join(format!(".{}.{}.new", name.to_string_lossy(), std::process::id()));
-    let write = || {
-        let mut file = file::create_anew(&new)?;
-        fill(&mut file)?;
-        let kept = file.set_permissions(fs::Permissions::from_mode(0o644)).and_then(|()| file.sync_all());
-        kept.map_err(|e| Error::io("fsync", &new, e))?;
-        fs::rename(&new, to).map_err(|e| Error::io("rename", to, e))?;
-        let folder = File::open(parent).and_then(|folder| folder.sync_all());
-        folder.map_err(|e| Error::io("fsync", parent, e))
-    };
-    write().inspect_err(|_| {
-        // What went wrong first is what is told.
-        let _ = fs::remove_file(&new);
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,28 +189,5 @@ mod tests {
         let names: Vec<_> = tar.entries().unwrap().map(|e| e.unwrap().path().unwrap().display().to_string()).collect();
         let [a, b] = [Digest::of("a"), Digest::of("b")].map(|d| format!("{}.tar", d.hex()));
         assert_eq!(names, ["manifest.json".to_string(), format!("{}.json", Digest::of("{}").hex()), a, b]);
-    }
-
-    #[test]
-    fn a_file_is_written_whole_or_not_at_all() {
-        let temp = tempfile::tempdir().unwrap();
-        let to = temp.path().join("x.tar");
-        fs::write(&to, "old").unwrap();
-        let failed = write_file(&to, |file| {
-            file.write_all(b"half").unwrap();
-            Err(Error::failed("stop"))
-        });
-        assert!(failed.is_err());
-        assert_eq!(fs::read_to_string(&to).unwrap(), "old");
-        write_file(&to, |file| file.write_all(b"new").map_err(|e| Error::io("write", "x", e))).unwrap();
-        assert_eq!(fs::read_to_string(&to).unwrap(), "new");
-        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 1, "nothing is left beside it");
-        // In a folder where others write, somebody may wait with a link.
-        let (victim, link) = (temp.path().join("victim"), format!(".x.tar.{}.new", std::process::id()));
-        fs::write(&victim, "precious").unwrap();
-        std::os::unix::fs::symlink(&victim, temp.path().join(link)).unwrap();
-        write_file(&to, |file| file.write_all(b"newer").map_err(|e| Error::io("write", "x", e))).unwrap();
-        assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
-        assert!(fs::symlink_metadata(&to).unwrap().is_file());
     }
 }

@@ -10,7 +10,7 @@ use crate::archive::tar_reader::{Item, Kind, Limits, read_tar};
 use crate::builder::image::Image;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::tree::RootPath;
+use crate::tree::{Met, RootPath, walk};
 
 /// Where the content of a file is: in which layer, and which entry of it.
 pub type Place = (usize, u64);
@@ -39,8 +39,6 @@ impl File {
 #[derive(Debug, Clone, Default)]
 pub struct Files(pub BTreeMap<RootPath, File>);
 
-/// Links that are followed before a path counts as a loop (path_resolution(7)).
-const MAX_LINKS: usize = 40;
 /// No image has more files: hostile ones are stopped before memory is.
 const MAX_FILES: usize = 8_000_000;
 
@@ -96,36 +94,13 @@ impl Files {
 
     /// The path without links; the last part need not exist. `None`: a loop, or a part that is no folder.
     fn resolve(&self, path: &RootPath, last: bool) -> Option<RootPath> {
-        let mut done = RootPath::root();
-        let mut todo: Vec<Vec<u8>> = path.as_bytes().split(|b| *b == b'/').rev().map(<[u8]>::to_vec).collect();
-        let mut links = 0;
-        while let Some(part) = todo.pop() {
-            match part.as_slice() {
-                b"" | b"." => continue,
-                b".." => {
-                    done = done.parent().unwrap_or_default();
-                    continue;
-                }
-                _ => {}
-            }
-            let next = done.join(&part).ok()?;
-            match self.0.get(&next).map(|file| &file.item.kind) {
-                Some(Kind::Link(target)) if last || !todo.is_empty() => {
-                    links += 1;
-                    if links > MAX_LINKS {
-                        return None;
-                    }
-                    if target.starts_with(b"/") {
-                        done = RootPath::root();
-                    }
-                    todo.extend(target.split(|b| *b == b'/').rev().map(<[u8]>::to_vec));
-                }
-                Some(Kind::Folder) | None => done = next,
-                Some(_) if todo.iter().all(|part| part.is_empty()) => done = next,
-                Some(_) => return None,
-            }
-        }
-        Some(done)
+        walk(path, last, |next| {
+            Some(match self.0.get(next).map(|file| &file.item.kind) {
+                Some(Kind::Link(target)) => Met::Link(target),
+                Some(Kind::Folder) | None => Met::Folder,
+                Some(_) => Met::File,
+            })
+        })
     }
 
     /// Applies an entry of a layer, as unpacking it would.

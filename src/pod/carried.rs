@@ -20,10 +20,10 @@ use super::schema;
 use crate::archive::section::Section;
 use crate::archive::tar_reader::{self, Kind, Limits, Place};
 use crate::archive::tar_writer::{self, Member, TarWriter};
+use crate::archive::whole_file;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::image::json;
-use crate::store::inputs::whole_file;
 use crate::sys::file;
 use crate::sys::root::Root;
 use crate::tree::RootPath;
@@ -178,7 +178,7 @@ pub fn pack(from: &Path, to: &Path) -> Result<Checked> {
     let created = chrono::DateTime::parse_from_rfc3339(&pod.created)
         .map_err(|e| Error::failed(format!("pod.json: created is no time: {e}")))?;
     let none = BTreeMap::new();
-    whole_file(to, |out| {
+    whole_file::write(to, |out| {
         let mut tar = TarWriter::new(out);
         let mut buffer = vec![0; 1 << 20];
         let member = |tar: &mut TarWriter<_>, path: &[u8], kind: tar_writer::Kind, mode: u32| {

@@ -14,7 +14,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{BufWriter, Read, Write};
+use std::io::{BufWriter, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::archive::section::Section;
 use crate::archive::tar_reader::{self, Kind, Limits};
 use crate::archive::tar_writer::{self, Member, TarWriter};
+use crate::archive::whole_file;
 use crate::digest::Digest;
 use crate::error::{self, Error, Result};
 use crate::sys::file;
@@ -402,7 +403,7 @@ pub fn write(
             }
         })
     };
-    whole_file(to, |out| {
+    whole_file::write(to, |out| {
         std::thread::scope(|scope| {
             let hashed = scope.spawn(hash);
             let written = fill(out);
@@ -419,30 +420,10 @@ fn json(document: &impl Serialize) -> Result<Vec<u8>> {
     value.map_err(|e| Error::failed(format!("can't write a JSON document: {e}")))
 }
 
-/// Writes a file beside its place and renames it there when it is on the disk: whole or not at all.
-pub fn whole_file(to: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> Result<()>) -> Result<()> {
-    let name = to.file_name().map(|name| name.to_string_lossy().into_owned());
-    let name = name.ok_or_else(|| Error::request(format!("can't write to {}", to.display())))?;
-    let beside = to.with_file_name(format!(".{name}.{}.new", std::process::id()));
-    let made = (|| {
-        let file = file::create_anew(&beside)?;
-        let mut out = BufWriter::with_capacity(1 << 16, &file);
-        write(&mut out)?;
-        out.flush().map_err(|e| Error::io("write", &beside, e))?;
-        file.sync_all().map_err(|e| Error::io("fsync", &beside, e))?;
-        fs::rename(&beside, to).map_err(|e| Error::io("rename", to, e))
-    })();
-    if made.is_err() {
-        // What went wrong first is what is told.
-        let _ = fs::remove_file(&beside);
-    }
-    made
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io;
+    use std::io::{self, Write};
 
     fn section(content: &[u8]) -> Section {
         let mut file = tempfile::tempfile().unwrap();

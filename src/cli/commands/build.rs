@@ -64,7 +64,12 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         }
         planned = Some(base);
     }
-    let (graph, seen) = graph::kept::analyse_and_see(&store, &request)?;
+    let (graph, seen) = if args.secrets.is_empty() {
+        graph::kept::analyse_and_see(&store, &request)?
+    } else {
+        // One that holds a secret is refused; kept before that, it would stay on the disk.
+        (graph::analyse(&request)?, None)
+    };
     if !args.input_files.is_empty() {
         let paths: Vec<_> = args.input_files.iter().map(|path| directory.join(path)).collect();
         store.use_inputs(Inputs::open(&paths)?);

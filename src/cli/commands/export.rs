@@ -1,28 +1,25 @@
 //! `tapeout export`
 
-use std::io::{BufWriter, Read, Seek, Write};
+use std::io::{Read, Seek, Write};
 
 use super::image::{Found, find};
 use crate::archive::decompress::decompress;
 use crate::archive::tar_reader::Limits;
+use crate::archive::whole_file;
 use crate::cli::args::{Export as Args, ExportFormat, Global};
 use crate::cli::{context, ui};
 use crate::digest::{Digest, HashingReader};
 use crate::error::{Error, Result};
-use crate::image::archive::{DockerLayer, write_docker, write_file, write_oci};
+use crate::image::archive::{DockerLayer, write_docker, write_oci};
 use crate::image::layout::LayoutImage;
 
 /// Writes an image into one file.
 pub fn run(global: &Global, args: &Args) -> Result<()> {
     let found = find(global, &args.ask, &args.image)?;
     let to = context::directory(global)?.join(&args.output);
-    write_file(&to, |file| {
-        let mut out = BufWriter::with_capacity(256 * 1024, file);
-        match args.format {
-            ExportFormat::OciArchive => oci(&found, &mut out)?,
-            ExportFormat::DockerArchive => docker(&found, &mut out)?,
-        }
-        out.flush().map_err(|e| Error::io("write", &to, e))
+    whole_file::write(&to, |out| match args.format {
+        ExportFormat::OciArchive => oci(&found, out),
+        ExportFormat::DockerArchive => docker(&found, out),
     })?;
     if global.json {
         return ui::print_json(&serde_json::json!({"image": found.shown, "digest": found.image.digest(), "path": to}));
