@@ -146,6 +146,7 @@ fn a_secret_that_stands_in_a_build_file_is_refused() {
             .stderr_has(what)
             .says_not(TOKEN)
             .says_not("built");
+        assert_eq!(holds(&workspace, TOKEN), [] as [String; 0], "{what}");
     }
 }
 
