@@ -58,7 +58,7 @@ fn an_image_is_looked_at_by_label_in_a_layout_and_in_both_archives() {
             .stdout_has("drwx------  0:0");
         workspace.run(&format!("image cat {image} /opt/link")).success().stdout_has("the same, then one");
     }
-    workspace.run("image inspect //app:image").success().stdout_has("33:33").stdout_has("Entrypoint");
+    workspace.run("image inspect //app:image").success().stdout_has("33:33").stdout_has("Entrypoint  [\"");
     workspace.run("image cat //app:image /opt/none").failure(2).stderr_has("tapeout image ls //app:image");
     workspace.run("image cat //app:image /opt").failure(2).stderr_has("no regular file");
     workspace.run("image ls --parameter //app:word=new //app:image").failure(2).stderr_has("tapeout build //app:image");

@@ -71,7 +71,13 @@ pub fn inspect(global: &Global, ask: &Ask, image: &str) -> Result<()> {
     rows.push(vec!["platform".into(), platform.join("/").trim_end_matches('/').to_string()]);
     rows.extend(config["created"].as_str().map(|created| vec!["created".into(), created.to_string()]));
     for (name, value) in config["config"].as_object().into_iter().flatten() {
-        rows.extend(lines(value).into_iter().map(|line| vec![name.clone(), line]));
+        // An argument may be empty or hold spaces: commands are shown as they would be written.
+        let shown = if matches!(name.as_str(), "Entrypoint" | "Cmd" | "Shell") {
+            vec![value.to_string()]
+        } else {
+            lines(value)
+        };
+        rows.extend(shown.into_iter().map(|line| vec![name.clone(), line]));
     }
     rows.extend(lines(&inspected.annotations).into_iter().map(|line| vec!["annotation".into(), line]));
     let mut text = ui::table(&[], &rows);
