@@ -21,7 +21,7 @@ use crate::execute::request::{FORMAT, Request};
 use crate::execute::rule;
 use crate::remote::credentials::Keychain;
 use crate::remote::http::{Http, Network};
-use crate::report::{Event, Report};
+use crate::report::{Event, Report, counted};
 use crate::store::Store;
 use crate::store::inputs::{Input, Role};
 use crate::tree::Stack;
@@ -458,11 +458,6 @@ impl Base {
     pub fn http(&self) -> &Http {
         &self.http
     }
-}
-
-/// `1 package`, `2 packages`.
-pub fn counted(n: usize, what: &str) -> String {
-    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
 fn held(lock: &Mutex<(Lock, Lock)>) -> MutexGuard<'_, (Lock, Lock)> {
