@@ -10,6 +10,7 @@ mod python;
 use std::io::Read;
 use std::path::Path;
 
+use super::search_path::BUILD_FILE;
 use super::seen;
 use super::spec::Source;
 use crate::error::{Error, Kind, Place, Result};
@@ -51,6 +52,10 @@ impl Lock {
         (&file).take(SIZE + 1).read_to_end(&mut bytes).map_err(|e| Error::io("read", &name, e))?;
         seen::folders_above(&folder.join(path), folder);
         seen::file(&folder.join(path), &file, began, &bytes);
+        if below.name() == BUILD_FILE.as_bytes() {
+            // An edit of it must change more than its own package.
+            seen::untold();
+        }
         if bytes.len() as u64 > SIZE {
             return Err(Error::request(format!("{name} is longer than {SIZE} bytes")));
         }

@@ -111,6 +111,37 @@ impl Seen {
         }
         check
     }
+
+    /// The files that were edited, where nothing else has changed: these looks are forgotten, all others are as good
+    /// as new. `None`: something came, went or became another thing.
+    pub fn edited(&mut self) -> Option<Vec<String>> {
+        let mut edited = vec![];
+        for (path, look) in &mut self.0 {
+            match look.again(Path::new(path)) {
+                Some(now) => *look = now,
+                None if matches!(look, Look::File(..))
+                    && Path::new(path).symlink_metadata().is_ok_and(|stat| stat.is_file()) =>
+                {
+                    edited.push(path.clone());
+                }
+                None => return None,
+            }
+        }
+        edited.iter().for_each(|path| _ = self.0.remove(path));
+        Some(edited)
+    }
+
+    /// With later looks; `None`: they don't agree.
+    pub fn with(mut self, later: Self) -> Option<Self> {
+        for (path, look) in later.0 {
+            match self.0.get(&path) {
+                Some(known) if known.says_more_than(&look) || known.agrees_with(&look) => {}
+                Some(known) if !look.says_more_than(known) => return None,
+                _ => _ = self.0.insert(path, look),
+            }
+        }
+        Some(self)
+    }
 }
 
 /// Things that nobody looks into again: each is as it was while its [`Stamp`] holds.
@@ -180,6 +211,14 @@ impl Look {
                 let found = listing(path)?;
                 (found == *digest).then(|| Self::Listing(Stamp::of(&stat, now), found))
             }
+        }
+    }
+
+    /// Did both see the same?
+    fn agrees_with(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::File(_, one), Self::File(_, other)) | (Self::Listing(_, one), Self::Listing(_, other)) => one == other,
+            _ => self == other,
         }
     }
 

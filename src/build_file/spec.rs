@@ -1,6 +1,6 @@
 //! What a build says, as plain data: the analysed graph. It knows no Starlark, no disk and no kernel.
 //!
-//! The analysis runs in a child process; this is what leaves it (as JSON), and all that the rest
+//! The analysis runs in a child process; this is what leaves it, and all that the rest
 //! of the crate ever sees of a build file.
 
 use std::collections::BTreeMap;
@@ -11,9 +11,35 @@ use serde::{Deserialize, Serialize};
 use crate::error::Place;
 use crate::label::Label;
 
+/// In JSON a value is written as it is; a format without names of its own (postcard) needs to be told which variant it is.
+macro_rules! untagged_as_text {
+    ($name:ident $text:literal { $($variant:ident $(($inner:ty))?),* }) => {
+        const _: () = {
+            #[derive(Serialize, Deserialize)]
+            #[serde(remote = $text, untagged)]
+            enum Text { $($variant $(($inner))?),* }
+
+            #[derive(Serialize, Deserialize)]
+            #[serde(remote = $text)]
+            enum Binary { $($variant $(($inner))?),* }
+
+            impl Serialize for $name {
+                fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                    if s.is_human_readable() { Text::serialize(self, s) } else { Binary::serialize(self, s) }
+                }
+            }
+
+            impl<'de> Deserialize<'de> for $name {
+                fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                    if d.is_human_readable() { Text::deserialize(d) } else { Binary::deserialize(d) }
+                }
+            }
+        };
+    };
+}
+
 /// The value of a parameter.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(untagged)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Value {
     /// Unset: neither given, nor a default, nor derived.
     None,
@@ -27,6 +53,8 @@ pub enum Value {
     List(Vec<String>),
 }
 
+untagged_as_text!(Value "Value" { None, Bool(bool), Int(i64), Text(String), List(Vec<String>) });
+
 /// Which instance: an index into [`Graph::instances`].
 pub type Id = usize;
 
@@ -38,6 +66,30 @@ pub struct Graph {
     pub instances: Vec<Instance>,
     /// What the command line named, in its order.
     pub requested: Vec<Id>,
+}
+
+impl Graph {
+    /// Written down in two parts, the second of which only people read: places and docs. A build of two graphs whose
+    /// first parts are the same does the same.
+    pub fn in_two(mut self) -> postcard::Result<(Vec<u8>, Vec<u8>)> {
+        let nowhere = || Place { file: String::new(), line: 0, column: 0, length: 0, source: None };
+        let take = |one: &mut Instance| (std::mem::replace(&mut one.place, nowhere()), std::mem::take(&mut one.doc));
+        let shown: Vec<(Place, String)> = self.instances.iter_mut().map(take).collect();
+        Ok((postcard::to_stdvec(&self)?, postcard::to_stdvec(&shown)?))
+    }
+
+    /// And back; `None`: they are no graph.
+    pub fn of_two(plan: &[u8], shown: &[u8]) -> Option<Self> {
+        let mut graph: Self = postcard::from_bytes(plan).ok()?;
+        let shown: Vec<(Place, String)> = postcard::from_bytes(shown).ok()?;
+        if shown.len() != graph.instances.len() {
+            return None;
+        }
+        for (instance, (place, doc)) in graph.instances.iter_mut().zip(shown) {
+            (instance.place, instance.doc) = (place, doc);
+        }
+        Some(graph)
+    }
 }
 
 /// A rule under the parameter values that it sees.
@@ -90,14 +142,15 @@ pub enum Spec {
 }
 
 /// One step of a `run`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     /// A script for `/bin/sh -e`.
     Shell(String),
     /// A program and its arguments.
     Argv(Vec<String>),
 }
+
+untagged_as_text!(Step "Step" { Shell(String), Argv(Vec<String>) });
 
 /// A file or folder that a rule works on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -206,14 +259,15 @@ pub struct Rule {
 }
 
 /// One exported variable.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Export {
     /// Set.
     Set(String),
     /// Prepended, joined by `:`.
     Prepend(Vec<String>),
 }
+
+untagged_as_text!(Export "Export" { Set(String), Prepend(Vec<String>) });
 
 /// `archive(…)`: a file from outside, unpacked into `/workspace/<package>/<name>`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -281,14 +335,15 @@ pub enum FileKind {
 }
 
 /// What the closure does with the files of a tapeout rule.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Libraries {
     /// `True`: searched. `False`: left out of the search.
     Search(bool),
     /// Searched, and these besides (names as in `dlopen`, or paths).
     Also(Vec<String>),
 }
+
+untagged_as_text!(Libraries "Libraries" { Search(bool), Also(Vec<String>) });
 
 /// `tapeout(…)`, its functions evaluated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

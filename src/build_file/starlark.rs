@@ -14,7 +14,7 @@ mod places;
 pub mod progress;
 mod values;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock, Mutex};
@@ -49,6 +49,16 @@ const TIME: Duration = Duration::from_secs(3);
 const ITEMS: usize = 1_000_000;
 /// Lists in lists.
 const NESTING: usize = 20;
+
+thread_local! {
+    /// When all of this thread's evaluations must have ended.
+    static END: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// From here on, this thread's evaluations end when this does; `None`: each has its own time again.
+pub fn end_at(end: Option<Instant>) {
+    END.set(end);
+}
 
 static GLOBALS: LazyLock<Globals> = LazyLock::new(globals::globals);
 
@@ -180,7 +190,8 @@ where
         limit.map_err(::starlark::Error::new_other)?;
     }
     let start = Instant::now();
-    evaluator.set_check_cancelled(Box::new(move || start.elapsed() > TIME));
+    let end = END.get();
+    evaluator.set_check_cancelled(Box::new(move || start.elapsed() > TIME || end.is_some_and(|end| Instant::now() > end)));
     evaluator.before_stmt_for_dap(BeforeStmtFunc::from_dyn(Box::new(progress::Line)));
     evaluator.extra = Some(stage);
     Ok(())

@@ -4,7 +4,7 @@
 //! looked at, what it used, and what it said. While all of that stands, the next build of the same request would
 //! find and say the same, so it does that at once. It stands while
 //!
-//! - the build files and what else the analysis saw are the same ([`Seen`]), and so are the builder and its lock;
+//! - the graph says the same to a build, whatever was edited in build files, and the builder and its lock are the same;
 //! - the sources, and the folder with images where there are some, have the times that they had ([`Stamps`]);
 //! - nothing was added to the store or removed from it, by whomever, and all changesets are there.
 //!
@@ -17,7 +17,7 @@ use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
 
-use crate::build_file::seen::{Check, Seen, Stamps};
+use crate::build_file::seen::Stamps;
 use crate::build_file::spec::{Archive, Git, Graph, Instance, Source, Spec};
 use crate::digest::Digest;
 use crate::error::Result;
@@ -29,7 +29,7 @@ use crate::report::{Event, Report};
 use crate::store::Store;
 
 /// Raised when the same build would be told by another record.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Names a request, and what else its outcome depends on that no stamp tells.
 pub fn key(request: &Request, others: &impl std::fmt::Debug) -> Result<Digest> {
@@ -42,7 +42,7 @@ pub fn key(request: &Request, others: &impl std::fmt::Debug) -> Result<Digest> {
 pub struct Watch<'a> {
     store: &'a Store,
     key: Digest,
-    seen: Seen,
+    plan: Digest,
     stamps: Stamps,
     base: Digest,
 }
@@ -51,7 +51,8 @@ pub struct Watch<'a> {
 #[derive(Serialize, Deserialize)]
 pub struct Record {
     base: Digest,
-    seen: Seen,
+    /// Of the graph.
+    plan: Digest,
     stamps: Stamps,
     /// All of the store that it used, and what of it are changesets.
     used: Vec<Digest>,
@@ -72,7 +73,7 @@ impl<'a> Watch<'a> {
     pub fn begin(
         store: &'a Store,
         key: Digest,
-        seen: Option<Seen>,
+        plan: Option<Digest>,
         graph: &Graph,
         base: &Base,
         options: &Options,
@@ -80,7 +81,7 @@ impl<'a> Watch<'a> {
         if !options.secrets.is_empty() || room::is_open() {
             return None;
         }
-        let mut watch = Self { store, key, seen: seen?, stamps: Stamps::default(), base: base.identity()? };
+        let mut watch = Self { store, key, plan: plan?, stamps: Stamps::default(), base: base.identity()? };
         let at_rest = store.told_by().iter().all(|folder| watch.stamps.take_folder(folder))
             && graph.instances.iter().enumerate().all(|(id, instance)| {
                 let label = &instance.label;
@@ -125,7 +126,7 @@ impl<'a> Watch<'a> {
         let used: Vec<_> = self.store.all_used().into_iter().collect();
         let record = Record {
             base: self.base,
-            seen: self.seen,
+            plan: self.plan,
             stamps: self.stamps,
             changesets: used.iter().filter(|digest| self.store.has_changeset(digest)).copied().collect(),
             used,
@@ -138,11 +139,11 @@ impl<'a> Watch<'a> {
     }
 }
 
-/// The record of such a build, if all but the builder stands as it was.
-pub fn recall(store: &Store, key: &Digest) -> Option<Record> {
-    let mut record: Record = postcard::from_bytes(&store.kept_graph(key)?).ok()?;
-    let stands = record.stamps.hold()
-        && record.seen.check() == Check::Same
+/// The record of such a build of this plan, if all but the builder stands as it was.
+pub fn recall(store: &Store, key: &Digest, plan: Option<Digest>) -> Option<Record> {
+    let record: Record = postcard::from_bytes(&store.kept_graph(key)?).ok()?;
+    let stands = plan == Some(record.plan)
+        && record.stamps.hold()
         && record.changesets.iter().all(|changeset| store.has_changeset(changeset));
     stands.then_some(record)
 }

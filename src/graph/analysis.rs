@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use super::load::{Defined, Found, Packages};
+use super::memo::Recalled;
 use super::nodes::{Node, NodeId, NodeKey, Trace};
 use super::parameters::{Collected, Known, Settings, SettingsId};
 use super::{Answer, Question, Wanted};
@@ -34,6 +35,8 @@ pub(super) struct Analysis {
     pub node_by_trace: BTreeMap<Label, Vec<(Rc<Trace>, NodeId)>>,
     pub node_by_key: BTreeMap<NodeKey, NodeId>,
     pub stack: Vec<super::nodes::Step>,
+    /// What an earlier analysis found, as far as it still holds.
+    pub recalled: Recalled,
 }
 
 /// All that went wrong, each once.
@@ -66,8 +69,8 @@ impl Errors {
     }
 }
 
-/// Answers a question, in this thread.
-pub(super) fn run(question: &Question) -> Result<Answer> {
+/// Answers a question, in this thread, from what is recalled of an earlier answer.
+pub(super) fn run(question: &Question, recalled: Recalled) -> Result<Answer> {
     let mut analysis = Analysis {
         packages: Packages::new(question.search_path.clone()),
         errors: Errors::default(),
@@ -80,6 +83,7 @@ pub(super) fn run(question: &Question) -> Result<Answer> {
         node_by_trace: BTreeMap::new(),
         node_by_key: BTreeMap::new(),
         stack: vec![],
+        recalled,
     };
     let settings = analysis.given(question);
     let answer = match question.wanted {
@@ -89,11 +93,15 @@ pub(super) fn run(question: &Question) -> Result<Answer> {
                 requested.iter().map(|label| analysis.node(label, settings, None)).collect();
             analysis.errors.take()?;
             let graph = analysis.join(nodes.into_iter().flatten().collect());
-            Answer::Graph(graph)
+            analysis.errors.take()?;
+            Answer::Graph(graph, analysis.memo())
         }
-        Wanted::Definitions => Answer::Definitions(analysis.definitions(question, settings)),
+        Wanted::Definitions => {
+            let definitions = analysis.definitions(question, settings);
+            analysis.errors.take()?;
+            Answer::Definitions(definitions)
+        }
     };
-    analysis.errors.take()?;
     Ok(answer)
 }
 
@@ -105,14 +113,7 @@ impl Analysis {
         for text in &question.patterns {
             let found = match Pattern::parse_in(text, &question.here) {
                 Ok(Pattern::One(label)) => vec![self.meant(label)],
-                Ok(pattern) => {
-                    let defined = self.matching(&pattern, text);
-                    defined
-                        .iter()
-                        .filter(|defined| defined.kind != "parameter")
-                        .map(|defined| defined.label.clone())
-                        .collect()
-                }
+                Ok(pattern) => self.rules_matching(&pattern, text),
                 Err(error) => {
                     self.errors.report(error);
                     vec![]
@@ -125,6 +126,9 @@ impl Analysis {
 
     /// On the command line, the name of an image or a pod alone will do, where nothing else has it.
     fn meant(&mut self, label: Label) -> Label {
+        if self.recalled.rules_of(label.package()).is_some_and(|rules| rules.iter().any(|rule| rule == label.name())) {
+            return label;
+        }
         let Found::Package(package) = self.packages.package(label.package(), &mut self.errors) else { return label };
         if package.defined.contains_key(label.name()) {
             return label;
@@ -139,11 +143,34 @@ impl Analysis {
 
     /// All that a pattern names, as written in its files.
     fn matching(&mut self, pattern: &Pattern, text: &str) -> Vec<Rc<Defined>> {
-        let packages = match pattern {
-            Pattern::One(label) => {
-                let label = self.meant(label.clone());
-                return self.defined(&label, None).into_iter().collect();
+        if let Pattern::One(label) = pattern {
+            let label = self.meant(label.clone());
+            return self.defined(&label, None).into_iter().collect();
+        }
+        self.packages_matching(pattern, text)
+            .iter()
+            .filter_map(|package| self.package(package, None))
+            .flat_map(|found| found.order.clone())
+            .collect()
+    }
+
+    /// The same, parameters left out.
+    fn rules_matching(&mut self, pattern: &Pattern, text: &str) -> Vec<Label> {
+        let mut labels = vec![];
+        for package in self.packages_matching(pattern, text) {
+            if let Some(rules) = self.recalled.rules_of(&package) {
+                labels.extend(rules.iter().filter_map(|rule| Label::new(package.clone(), rule).ok()));
+            } else if let Some(found) = self.package(&package, None) {
+                let rules = found.order.iter().filter(|defined| defined.parameter.is_none());
+                labels.extend(rules.map(|defined| defined.label.clone()));
             }
+        }
+        labels
+    }
+
+    fn packages_matching(&mut self, pattern: &Pattern, text: &str) -> Vec<Package> {
+        let packages = match pattern {
+            Pattern::One(label) => Ok(vec![label.package().clone()]),
             Pattern::All(package) => Ok(vec![package.clone()]),
             Pattern::Below(package) => self.packages.search_path().packages_below(package),
         };
@@ -156,10 +183,6 @@ impl Analysis {
                 .report(Error::request(format!("{text} names no package")).next("tapeout list shows all packages"));
         }
         packages
-            .iter()
-            .filter_map(|package| self.package(package, None))
-            .flat_map(|found| found.order.clone())
-            .collect()
     }
 
     /// The package, loaded; its errors are reported, a missing one at the place that needs it.

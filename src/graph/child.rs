@@ -1,8 +1,8 @@
 //! The analysis in a child process with limits: a build file can use up stack and memory, and no
 //! limit inside the interpreter catches all of it.
 //!
-//! The child is our own executable with an empty environment. It reads the question (JSON) from
-//! its standard input, writes the answer to its standard output, and its progress to its standard
+//! The child is our own executable with an empty environment. It reads the question from
+//! its standard input, with the memo of an earlier answer where there is one, writes the answer to its standard output, and its progress to its standard
 //! error, a file without a name: so that the parent can say where a child was that didn't answer.
 
 use std::fs::File;
@@ -12,15 +12,16 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, setrlimit};
 
-use super::{Answer, Answered, Question};
-use crate::build_file::seen;
-use crate::build_file::spec::{Graph, Id, ImageRef, Spec};
-use crate::build_file::starlark::progress;
+use super::memo::Recalled;
+use super::{Answer, Answered, Encoded, Question, Said};
+use crate::build_file::seen::{self, Seen};
+use crate::build_file::spec::{Definition, Graph, Id, ImageRef, Spec};
+use crate::build_file::starlark::{self, progress};
 use crate::error::{Error, Place, Result};
 
 /// The name of the role, as the first argument.
@@ -33,6 +34,8 @@ const PROCESSOR: u64 = 60;
 const SILENCE: Duration = Duration::from_millis(4500);
 /// How long it may take in all.
 const WHOLE: Duration = Duration::from_secs(120);
+/// How long an analysis from a memo may evaluate: what is longer is not worth doing twice.
+const ATTEMPT: Duration = Duration::from_millis(500);
 /// Bytes of an answer.
 const ANSWER: u64 = 1 << 30;
 /// Bytes of progress.
@@ -52,9 +55,13 @@ pub fn analysis_child_if_asked() {
 
 fn work() -> std::io::Result<()> {
     limit()?;
-    let mut text = String::new();
-    std::io::stdin().take(ANSWER).read_to_string(&mut text)?;
-    let question: Question = serde_json::from_str(&text)?;
+    let mut asked = vec![];
+    std::io::stdin().take(ANSWER).read_to_end(&mut asked)?;
+    let [question, edited, memo] = sections(&asked).ok_or_else(|| std::io::Error::other("not a question"))?;
+    let question: Question = serde_json::from_slice(question)?;
+    let edited: Option<Vec<String>> = serde_json::from_slice(edited)?;
+    let recalled = edited.and_then(|edited| Recalled::new(memo, &edited));
+    drop(asked);
     let progress = File::from(std::io::stderr().as_fd().try_clone_to_owned()?);
     std::panic::set_hook(Box::new(|panic| {
         let text = panic.payload_as_str().unwrap_or("no reason given");
@@ -62,15 +69,70 @@ fn work() -> std::io::Result<()> {
     }));
     let run = move || {
         progress::write_to(progress);
+        if let Some(recalled) = recalled {
+            seen::begin();
+            starlark::end_at(Some(Instant::now() + ATTEMPT));
+            let answer = super::analysis::run(&question, recalled);
+            starlark::end_at(None);
+            if let Ok(answer) = answer {
+                return written(answer, seen::end(), true);
+            }
+        }
         seen::begin();
-        let answer = super::analysis::run(&question).unwrap_or_else(Answer::Error);
-        Answered { answer, seen: seen::end() }
+        let answer = super::analysis::run(&question, Recalled::default()).unwrap_or_else(Answer::Error);
+        written(answer, seen::end(), false)
     };
     let thread = std::thread::Builder::new().name("analysis".to_string()).stack_size(super::STACK).spawn(run)?;
-    let answer = thread.join().map_err(|_| std::io::Error::other("the analysis broke off"))?;
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    serde_json::to_writer(&mut out, &answer)?;
-    out.flush()
+    let answer = thread.join().map_err(|_| std::io::Error::other("the analysis broke off"))??;
+    std::io::stdout().lock().write_all(&answer)
+}
+
+/// The answer, as the parent reads it.
+fn written(answer: Answer, seen: Option<Seen>, from_memo: bool) -> std::io::Result<Vec<u8>> {
+    let binary = std::io::Error::other::<postcard::Error>;
+    let (text, encoded) = match answer {
+        Answer::Graph(graph, memo) => {
+            let (plan, shown) = graph.in_two().map_err(binary)?;
+            (vec![], Encoded { plan, shown, memo: postcard::to_stdvec(&memo).map_err(binary)? })
+        }
+        Answer::Definitions(definitions) => (serde_json::to_vec(&Ok::<_, Error>(definitions))?, Encoded::default()),
+        Answer::Error(error) => (serde_json::to_vec(&Err::<Vec<Definition>, _>(error))?, Encoded::default()),
+    };
+    let seen = postcard::to_stdvec(&seen).map_err(binary)?;
+    Ok(framed([&text, &encoded.plan, &encoded.shown, &encoded.memo, &seen, &[u8::from(from_memo)]]))
+}
+
+/// Several byte strings as one, each behind its length.
+pub(super) fn framed<const N: usize>(sections: [&[u8]; N]) -> Vec<u8> {
+    let mut made = Vec::with_capacity(sections.iter().map(|section| section.len() + 8).sum());
+    for section in sections {
+        made.extend((section.len() as u64).to_le_bytes());
+        made.extend(section);
+    }
+    made
+}
+
+/// And back.
+pub(super) fn sections<const N: usize>(mut bytes: &[u8]) -> Option<[&[u8]; N]> {
+    let mut found = [&[][..]; N];
+    for section in &mut found {
+        let (length, rest) = bytes.split_first_chunk()?;
+        (*section, bytes) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
+    }
+    bytes.is_empty().then_some(found)
+}
+
+fn read(bytes: &[u8]) -> Option<Result<Answered>> {
+    let [text, plan, shown, memo, seen, from_memo] = sections(bytes)?;
+    let said = if text.is_empty() {
+        Said::Graph(Encoded { plan: plan.to_vec(), shown: shown.to_vec(), memo: memo.to_vec() })
+    } else {
+        match serde_json::from_slice::<Result<Vec<Definition>>>(text).ok()? {
+            Ok(definitions) => Said::Definitions(definitions),
+            Err(error) => return Some(Err(error.with_kind(crate::error::Kind::Request))),
+        }
+    };
+    Some(Ok(Answered { said, seen: postcard::from_bytes(seen).ok()?, from_memo: from_memo == [1] }))
 }
 
 /// No core file, no file longer than the progress may be, no endless loop, no endless memory.
@@ -82,14 +144,15 @@ fn limit() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Asks a child.
-pub(super) fn ask(executable: &Path, question: &Question) -> Result<Answered> {
+/// Asks a child; with the memo of an earlier answer, and what was edited since.
+pub(super) fn ask(executable: &Path, question: &Question, memo: Option<(&[String], &[u8])>) -> Result<Answered> {
     let io = |call: &'static str| move |e: std::io::Error| Error::io(call, executable, e);
     let written =
         memfd_create(c"progress", MFdFlags::MFD_CLOEXEC).map_err(|e| Error::io("memfd_create", "progress", e))?;
     let mut written = File::from(written);
-    let text =
-        serde_json::to_vec(question).map_err(|e| Error::failed(format!("the question can't be written: {e}")))?;
+    let json = |e: serde_json::Error| Error::failed(format!("the question can't be written: {e}"));
+    let edited = serde_json::to_vec(&memo.map(|(edited, _)| edited)).map_err(json)?;
+    let text = framed([&serde_json::to_vec(question).map_err(json)?, &edited, memo.map_or(&[], |(_, memo)| memo)]);
     let mut child = Command::new(executable)
         .arg0(ROLE)
         // An executable that doesn't know the role (a test runner) stops at this instead of doing its own work.
@@ -109,14 +172,7 @@ pub(super) fn ask(executable: &Path, question: &Question) -> Result<Answered> {
         Ok(answer) => answer,
         Err(silent) => return Err(no_answer(question, &mut written, silent.then_some(()), status)),
     };
-    match serde_json::from_slice::<Answered>(&answer) {
-        Ok(Answered { answer: Answer::Error(error), .. }) => Err(error.with_kind(crate::error::Kind::Request)),
-        Ok(answered) => {
-            check(&answered.answer, question)?;
-            Ok(answered)
-        }
-        Err(_) => Err(no_answer(question, &mut written, None, status)),
-    }
+    read(&answer).unwrap_or_else(|| Err(no_answer(question, &mut written, None, status)))
 }
 
 /// Feeds the child and reads what it says; `Err(true)`: it took too long.
@@ -195,8 +251,7 @@ pub(super) fn nonsense() -> Error {
 
 /// A child that a build file took over could say anything: the numbers in its answer must be
 /// numbers of this graph, each before what depends on it, and the folders those of the search path.
-pub(super) fn check(answer: &Answer, question: &Question) -> Result<()> {
-    let Answer::Graph(graph) = answer else { return Ok(()) };
+pub(super) fn check(graph: &Graph, question: &Question) -> Result<()> {
     let wrong = || Error::failed("the analysis gave a graph that is none");
     for (id, instance) in graph.instances.iter().enumerate() {
         let built: Vec<Id> = match &instance.spec {

@@ -51,6 +51,24 @@ pub(super) struct Defined {
     pub parameter: Option<Parameter>,
 }
 
+impl Defined {
+    /// What is left of a definition that isn't read again: enough for its node.
+    pub fn kept(label: Label, kind: String, place: Place) -> Self {
+        Self {
+            label,
+            kind,
+            place,
+            arguments: BTreeMap::new(),
+            is_broken: false,
+            doc: String::new(),
+            annotations: BTreeMap::new(),
+            deps: vec![],
+            reverse_deps: vec![],
+            parameter: None,
+        }
+    }
+}
+
 /// `parameter(…)`
 pub(super) struct Parameter {
     pub type_name: Type,
@@ -82,6 +100,11 @@ impl Packages {
 
     pub fn search_path(&self) -> &SearchPath {
         &self.search_path
+    }
+
+    /// Those that were evaluated.
+    pub fn loaded(&self) -> impl Iterator<Item = (&Package, &Rc<PackageFile>)> {
+        self.packages.iter().filter_map(|(package, found)| Some((package, found.as_ref()?)))
     }
 
     pub fn package(&mut self, package: &Package, errors: &mut Errors) -> Found {

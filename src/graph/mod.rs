@@ -8,13 +8,15 @@
 //!    union of packages.
 //!
 //! All of it runs in a child process with limits (`child`), because a build file is not trusted;
-//! what leaves the child is plain data. `kept` saves the child where nothing has changed. [`analyse_here`] does the same in this process, for tests.
+//! what leaves the child is plain data. `kept` saves the child where nothing has changed, and `memo` most of its work
+//! where little has. [`analyse_here`] does the same in this process, for tests.
 
 mod analysis;
 mod child;
 mod join;
 pub mod kept;
 mod load;
+mod memo;
 mod nodes;
 mod parameters;
 pub mod show;
@@ -53,10 +55,8 @@ pub fn analyse(request: &Request) -> Result<Graph> {
 
 /// As [`analyse`], where the executable that knows the child's role isn't this one: for tests.
 pub fn analyse_by(executable: &Path, request: &Request) -> Result<Graph> {
-    match child::ask(executable, &Question::new(request, Wanted::Graph)?)?.answer {
-        Answer::Graph(graph) => Ok(graph),
-        _ => Err(child::nonsense()),
-    }
+    let question = Question::new(request, Wanted::Graph)?;
+    child::ask(executable, &question, None)?.said.graph()?.read(&question)
 }
 
 /// What is defined: for `tapeout list`. Values are needed only where a function gives edges.
@@ -64,10 +64,7 @@ pub fn definitions(request: &Request) -> Result<Vec<Definition>> {
     if cfg!(test) {
         return definitions_here(request);
     }
-    match child::ask(Path::new(OURSELVES), &Question::new(request, Wanted::Definitions)?)?.answer {
-        Answer::Definitions(definitions) => Ok(definitions),
-        _ => Err(child::nonsense()),
-    }
+    child::ask(Path::new(OURSELVES), &Question::new(request, Wanted::Definitions)?, None)?.said.definitions()
 }
 
 /// This executable, whatever became of its path.
@@ -76,7 +73,7 @@ const OURSELVES: &str = "/proc/self/exe";
 /// As [`analyse`], in this very process: a hostile build file can end it.
 pub fn analyse_here(request: &Request) -> Result<Graph> {
     match answer_here(Question::new(request, Wanted::Graph)?) {
-        Answer::Graph(graph) => Ok(graph),
+        Answer::Graph(graph, _) => Ok(graph),
         Answer::Error(error) => Err(error),
         Answer::Definitions(_) => Err(child::nonsense()),
     }
@@ -87,7 +84,7 @@ pub fn definitions_here(request: &Request) -> Result<Vec<Definition>> {
     match answer_here(Question::new(request, Wanted::Definitions)?) {
         Answer::Definitions(definitions) => Ok(definitions),
         Answer::Error(error) => Err(error),
-        Answer::Graph(_) => Err(child::nonsense()),
+        Answer::Graph(..) => Err(child::nonsense()),
     }
 }
 
@@ -123,19 +120,54 @@ enum Wanted {
     Definitions,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+/// What an analysis gives.
 enum Answer {
-    Graph(Graph),
+    Graph(Graph, memo::Memo),
     Definitions(Vec<Definition>),
     Error(Error),
 }
 
 /// What the child says.
-#[derive(Debug, Serialize, Deserialize)]
 struct Answered {
-    answer: Answer,
+    said: Said,
     /// What it looked at; `None`: that can't be told.
     seen: Option<Seen>,
+    /// The rest of what it says rests on what was seen before.
+    from_memo: bool,
+}
+
+enum Said {
+    Graph(Encoded),
+    Definitions(Vec<Definition>),
+}
+
+impl Said {
+    fn graph(self) -> Result<Encoded> {
+        if let Self::Graph(encoded) = self { Ok(encoded) } else { Err(child::nonsense()) }
+    }
+
+    fn definitions(self) -> Result<Vec<Definition>> {
+        if let Self::Definitions(definitions) = self { Ok(definitions) } else { Err(child::nonsense()) }
+    }
+}
+
+/// A graph as the child wrote it.
+#[derive(Default)]
+struct Encoded {
+    /// All that a build depends on.
+    plan: Vec<u8>,
+    /// What only people read of it.
+    shown: Vec<u8>,
+    /// For the next analysis.
+    memo: Vec<u8>,
+}
+
+impl Encoded {
+    fn read(&self, question: &Question) -> Result<Graph> {
+        let graph = Graph::of_two(&self.plan, &self.shown).ok_or_else(child::nonsense)?;
+        child::check(&graph, question)?;
+        Ok(graph)
+    }
 }
 
 impl Question {
@@ -193,7 +225,7 @@ fn given(text: &str) -> Result<Vec<Given>> {
 const STACK: usize = 512 << 20;
 
 fn answer_here(question: Question) -> Answer {
-    let run = move || match analysis::run(&question) {
+    let run = move || match analysis::run(&question, memo::Recalled::default()) {
         Ok(answer) => answer,
         Err(error) => Answer::Error(error),
     };

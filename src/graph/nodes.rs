@@ -8,7 +8,8 @@ use std::rc::Rc;
 
 use super::analysis::Analysis;
 use super::load::{Defined, fault_errors};
-use super::parameters::{Collected, SettingsId, article};
+use super::memo::Own;
+use super::parameters::{Collected, Settings, SettingsId, article};
 use crate::build_file::attributes::{self, Edge};
 use crate::build_file::data::Data;
 use crate::build_file::seen;
@@ -54,7 +55,8 @@ pub(super) struct Node {
     pub annotations: BTreeMap<String, String>,
     /// The node of `//base:build` that it reaches.
     pub base: Option<NodeId>,
-    trace: Option<Rc<Trace>>,
+    pub trace: Option<Rc<Trace>>,
+    pub own: Own,
 }
 
 /// A true ordinary edge.
@@ -114,13 +116,18 @@ impl Analysis {
             self.errors.report(error);
             return None;
         }
-        let defined = self.rule_definition(label, edge)?;
+        let kept = self.recalled.find(label, &self.settings[settings]);
+        let defined = if kept.is_some() { None } else { Some(self.rule_definition(label, edge)?) };
         self.stack.push(Step {
             label: label.clone(),
             settings,
             edge: edge.map(|(defined, written)| (defined.clone(), written.clone())),
         });
-        let node = self.evaluate(&defined, settings);
+        let node = match (kept, defined) {
+            (Some(kept), _) => self.revive(&kept, settings),
+            (None, Some(defined)) => self.evaluate(&defined, settings),
+            (None, None) => None,
+        };
         self.stack.pop();
         self.node_by_settings.insert(key, node);
         node
@@ -129,8 +136,7 @@ impl Analysis {
     /// A node that other settings led to, and that these would lead to too.
     fn node_by_trace(&self, label: &Label, settings: SettingsId) -> Option<NodeId> {
         let given = &self.settings[settings];
-        let agrees = |trace: &Trace| trace.iter().all(|(label, value)| given.get(label) == value.as_ref());
-        self.node_by_trace.get(label)?.iter().find(|(trace, _)| agrees(trace)).map(|(_, node)| *node)
+        self.node_by_trace.get(label)?.iter().find(|(trace, _)| agrees(trace, given)).map(|(_, node)| *node)
     }
 
     fn rule_definition(&mut self, label: &Label, edge: Option<(&Rc<Defined>, &Written)>) -> Option<Rc<Defined>> {
@@ -184,12 +190,14 @@ impl Analysis {
         whole &= faults.is_empty() && !defined.is_broken;
         whole &= self.check_files(defined, package.folder.as_deref(), &definition.needs);
         let mut trace = Some(Trace::new());
+        let mut own = Own::default();
         let mut deps: Vec<NodeEdge> = vec![];
         for edge in &definition.deps {
             match self.follow(edge, defined, settings, &mut collected, &mut trace) {
-                Follow::To(to) => {
+                Follow::To(to, values) => {
                     let may = self.may_depend(defined, edge, to);
                     whole &= may;
+                    own.deps.push((edge.label.clone(), values));
                     if may && !deps.iter().any(|known| known.to == to) {
                         deps.push(NodeEdge { to, written: written(edge) });
                     }
@@ -201,8 +209,11 @@ impl Analysis {
         let mut images = vec![];
         for edge in &definition.images {
             match self.follow(edge, defined, settings, &mut collected, &mut trace) {
-                Follow::To(to) if matches!(self.nodes[to].spec, Spec::Image(_)) => images.push(to),
-                Follow::To(to) => {
+                Follow::To(to, values) if matches!(self.nodes[to].spec, Spec::Image(_)) => {
+                    images.push(to);
+                    own.images.push((edge.label.clone(), values));
+                }
+                Follow::To(to, _) => {
                     let place = self.attribute_place(defined, edge.attribute, Some(&edge.written));
                     let kind = self.nodes[to].defined.kind.clone();
                     let error = Error::request(format!(
@@ -237,6 +248,7 @@ impl Analysis {
             return None;
         }
         merge(&mut trace, &collected.trace, &BTreeMap::new());
+        own.trace = collected.trace;
         let node = Node {
             label: defined.label.clone(),
             defined: defined.clone(),
@@ -252,6 +264,7 @@ impl Analysis {
             annotations: definition.annotations,
             base: None,
             trace: trace.map(Rc::new),
+            own,
         };
         self.add(node)
     }
@@ -327,13 +340,18 @@ impl Analysis {
         let Some(below) = self.below_edge(settings, &values) else { return Follow::Broken };
         match self.node(&edge.label, below, Some((defined, &written(edge)))) {
             Some(to) => {
-                match self.nodes[to].trace.clone() {
-                    Some(inner) => merge(trace, &inner, &values),
-                    None => *trace = None,
-                }
-                Follow::To(to)
+                self.trace_below(to, &values, trace);
+                Follow::To(to, values)
             }
             None => Follow::Broken,
+        }
+    }
+
+    /// Adds what was looked up by a node below an edge that sets these values.
+    pub fn trace_below(&self, to: NodeId, values: &BTreeMap<Label, Value>, trace: &mut Option<Trace>) {
+        match &self.nodes[to].trace {
+            Some(inner) => merge(trace, inner, values),
+            None => *trace = None,
         }
     }
 
@@ -413,7 +431,7 @@ impl Analysis {
     }
 
     /// Finds what it reaches, checks it, and gives it its number.
-    fn add(&mut self, mut node: Node) -> Option<NodeId> {
+    pub fn add(&mut self, mut node: Node) -> Option<NodeId> {
         let is_base = node.label.to_string() == BASE;
         let mut bases: Vec<NodeId> = node.deps.iter().filter_map(|edge| self.nodes[edge.to].base).collect();
         bases.dedup();
@@ -473,7 +491,7 @@ impl Analysis {
 }
 
 enum Follow {
-    To(NodeId),
+    To(NodeId, BTreeMap<Label, Value>),
     False,
     Broken,
 }
@@ -482,8 +500,20 @@ fn written(edge: &Edge) -> Written {
     Written { attribute: edge.attribute, literal: edge.written.clone(), is_conditional: edge.when.is_some() }
 }
 
+impl Written {
+    /// Of an edge that was followed before: what an error would say of it is said by another analysis.
+    pub fn kept(label: &Label) -> Self {
+        Self { attribute: "deps", literal: label.to_string(), is_conditional: false }
+    }
+}
+
+/// Would the same be found among these?
+pub(super) fn agrees(trace: &Trace, given: &Settings) -> bool {
+    trace.iter().all(|(label, value)| given.get(label) == value.as_ref())
+}
+
 /// Adds what was looked up below an edge: what the edge itself sets doesn't come from above.
-fn merge(trace: &mut Option<Trace>, inner: &Trace, set: &BTreeMap<Label, Value>) {
+pub(super) fn merge(trace: &mut Option<Trace>, inner: &Trace, set: &BTreeMap<Label, Value>) {
     let Some(made) = trace else { return };
     for (label, value) in inner.iter().filter(|(label, _)| !set.contains_key(*label)) {
         made.insert(label.clone(), value.clone());

@@ -88,8 +88,8 @@ const FORMAT: &str = "2\n";
 /// A `tree` larger than this is not read: no changeset has ten million paths.
 const LARGEST_TREE: u64 = 4 << 30;
 
-/// Records that are kept in `graphs/`: two for each request.
-const GRAPHS: usize = 64;
+/// Records that are kept in `graphs/`: four for each request.
+const GRAPHS: usize = 128;
 
 /// A store on disk. Cheap to clone.
 #[derive(Debug, Clone)]

@@ -52,8 +52,11 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     } else {
         None
     };
+    // A graph that holds a secret is refused; kept before that, it would stay on the disk.
+    let asked = if args.secrets.is_empty() { Some(graph::kept::ask(&store, &request)?) } else { None };
+    let plan = asked.as_ref().and_then(|asked| asked.plan());
     let mut planned = None;
-    if let Some(record) = key.as_ref().and_then(|key| unchanged::recall(&store, key)) {
+    if let Some(record) = key.as_ref().and_then(|key| unchanged::recall(&store, key, plan)) {
         let base = Base::planned(&store, wanted(&request.workspace), &settings, &progress)?;
         if record.stands_on(&base) {
             record.tell(&store, &progress);
@@ -64,11 +67,9 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         }
         planned = Some(base);
     }
-    let (graph, seen) = if args.secrets.is_empty() {
-        graph::kept::analyse_and_see(&store, &request)?
-    } else {
-        // One that holds a secret is refused; kept before that, it would stay on the disk.
-        (graph::analyse(&request)?, None)
+    let graph = match asked {
+        Some(asked) => asked.graph()?,
+        None => graph::analyse(&request)?,
     };
     if !args.input_files.is_empty() {
         let paths: Vec<_> = args.input_files.iter().map(|path| directory.join(path)).collect();
@@ -100,7 +101,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         checked?;
     }
     base.make(&progress)?;
-    let watch = key.and_then(|key| Watch::begin(&store, key, seen, &graph, &base, &options));
+    let watch = key.and_then(|key| Watch::begin(&store, key, plan, &graph, &base, &options));
     let recorder = Recorder::new(&progress);
     let built = build(&store, &graph, &base, &options, &recorder);
     base.save_lock()?;

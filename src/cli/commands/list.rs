@@ -11,7 +11,10 @@ use crate::label::Label;
 pub fn run(global: &Global, args: &List) -> Result<()> {
     let labels = if args.labels.is_empty() { vec!["//...".to_string()] } else { args.labels.clone() };
     let request = context::request(global, &args.ask, &labels)?;
-    let definitions = graph::definitions(&request)?;
+    let definitions = match context::store(global) {
+        Ok(store) => graph::kept::definitions(&store, &request)?,
+        Err(_) => graph::definitions(&request)?,
+    };
     let label = |text: &str| Label::parse_in(text, &request.here).map(|label| whole(label, &definitions));
     let edges = graph::show::Edges::of_definitions(&definitions);
     let labels = if let Some(pair) = &args.why {
