@@ -217,7 +217,9 @@ impl Look {
     /// Did both see the same?
     fn agrees_with(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::File(_, one), Self::File(_, other)) | (Self::Listing(_, one), Self::Listing(_, other)) => one == other,
+            (Self::File(_, one), Self::File(_, other)) | (Self::Listing(_, one), Self::Listing(_, other)) => {
+                one == other
+            }
             _ => self == other,
         }
     }

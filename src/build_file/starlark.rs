@@ -191,7 +191,8 @@ where
     }
     let start = Instant::now();
     let end = END.get();
-    evaluator.set_check_cancelled(Box::new(move || start.elapsed() > TIME || end.is_some_and(|end| Instant::now() > end)));
+    evaluator
+        .set_check_cancelled(Box::new(move || start.elapsed() > TIME || end.is_some_and(|end| Instant::now() > end)));
     evaluator.before_stmt_for_dap(BeforeStmtFunc::from_dyn(Box::new(progress::Line)));
     evaluator.extra = Some(stage);
     Ok(())

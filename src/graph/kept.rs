@@ -96,10 +96,7 @@ impl Answered<'_> {
             Held::Memory(encoded) => encoded.read(&self.asking.question),
             Held::Store(mark) => match self.asking.read(&mark) {
                 Some(graph) => Ok(graph),
-                None => child::ask(self.asking.executable, &self.asking.question, None)?
-                    .said
-                    .graph()?
-                    .read(&self.asking.question),
+                None => self.asking.analysed(None)?.graph(),
             },
         }
     }
@@ -123,10 +120,16 @@ impl<'a> Asking<'a> {
                     return Ok(Answered { plan: Some(head.plan), held: Held::Store(head.mark), asking: self });
                 }
                 Check::Changed => {
-                    before = head.seen.edited().and_then(|edited| Some((edited, self.part("memo", &head.mark)?, head.seen)));
+                    before =
+                        head.seen.edited().and_then(|edited| Some((edited, self.part("memo", &head.mark)?, head.seen)));
                 }
             }
         }
+        self.analysed(before)
+    }
+
+    /// What a child says now, kept; `before`: what was edited, a memo from before that, and what else was seen then.
+    fn analysed(self, before: Option<(Vec<String>, Vec<u8>, Seen)>) -> Result<Answered<'a>> {
         let memo = before.as_ref().map(|(edited, memo, _)| (&edited[..], &memo[..]));
         let answered = child::ask(self.executable, &self.question, memo)?;
         let encoded = answered.said.graph()?;
@@ -186,7 +189,8 @@ impl<'a> Asking<'a> {
     fn keep(&self, plan: Digest, seen: Seen, parts: &[(&str, &[u8])]) {
         let Ok(looks) = postcard::to_stdvec(&seen) else { return };
         let digests = parts.iter().map(|(_, part)| Digest::of(part));
-        let mark = Digest::of(format!("{} {:?}", Digest::of(looks).hex(), digests.map(|d| d.hex()).collect::<Vec<_>>()));
+        let mark =
+            Digest::of(format!("{} {:?}", Digest::of(looks).hex(), digests.map(|d| d.hex()).collect::<Vec<_>>()));
         for (name, part) in parts {
             if self.store.keep_graph(&self.part_key(name), &[&mark.as_bytes()[..], part].concat()).is_err() {
                 return;

@@ -83,8 +83,10 @@ impl Recalled {
         let mut memo: Memo = postcard::from_bytes(bytes).ok()?;
         let by_path: BTreeMap<&str, &Package> =
             memo.files.iter().filter_map(|(package, file)| Some((file.path.as_ref()?.to_str()?, package))).collect();
-        let stale: BTreeSet<Package> =
-            edited.iter().map(|path| by_path.get(path.as_str()).map(|package| (*package).clone())).collect::<Option<_>>()?;
+        let stale: BTreeSet<Package> = edited
+            .iter()
+            .map(|path| by_path.get(path.as_str()).map(|package| (*package).clone()))
+            .collect::<Option<_>>()?;
         memo.files.retain(|package, _| !stale.contains(package));
         let mut rules: BTreeMap<Label, Vec<Arc<Kept>>> = BTreeMap::new();
         for kept in memo.rules.into_iter().filter(|kept| kept.from().all(|package| !stale.contains(package))) {
@@ -107,7 +109,8 @@ impl Recalled {
 impl Kept {
     /// The packages whose build files had a part in it.
     fn from(&self) -> impl Iterator<Item = &Package> {
-        let set = self.own.deps.iter().chain(&self.own.images).chain(&self.reverse).flat_map(|(_, values)| values.keys());
+        let set =
+            self.own.deps.iter().chain(&self.own.images).chain(&self.reverse).flat_map(|(_, values)| values.keys());
         [&self.label].into_iter().chain(self.seen.keys()).chain(set).map(Label::package)
     }
 }
