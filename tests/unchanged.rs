@@ -96,6 +96,37 @@ fn what_changed_is_built() {
 }
 
 #[test]
+fn an_edit_that_changes_nothing_is_told() {
+    let Some(workspace) = workspace() else { return };
+    let below = "rule('build', deps = ['//base:build'], run = 'echo WORD >/below')\n";
+    workspace.file("below/build.star", below.replace("WORD", "one"));
+    let build = BUILD.replace("deps = [\"//base:build\"]", "deps = [\"//base:build\", \"//below:build\"]");
+    assert_ne!(build, BUILD);
+    workspace.file("app/build.star", &build);
+    told(&workspace);
+    let before = records(&workspace);
+    for text in ["# A comment, above all, so that each place is another one.\n", "\n\n\n"] {
+        workspace.file("app/build.star", format!("{text}{build}"));
+        workspace.run(COMMAND).success().says("  cached  //app:build").says_not("   built");
+        let after = records(&workspace);
+        let same = before.iter().filter(|(name, record)| after.get(*name) == Some(record)).count();
+        assert_eq!(
+            (same, after.len()),
+            (1, before.len()),
+            "what was seen, the graph and the memo are new, the record isn't"
+        );
+    }
+    // What another package depends on.
+    workspace.file("below/build.star", below.replace("WORD", "two"));
+    workspace.run(COMMAND).success().says("   built  //below:build");
+    workspace.file("below/build.star", format!("{}\nparameter('more')\n", below.replace("WORD", "one")));
+    workspace.run(COMMAND).success().says("  cached  //below:build");
+    // A file that it read besides.
+    workspace.file("app/a.txt", "another\n").file("app/build.star", &build);
+    builds(&workspace, "built");
+}
+
+#[test]
 fn another_request_is_another_one() {
     let Some(workspace) = workspace() else { return };
     told(&workspace);

@@ -225,7 +225,7 @@ impl Joiner<'_> {
     }
 
     fn is_base(&self, node: NodeId) -> bool {
-        self.analysis.nodes[node].label.to_string() == BASE
+        self.analysis.nodes[node].label.is_base_build()
     }
 
     /// Adds an instance whose dependencies stand in the graph, and the `//base:build` of its union.

@@ -184,15 +184,15 @@ impl Analysis {
     }
 
     /// For the next analysis.
-    pub fn memo(self) -> Memo {
-        let mut files = self.recalled.files;
+    pub fn memo(&mut self) -> Memo {
+        let mut files = std::mem::take(&mut self.recalled.files);
         files.extend(self.packages.loaded().map(|(package, found)| {
             let rules = found.order.iter().filter(|defined| defined.parameter.is_none());
             let path = found.folder.as_ref().map(|folder| folder.join(BUILD_FILE));
             let rules = rules.map(|defined| defined.label.name().to_string()).collect();
             (package.clone(), File { path, rules })
         }));
-        let rules = self.nodes.into_iter().map(|node| {
+        let rules = std::mem::take(&mut self.nodes).into_iter().map(|node| {
             Arc::new(Kept {
                 kind: node.defined.kind.clone(),
                 place: node.defined.place.clone(),

@@ -432,7 +432,7 @@ impl Analysis {
 
     /// Finds what it reaches, checks it, and gives it its number.
     pub fn add(&mut self, mut node: Node) -> Option<NodeId> {
-        let is_base = node.label.to_string() == BASE;
+        let is_base = node.label.is_base_build();
         let mut bases: Vec<NodeId> = node.deps.iter().filter_map(|edge| self.nodes[edge.to].base).collect();
         bases.dedup();
         if bases.iter().any(|base| *base != bases[0]) {
