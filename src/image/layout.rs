@@ -622,6 +622,27 @@ mod tests {
     }
 
     #[test]
+    fn a_blob_of_the_old_layout_is_taken_over_as_long_as_it_is_what_it_was() {
+        let temp = tempfile::tempdir().unwrap();
+        let (to, images) = (temp.path().join("out"), [image(temp.path(), "a")]);
+        let blob = |digest: &Digest| temp.path().join(digest.hex());
+        let written = New::begin(&to).unwrap().finish(&images, &blob, &Written::default()).unwrap();
+        let layer = images[0].blobs[1];
+        let path = to.join(BLOBS).join(layer.hex());
+        let inode = fs::metadata(&path).unwrap().ino();
+        let written = New::begin(&to).unwrap().finish(&images, &blob, &written).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().ino(), inode, "it was copied");
+        // As long as before and with the same time: only the inode knows.
+        let (data, mut bytes) = (fs::metadata(&path).unwrap(), fs::read(&path).unwrap());
+        bytes[0] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        File::options().write(true).open(&path).unwrap().set_modified(data.modified().unwrap()).unwrap();
+        New::begin(&to).unwrap().finish(&images, &blob, &written).unwrap();
+        Layout::open(&to).unwrap().verify().unwrap();
+        assert_ne!(fs::metadata(&path).unwrap().ino(), inode, "what is damaged was taken over");
+    }
+
+    #[test]
     fn a_damaged_blob_is_named() {
         for (which, how) in [
             (0, "x"),
