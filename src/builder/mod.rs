@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::remote::credentials::Keychain;
 use crate::remote::reference::Reference;
 use crate::sys::root::Root;
+use crate::tree::RootPath;
 
 pub mod debian;
 pub mod host;
@@ -261,13 +262,13 @@ fn identity(request: &Request, lock: Option<&Lock>, time: i64) -> Result<Digest>
         (From::Host, _) => host::fingerprint(),
         (from, _) => format!("{from:?}"),
     };
-    Ok(Digest::of(format!("tapeout made 1\n{from}\n{time}\n")))
+    Ok(Digest::of(format!("tapeout made 2\n{from}\n{time}\n")))
 }
 
 /// The unpacked base system: from the store, where the same packages were unpacked before.
 fn unpacked(request: &Request, packages: &[&LockedPackage], part: &Digest, time: i64) -> Result<Digest> {
     let store = request.archive.store;
-    let key = Digest::of(format!("tapeout unpacked 1\n{part}\n{time}\n"));
+    let key = Digest::of(format!("tapeout unpacked 2\n{part}\n{time}\n"));
     let known =
         store.action(&key).and_then(|bytes| String::from_utf8(bytes).ok()).and_then(|text| text.parse::<Digest>().ok());
     if let Some(known) = known.filter(|digest| store.has_changeset(digest)) {
@@ -288,10 +289,11 @@ fn make_rootfs(request: &Request) -> Result<Builder> {
     let root = Root::open(&files)?;
     let mut owners = unpack_rootfs(request, &root, || Root::open(&scratch.folder("archive")?))?;
     rootfs::drop_left_out(&root, &mut owners)?;
-    let changeset = tree_of(&root, &owners, request.epoch.unwrap_or(EPOCH))?;
-    if changeset.changes.is_empty() {
+    if owners.keys().all(RootPath::is_root) {
         return Err(Error::failed(format!("{} holds no file", request.written)));
     }
+    rootfs::name_localhost(&root, &mut owners)?;
+    let changeset = tree_of(&root, &owners, request.epoch.unwrap_or(EPOCH))?;
     let packages = rootfs::installed_packages(&root)?;
     let digest = digest_of(&changeset, |path| root.open_file(path))?;
     store.keep_changeset(digest, changeset, &files)?;
