@@ -3,8 +3,11 @@
 use super::Site;
 use crate::build_file::reference::{FUNCTIONS, FunctionKind};
 
+/// Attributes, each with a value as it is written.
+type Named<'a> = &'a [(&'a str, &'a str)];
+
 /// A function, what it needs besides, and a value for each of its attributes that is another than the default.
-const VALUES: [(&str, &[(&str, &str)], &[(&str, &str)]); 6] = [
+const VALUES: [(&str, Named, Named); 6] = [
     (
         "rule",
         &[("deps", "['//base:build']")],
@@ -223,7 +226,7 @@ fn every_argument_of_every_template() {
     let cargo = [("lock", "'Other.lock'"), ("folder", "'f'"), ("options", "['o']"), ("jobs", "7")];
     let python = [("lock", "'other.lock'"), ("package", "'p'"), ("version", "'3.12'")];
     let node = [("lock", "'other.json'"), ("script", "'make'"), ("dev", "True"), ("files", "['f']")];
-    let templates: [(&str, &str, &[(&str, &str)], &str); 7] = [
+    let templates: [(&str, &str, Named, &str); 7] = [
         ("cc", "make", &cc, ""),
         ("cc", "autotools", &cc, ""),
         ("cc", "cmake", &cc, ""),
