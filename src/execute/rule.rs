@@ -21,7 +21,7 @@ use crate::execute::log::{self, Live};
 use crate::execute::request::{FORMAT, Outcome, Request};
 use crate::execute::room::Room;
 use crate::execute::secrets::Search;
-use crate::sandbox::{Bind, Hit, NO_OWNERS, Secret, Spec, Status};
+use crate::sandbox::{self, Bind, Hit, NO_OWNERS, Secret, Spec, Status};
 use crate::store::{Cache, Scratch, Store};
 use crate::sys::file;
 use crate::sys::root::Root;
@@ -105,7 +105,7 @@ fn make(
     }
     drop(caches);
     fs::rename(&log_path, kept).map_err(|e| Error::io("rename", kept, e))?;
-    if let Some(error) = failure(&outcome.status, outcome.failed_step, request) {
+    if let Some(error) = failure(&outcome, request) {
         // What it wrote may hold a secret, and those are kept nowhere.
         let keep: &dyn Fn(&Path) = if secrets.is_empty() { onlooker.left } else { &|_| {} };
         let on_host = room.is_on_host();
@@ -198,10 +198,13 @@ fn lay_out(store: &Store, packages: &BTreeMap<String, Digest>, scratch: &Scratch
     Ok(folder)
 }
 
-fn failure(status: &Status, step: Option<usize>, request: &Request) -> Option<Error> {
-    // What is refused memory or a process says so in its own words, or none: this one can't be told for sure.
+fn failure(outcome: &sandbox::Outcome, request: &Request) -> Option<Error> {
+    let (status, step) = (&outcome.status, outcome.failed_step);
+    // What is refused memory or a process says so in its own words, or none: this one can't be told for sure, but where
+    // memory is counted.
     let maybe = |error: Error| {
         let Limits { memory, processes, .. } = request.limits;
+        let memory = memory.filter(|_| !outcome.memory_is_counted);
         let set = [("memory", memory), ("processes", processes)];
         set.into_iter().filter_map(|(name, limit)| Some((name, limit?))).fold(error, |error, (name, limit)| {
             error
@@ -220,6 +223,7 @@ fn failure(status: &Status, step: Option<usize>, request: &Request) -> Option<Er
             let which = match hit {
                 Hit::Time => "time",
                 Hit::FileSize => "file_size",
+                Hit::Memory => "memory",
             };
             Some(
                 Error::failed(format!("{step} went over its limit of {which}"))
