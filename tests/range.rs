@@ -73,6 +73,7 @@ fn with_a_range_files_have_real_owners_and_the_record_is_the_same() {
 const SEVERAL: &str = r#"
 rule("build", deps = ["//base:build"], packages = ["apt-utils", "openssh-server", "postgresql", "rsync"], run = """
 useradd -m -u 1500 -p '*' alice; mkdir -p /opt/x; echo 1 >/opt/x/a; chown 1234:4321 /opt/x/a; chmod 6755 /opt/x/a
+chown postgres: /var/lib/postgresql
 mkdir /repository; echo 'deb [trusted=yes] file:/repository ./' >/etc/apt/sources.list
 cd /repository; apt-ftparchive packages . >Packages; apt-ftparchive release . >/tmp/Release; mv /tmp/Release .
 """)

@@ -20,13 +20,13 @@ psql -h /tmp -tAc "select 6 * 7" postgres | grep 42
 pg_ctl -D /var/lib/postgresql/data -s stop
 """)
 
-# What makes owners, once more, and nothing that comes out differently each time.
+# What makes owners, once more, and nothing that comes out differently each time. (rsync is diverted by now.)
 rule("owners/build", deps = [":build"], run = """
 mkdir /opt/o; cd /opt/o
 tar -xpf /opt/t/foreign.tar --numeric-owner
-echo 1 >one; rsync -a --chown=12:13 one rsync; install -o www-data -g mail -m 2750 one install; cp -a install cp
+echo 1 >one; rsync.distrib -a --chown=12:13 one rsync; install -o www-data -g mail -m 2750 one install; cp -a install cp
 groupadd -g 1700 crew; useradd -m -u 1701 -g crew -G www-data bob; usermod -aG mail bob
-su bob -c 'echo 1 >/tmp/bob'; sudo -u bob true; setpriv --reuid 33 --regid 33 --clear-groups true
+su bob -c 'echo 1 >/tmp/bob'; setpriv --reuid 33 --regid 33 --clear-groups true
 cp /bin/true setcap; setcap cap_net_raw+ep setcap
 mkdir packed; dpkg-statoverride --force-statoverride-add --update --add bob crew 2755 /opt/o/packed
 echo 'u clerk 980 - /var/lib/clerk' >/usr/lib/sysusers.d/clerk.conf; systemd-sysusers clerk.conf
@@ -38,7 +38,7 @@ rm -f /etc/*- /var/log/lastlog /var/log/faillog
 # What copies by reading owners.
 rule("seen/build", deps = [":owners/build"], owners = "seen", run = """
 mkdir /opt/s; cd /opt/s
-rsync -a /opt/t/tar/ rsync/; cp -a /opt/t/tar cp-a; cp -p /opt/t/f cp-p
+rsync.distrib -a /opt/t/tar/ rsync/; cp -a /opt/t/tar cp-a; cp -p /opt/t/f cp-p
 tar -C /opt/t -cf - tar install packed | tar -xpf - --numeric-owner
 test "$(find /opt/s -user 1234 -type f | wc -l)" = 6
 """)
