@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use crate::build_file::reference;
 use crate::build_file::spec::{Ids, Limits, Owners, Step};
 use crate::build_file::workspace::BuilderConfig;
 use crate::builder::debian::download::{self, Progress};
@@ -19,9 +18,10 @@ use crate::error::{Error, Result};
 use crate::execute::environment;
 use crate::execute::request::{FORMAT, Request};
 use crate::execute::rule::{self, Onlooker};
+use crate::nearest::nearest;
 use crate::remote::credentials::Keychain;
 use crate::remote::http::{Http, Network};
-use crate::report::{Event, Report};
+use crate::report::{Event, Report, counted};
 use crate::store::Store;
 use crate::store::inputs::{Input, Role};
 use crate::tree::Stack;
@@ -408,7 +408,7 @@ impl Base {
             return Ok(());
         }
         let names = || self.packages.keys().map(String::as_str);
-        let near = missing.iter().find_map(|name| Some((name, reference::nearest(name, names())?)));
+        let near = missing.iter().find_map(|name| Some((name, nearest(name, names())?)));
         Err(Error::request(format!("the builder {} has no package {}", self.config.tag, missing.join(", ")))
             .why(match (self.is_host(), self.packages.is_empty()) {
                 (true, true) => "it is this machine, whose packages can't be told: it has no /var/lib/dpkg/status",
@@ -458,11 +458,6 @@ impl Base {
     pub fn http(&self) -> &Http {
         &self.http
     }
-}
-
-/// `1 package`, `2 packages`.
-pub fn counted(n: usize, what: &str) -> String {
-    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
 fn held(lock: &Mutex<(Lock, Lock)>) -> MutexGuard<'_, (Lock, Lock)> {

@@ -469,7 +469,7 @@ impl<'a> Build<'a> {
             }
             Spec::Tapeout(_) => self.cached_tapeout(id)?,
             Spec::Image(image) => self.cached_image(id, image)?.map(Output::Image),
-            Spec::Pod(_) => None,
+            Spec::Pod(pod) => self.cached_pod(id, pod)?.map(Output::Pod),
         };
         let group = matches!(output, Some(Output::Changeset(None)));
         Ok(match output {

@@ -9,6 +9,11 @@ use crate::tree::RootPath;
 
 /// Says why a file is in an image: the rule, and the chain of what needed what.
 pub fn run(global: &Global, ask: &Ask, image: &str, path: Option<&str>) -> Result<()> {
+    if let Some(("oci" | "oci-archive" | "docker-archive" | "docker", _)) = image.split_once(':') {
+        return Err(Error::request(format!("{image} is an image alone, which doesn't hold its reasons"))
+            .why("they are kept in the store of the machine that built it, by label")
+            .next("name the image by its label: tapeout image why //path/to/package:name"));
+    }
     with_label(global, ask, image, |build, _, id, label| {
         let picked = build.picked(id).map_err(|e| e.next(format!("tapeout build {label}")))?;
         let layers: Vec<_> = picked.iter().map(|(label, selection)| (label, selection)).collect();
@@ -30,7 +35,7 @@ fn chain(global: &Global, reasons: &[why::Reason], label: &crate::label::Label, 
     let lines: Vec<_> = reasons
         .iter()
         .enumerate()
-        .map(|(i, r)| format!("{}{}  {}  ({})", "  ".repeat(i), r.path, ui::clean(&r.why), r.rule))
+        .map(|(i, r)| format!("{}{}  {}  ({})", "  ".repeat(i), r.path, ui::line(&r.why), r.rule))
         .collect();
     ui::print(&lines.join("\n"));
     Ok(())
@@ -47,7 +52,7 @@ fn all(global: &Global, layers: &[(&crate::label::Label, &crate::tree::Selection
         return ui::print_json(&rows);
     }
     let lines: Vec<_> =
-        rows.iter().map(|(path, label, why)| format!("{}  {}  ({label})", ui::clean(path), ui::clean(why))).collect();
+        rows.iter().map(|(path, label, why)| format!("{}  {}  ({label})", ui::line(path), ui::line(why))).collect();
     ui::print(&lines.join("\n"));
     Ok(())
 }
