@@ -272,7 +272,12 @@ pub const FUNCTIONS: &[Function] = &[
             a("name", "string", REQUIRED, "Its name: the label is `//package:NAME/build_image`."),
             DOC,
             a("deps", "list of labels and `dep(…)`", "[]", "Its tapeout rules. `//base:tapeout` is always among them."),
-            a("base", "label of an image", "None", "It stands on that image: `:web` means `:web/build_image`."),
+            a(
+                "base",
+                "label of an image",
+                "None",
+                "It stands on that image: `:web` means `:web/build_image`. Or one of a registry, pinned by digest: `docker://REF@sha256:…`.",
+            ),
             a(
                 "tapeouts",
                 "`ALL`",

@@ -11,8 +11,9 @@ use crate::builder::debian::download::{self, Progress};
 use crate::builder::debian::signature::Keyring;
 use crate::builder::debian::{self, Archive, install};
 use crate::builder::ids::{self, Accounts, Renumbering};
+use crate::builder::image::Image;
 use crate::builder::lock_file::{Lock, LockedPackage};
-use crate::builder::{self, Configure, From};
+use crate::builder::{self, Configure, From, pull};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::environment;
@@ -21,6 +22,7 @@ use crate::execute::rule::{self, Onlooker};
 use crate::nearest::nearest;
 use crate::remote::credentials::Keychain;
 use crate::remote::http::{Http, Network};
+use crate::remote::reference::Reference;
 use crate::report::{Event, Report, counted};
 use crate::store::Store;
 use crate::store::inputs::{Input, Role};
@@ -452,6 +454,15 @@ impl Base {
     /// Where a path of the Debian archive (`pool/main/…`) may be had.
     pub fn pool_urls(&self, path: &str) -> Result<Vec<String>> {
         self.archive().urls(path)
+    }
+
+    /// Brings an image of a registry into the store.
+    pub fn pull(&self, reference: &Reference, report: &dyn Report) -> Result<Image> {
+        let progress = Told { report, phase: Mutex::new(String::new()) };
+        let network = self.http.network();
+        let image = pull::pull(reference, &self.settings.keychain, network, &self.store, self.architecture, &progress);
+        progress.end();
+        image
     }
 
     /// The way to the world.

@@ -104,6 +104,8 @@ pub struct Build<'a> {
     bare: Mutex<BTreeMap<Package, Layer>>,
     /// What rules did weaker than elsewhere.
     weakened: Mutex<std::collections::BTreeSet<String>>,
+    /// Held while a base image is pulled.
+    pub(super) pulling: Mutex<()>,
 }
 
 /// What a dry run says of one instance.
@@ -140,6 +142,7 @@ impl<'a> Build<'a> {
             outputs,
             bare: Mutex::default(),
             weakened: Mutex::default(),
+            pulling: Mutex::default(),
         }
     }
 
@@ -165,9 +168,11 @@ impl<'a> Build<'a> {
         let mut deps: Vec<_> = self.graph.instances.iter().map(|i| i.deps.clone()).collect();
         // The joint point of an image on a base looks at what the base has.
         for instance in &self.graph.instances {
-            if let Spec::Image(crate::build_file::spec::Image { base: Some(base), .. }) = &instance.spec {
+            if let Spec::Image(image) = &instance.spec
+                && let Some(base) = image.built_base()
+            {
                 for joint in instance.deps.iter().filter(|id| self.is_base_tapeout(**id)) {
-                    deps[*joint].push(*base);
+                    deps[*joint].push(base);
                 }
             }
         }
