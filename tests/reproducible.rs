@@ -63,7 +63,8 @@ fn the_examples_are_the_same_in_every_corner_of_snapshots_isolation_user_and_job
     if !have(&["root", "unshare"]) {
         return;
     }
-    let first = examples::workspace();
+    let first = Workspace::debian();
+    first.copy(&examples::source(), "");
     first.run("build //...").success();
     first.run("fetch //... -o inputs").success();
     let expected = first.output("");
