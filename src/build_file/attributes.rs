@@ -11,12 +11,13 @@ use std::collections::BTreeMap;
 use super::data::{Data, Record};
 use super::reference;
 use super::spec::{
-    Archive, Compression, Export, Fetched, Git, Ids, Image, Layers, Libraries, Limits, Owners, Rule, Source, Spec,
-    Step, Tapeout, Wheel,
+    Archive, Compression, Export, Fetched, Git, Ids, Image, ImageRef, Layers, Libraries, Limits, Owners, Rule, Source,
+    Spec, Step, Tapeout, Wheel,
 };
 use crate::archive::compress::{GZIP_MOST, ZSTD_MOST};
 use crate::error::Result;
 use crate::label::{Label, Package};
+use crate::remote::reference::Reference;
 
 /// Something wrong with an attribute.
 #[derive(Debug, Clone)]
@@ -71,8 +72,8 @@ pub struct Definition {
 pub const JOINT: &str = "//base:tapeout";
 
 /// Reads the arguments of a call (all but a parameter's).
-pub fn read(kind: &str, label: &Label, values: &BTreeMap<String, Data>) -> (Definition, Vec<Fault>) {
-    let mut attributes = Attributes { values, package: label.package(), faults: vec![], needs: vec![] };
+pub fn read<'a>(kind: &'a str, label: &'a Label, values: &'a BTreeMap<String, Data>) -> (Definition, Vec<Fault>) {
+    let mut attributes = Attributes { kind, values, package: label.package(), faults: vec![], needs: vec![] };
     attributes.check_names(kind);
     let spec = match kind {
         "archive" => Spec::Archive(attributes.archive(label.name())),
@@ -100,10 +101,7 @@ pub fn read(kind: &str, label: &Label, values: &BTreeMap<String, Data>) -> (Defi
             if !definition.deps.iter().any(|edge| edge.label.to_string() == JOINT) {
                 definition.deps.extend(joint("deps"));
             }
-            if let Some(base) = attributes.base() {
-                image.base = Some(0);
-                definition.images.push(base);
-            }
+            image.base = attributes.base(&mut definition.images);
         }
         Spec::Pod(pod) => *pod = attributes.pod(&mut definition.images),
         _ => {}
@@ -124,6 +122,8 @@ pub fn image_label(label: Label) -> Result<Label> {
 }
 
 struct Attributes<'a> {
+    /// Whose they are: `rule`, `container`.
+    kind: &'a str,
     values: &'a BTreeMap<String, Data>,
     package: &'a Package,
     faults: Vec<Fault>,
@@ -141,8 +141,9 @@ impl<'a> Attributes<'a> {
     }
 
     fn wrong_type(&mut self, attribute: &str, expected: &str, found: &Data) {
-        let kind = found.kind();
-        self.fault(attribute, None, format!("{attribute} takes {expected}, and this is {kind}"), None);
+        let what = format!("{attribute} takes {expected}, and this is {}", found.kind());
+        let next = reference::type_of(self.kind, attribute).map(|type_name| format!("write {type_name}"));
+        self.fault(attribute, None, what, next.as_deref());
     }
 
     fn check_names(&mut self, kind: &str) {
@@ -161,15 +162,15 @@ impl<'a> Attributes<'a> {
         }
     }
 
-    /// What stands there, unless it is None or a function that is still to be called.
+    /// What stands there, unless it is None or a function in it is still to be called.
     fn get(&self, name: &str) -> Option<&'a Data> {
-        self.values.get(name).filter(|data| !matches!(data, Data::None | Data::Function(_)))
+        self.values.get(name).filter(|data| !matches!(data, Data::None) && !data.is_deferred())
     }
 
     fn string(&mut self, attribute: &str, data: &Data) -> Option<String> {
         match data {
             Data::Text(text) if text.contains('\0') => {
-                self.fault(attribute, None, format!("{attribute} holds a NUL byte"), None);
+                self.fault(attribute, None, format!("{attribute} holds a NUL byte"), Some("remove it"));
                 None
             }
             Data::Text(text) => Some(text.clone()),
@@ -183,7 +184,7 @@ impl<'a> Attributes<'a> {
     fn text(&mut self, name: &str) -> Option<String> {
         match self.get(name)? {
             Data::Text(text) if text.contains('\0') => {
-                self.fault(name, None, format!("{name} holds a NUL byte"), None);
+                self.fault(name, None, format!("{name} holds a NUL byte"), Some("remove it"));
                 None
             }
             Data::Text(text) => Some(text.clone()),
@@ -249,7 +250,8 @@ impl<'a> Attributes<'a> {
 
     fn variable(&mut self, attribute: &str, name: &str) {
         if name.is_empty() || name.contains(['=', '\0', '\n']) {
-            self.fault(attribute, Some(name), format!("not a name of an environment variable: {name:?}"), None);
+            let what = format!("not a name of an environment variable: {name:?}");
+            self.fault(attribute, Some(name), what, Some("write it without = and newlines"));
         }
     }
 
@@ -343,10 +345,28 @@ impl<'a> Attributes<'a> {
         Some(Edge { attribute: name, label, written, when, parameters })
     }
 
-    fn base(&mut self) -> Option<Edge> {
+    /// An image of this build, whose place in the graph is known later, or one of a registry.
+    fn base(&mut self, images: &mut Vec<Edge>) -> Option<ImageRef> {
         let data = self.get("base")?;
+        if let Data::Text(text) = data
+            && text.starts_with("docker://")
+        {
+            let text = text.clone();
+            match text.parse::<Reference>() {
+                Ok(reference) if reference.digest.is_some() => return Some(ImageRef::Registry(text)),
+                Ok(_) => self.fault(
+                    "base",
+                    Some(&text),
+                    format!("the image {text} is not pinned by digest"),
+                    Some("write docker://REF@sha256:…"),
+                ),
+                Err(error) => self.fault("base", Some(&text), error.what().to_string(), None),
+            }
+            return None;
+        }
         let edge = self.edge("base", data)?;
-        Some(Edge { label: image_label(edge.label).ok()?, ..edge })
+        images.push(Edge { label: image_label(edge.label).ok()?, ..edge });
+        Some(ImageRef::Built(0))
     }
 
     fn package_names(&mut self) -> Vec<String> {
@@ -354,7 +374,8 @@ impl<'a> Attributes<'a> {
         for name in &names {
             let good = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.:".contains(&b));
             if name.is_empty() || name.starts_with('-') || !good {
-                self.fault("packages", Some(name), format!("not the name of a package: {name:?}"), None);
+                let next = Some("letters, digits and + - . : may stand in it");
+                self.fault("packages", Some(name), format!("not the name of a package: {name:?}"), next);
             }
         }
         names
@@ -397,7 +418,12 @@ impl<'a> Attributes<'a> {
                 Data::Record(Record { kind, fields }) if kind == "wheel" => match wheel(fields) {
                     Some(wheel) if self.relative("sources", &wheel.folder) => made.push(Source::Wheel(wheel)),
                     Some(_) => {}
-                    None => self.fault("sources", None, "not what python_wheels() gives", None),
+                    None => self.fault(
+                        "sources",
+                        None,
+                        "not what python_wheels() gives",
+                        Some("write sources = python_wheels(\"requirements.lock\")"),
+                    ),
                 },
                 other => self.wrong_type("sources", "paths, input(…) and fetched(…)", other),
             }
@@ -409,7 +435,8 @@ impl<'a> Attributes<'a> {
         let (Some(Data::Text(path)), Some(Data::Text(digest)), Some(urls)) =
             (fields.get("path"), fields.get("digest"), fields.get("urls").and_then(texts))
         else {
-            self.fault("sources", None, "fetched(PATH, urls = [\"…\"], digest = \"sha256:…\") takes strings", None);
+            let next = "write fetched(PATH, urls = [\"https://…\"], digest = \"sha256:…\")";
+            self.fault("sources", None, "fetched() takes strings, and a list of them as urls", Some(next));
             return None;
         };
         let length = [("sha256:", 64), ("sha512:", 128)]
@@ -443,7 +470,7 @@ impl<'a> Attributes<'a> {
             }
         }
         if urls.is_empty() {
-            self.fault(attribute, None, "urls is empty", None);
+            self.fault(attribute, None, "urls is empty", Some("name one at least"));
         }
         self.faults.len() == before
     }
@@ -491,7 +518,8 @@ impl<'a> Attributes<'a> {
             };
             *field = number;
             if number.is_none() {
-                self.fault("limits", Some(name), format!("the limit {name} takes a number above 0, or \"512M\""), None);
+                let what = format!("the limit {name} takes a number above 0, or \"512M\"");
+                self.fault("limits", Some(name), what, Some("write limits = {\"memory\": \"512M\", \"time\": 60}"));
             }
         }
         limits
@@ -634,10 +662,16 @@ impl<'a> Attributes<'a> {
             check: self.steps("check"),
             version: self.version(),
         };
-        if image.working_dir == "/proc" || image.working_dir.starts_with("/proc/") {
-            self.fault("working_dir", Some(&image.working_dir), "working_dir can't be below /proc", None);
-        }
+        self.not_of_proc(&image.working_dir);
         image
+    }
+
+    /// A working folder of /proc/self/fd/7 led out of other people's containers (CVE-2024-21626).
+    fn not_of_proc(&mut self, working_dir: &str) {
+        if working_dir.split('/').find(|part| !part.is_empty() && *part != ".") == Some("proc") {
+            let next = Some("name a folder of the image");
+            self.fault("working_dir", Some(working_dir), "working_dir can't be below /proc", next);
+        }
     }
 
     /// `zstd`, or with a level `zstd:19`.

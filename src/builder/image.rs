@@ -190,9 +190,10 @@ pub fn blobs_of(media_type: &str, bytes: &[u8]) -> Result<Vec<Blob>> {
     Ok(std::iter::once(&manifest.config).chain(&manifest.layers).map(|d| (d.digest, d.size)).collect())
 }
 
-/// A document among the blobs of a folder, if it says what it is; and that.
-pub fn document_in_blobs(folder: &Root, digest: &Digest) -> Result<Option<(String, Vec<u8>)>> {
-    let bytes = read(folder, &format!("blobs/sha256/{}", digest.hex()), MAX_DOCUMENT)?;
+/// A document, if it says what it is; and that.
+pub fn document_of(blob: impl Read, digest: &Digest) -> Result<Option<(String, Vec<u8>)>> {
+    let mut bytes = vec![];
+    blob.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes).map_err(|e| Error::io("read", digest.hex(), e))?;
     if Digest::of(&bytes) != *digest {
         return Ok(None);
     }

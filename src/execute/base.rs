@@ -5,22 +5,24 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use crate::build_file::reference;
 use crate::build_file::spec::{Ids, Limits, Owners, Step};
 use crate::build_file::workspace::BuilderConfig;
 use crate::builder::debian::download::{self, Progress};
 use crate::builder::debian::signature::Keyring;
 use crate::builder::debian::{self, Archive, install};
 use crate::builder::ids::{self, Accounts, Renumbering};
+use crate::builder::image::Image;
 use crate::builder::lock_file::{Lock, LockedPackage};
-use crate::builder::{self, Configure, From};
+use crate::builder::{self, Configure, From, pull};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::environment;
 use crate::execute::request::{FORMAT, Request};
-use crate::execute::rule;
+use crate::execute::rule::{self, Onlooker};
+use crate::nearest::nearest;
 use crate::remote::credentials::Keychain;
 use crate::remote::http::{Http, Network};
+use crate::remote::reference::Reference;
 use crate::report::{Event, Report, counted};
 use crate::store::Store;
 use crate::store::inputs::{Input, Role};
@@ -408,7 +410,7 @@ impl Base {
             return Ok(());
         }
         let names = || self.packages.keys().map(String::as_str);
-        let near = missing.iter().find_map(|name| Some((name, reference::nearest(name, names())?)));
+        let near = missing.iter().find_map(|name| Some((name, nearest(name, names())?)));
         Err(Error::request(format!("the builder {} has no package {}", self.config.tag, missing.join(", ")))
             .why(match (self.is_host(), self.packages.is_empty()) {
                 (true, true) => "it is this machine, whose packages can't be told: it has no /var/lib/dpkg/status",
@@ -452,6 +454,15 @@ impl Base {
     /// Where a path of the Debian archive (`pool/main/…`) may be had.
     pub fn pool_urls(&self, path: &str) -> Result<Vec<String>> {
         self.archive().urls(path)
+    }
+
+    /// Brings an image of a registry into the store.
+    pub fn pull(&self, reference: &Reference, report: &dyn Report) -> Result<Image> {
+        let progress = Told { report, phase: Mutex::new(String::new()) };
+        let network = self.http.network();
+        let image = pull::pull(reference, &self.settings.keychain, network, &self.store, self.architecture, &progress);
+        progress.end();
+        image
     }
 
     /// The way to the world.
@@ -504,7 +515,7 @@ impl Configure for InSandbox<'_> {
             return Ok(digest);
         }
         let snapshot = Stack(run.lower.iter().map(|digest| store.changeset(digest)).collect::<Result<_>>()?);
-        let (layer, _) = rule::run(store, &request, &snapshot, None, &[], &|_| ())
+        let (layer, _) = rule::run(store, &request, &snapshot, None, &[], Onlooker::nobody())
             .map_err(|e| e.context(format!("configure the builder {}", self.base.config.tag)))?;
         Ok(layer.digest)
     }

@@ -11,7 +11,9 @@ use crate::build_file::spec::{Graph, Id, Ids, Instance, Rule, Source, Spec};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::base::Base;
+use crate::execute::log::Live;
 use crate::execute::request::{FORMAT, Request};
+use crate::execute::rule::Onlooker;
 use crate::execute::schedule::{self, Order};
 use crate::execute::secrets::{self, Secrets};
 use crate::execute::snapshot::{self, Snapshot};
@@ -102,6 +104,8 @@ pub struct Build<'a> {
     bare: Mutex<BTreeMap<Package, Layer>>,
     /// What rules did weaker than elsewhere.
     weakened: Mutex<std::collections::BTreeSet<String>>,
+    /// Held while a base image is pulled.
+    pub(super) pulling: Mutex<()>,
 }
 
 /// What a dry run says of one instance.
@@ -138,6 +142,7 @@ impl<'a> Build<'a> {
             outputs,
             bare: Mutex::default(),
             weakened: Mutex::default(),
+            pulling: Mutex::default(),
         }
     }
 
@@ -163,9 +168,11 @@ impl<'a> Build<'a> {
         let mut deps: Vec<_> = self.graph.instances.iter().map(|i| i.deps.clone()).collect();
         // The joint point of an image on a base looks at what the base has.
         for instance in &self.graph.instances {
-            if let Spec::Image(crate::build_file::spec::Image { base: Some(base), .. }) = &instance.spec {
+            if let Spec::Image(image) = &instance.spec
+                && let Some(base) = image.built_base()
+            {
                 for joint in instance.deps.iter().filter(|id| self.is_base_tapeout(**id)) {
-                    deps[*joint].push(*base);
+                    deps[*joint].push(base);
                 }
             }
         }
@@ -257,13 +264,15 @@ impl<'a> Build<'a> {
             let renumber = identity::Renumber { base: self.base, below: &stack, store: self.store };
             // It is for who looks into it: without it the build is no worse.
             let left = |upper: &Path| drop(self.keep_left(id, request, &stack, upper));
+            // What installs packages prints much that nobody asked for.
+            let live = request.packages.is_empty().then(|| Live::new(self.report, &name));
             rule::run(
                 self.store,
                 request,
                 &stack,
                 (!request.packages.is_empty()).then_some(&renumber),
                 &self.options.secrets.of(&request.secrets),
-                &left,
+                Onlooker { live, left: &left },
             )
         });
         self.report.event(Event::Ended { what: &name });

@@ -6,7 +6,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::build_file::spec::{Git, Id, Source, Spec, Wheel};
+use crate::builder::debian::host_architecture;
 use crate::builder::lock_file::LockedPackage;
+use crate::builder::pull;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::build::{Build, Forecast};
@@ -15,6 +17,7 @@ use crate::execute::fetch::{self, Expected};
 use crate::execute::snapshot;
 use crate::execute::unpack;
 use crate::remote::http::shown;
+use crate::remote::reference::Reference;
 use crate::store::Store;
 use crate::store::inputs::{Input, Role};
 
@@ -39,6 +42,8 @@ pub enum What {
     Wheel(Wheel),
     /// A commit.
     Commit(Git),
+    /// An image of a registry.
+    Image(Reference),
 }
 
 /// What is wanted, and by whom.
@@ -65,6 +70,7 @@ impl What {
                 let with = if git.submodules { " with its submodules" } else { "" };
                 format!("commit {}{with} of {}", git.commit, git.urls.first().map_or(String::new(), |url| shown(url)))
             }
+            Self::Image(reference) => format!("image {reference}"),
         }
     }
 
@@ -112,6 +118,19 @@ impl What {
                 Err(missing) if missing == git.commit => Ok(Err(self.name())),
                 Err(missing) => Ok(Err(format!("{}: the submodule's commit {missing}", self.name()))),
             },
+            Self::Image(reference) => match pull::kept(reference, store, host_architecture()?)? {
+                Ok(all) => {
+                    let inputs = all.into_iter().map(|digest| {
+                        let (title, size) = (format!("{reference} {}", digest.short()), store.blob(&digest)?.size());
+                        Ok(Input { role: Role::Image, title, key: None, digest, size })
+                    });
+                    inputs.collect::<Result<Vec<_>>>().map(Ok)
+                }
+                Err(Some(missing)) if Some(missing) != reference.digest => {
+                    Ok(Err(format!("{}: its blob {missing}", self.name())))
+                }
+                Err(_) => Ok(Err(self.name())),
+            },
         }
     }
 
@@ -125,6 +144,7 @@ impl What {
                 .any(|url| if url.starts_with("debian:") { build.base.has_local_mirror() } else { local(url) }),
             Self::Wheel(wheel) => wheel.indexes.iter().any(local),
             Self::Commit(git) => git.urls.iter().any(local),
+            Self::Image(_) => false,
         }
     }
 }
@@ -168,6 +188,11 @@ pub fn of(build: &Build) -> Result<Vec<Want>> {
             Spec::Archive(archive) if archive.urls.iter().any(|url| is_outside(url)) => {
                 let expected = Expected::Sha256(Digest::from_hex(&archive.sha256)?);
                 want(What::File { urls: archive.urls.clone(), expected });
+            }
+            Spec::Image(image) => {
+                if let Some(base) = image.pulled_base() {
+                    want(What::Image(base.parse()?));
+                }
             }
             Spec::Git(git) if git.urls.iter().any(|url| is_outside(url)) => want(What::Commit(git.clone())),
             _ => {}
@@ -273,6 +298,7 @@ fn bring_one(build: &Build, want: &Want) -> Result<()> {
         What::File { urls, expected } => fetch::get(build, instance, urls, expected).map(drop),
         What::Wheel(wheel) => fetch::wheel_file(build, instance, wheel).map(drop),
         What::Commit(git) => unpack::keep_commit(build, git),
+        What::Image(reference) => build.base.pull(reference, build.report).map(drop),
     };
     brought.map_err(|e| e.at(instance.place.clone(), "").context(&instance.label))
 }

@@ -14,6 +14,7 @@ use crate::build_file::spec::Value;
 use crate::build_file::starlark::{self, Call, Evaluated, Function, Loaded, Scene};
 use crate::error::{Error, Place, Result};
 use crate::label::{Label, Package};
+use crate::nearest::nearest;
 
 /// Files that load one another.
 const LOAD_DEPTH: usize = 50;
@@ -261,6 +262,11 @@ fn label(package: &Package, call: &Call) -> Result<Label> {
 }
 
 impl PackageFile {
+    /// The names of its rules, as written.
+    pub fn rules(&self) -> impl Iterator<Item = &str> {
+        self.order.iter().filter(|defined| defined.parameter.is_none()).map(|defined| defined.label.name())
+    }
+
     fn add(&mut self, label: Label, call: Call, errors: &mut Errors) {
         if let Some(first) = self.defined.get(label.name()) {
             errors.report(
@@ -360,7 +366,7 @@ fn parameter(arguments: &BTreeMap<String, Data>) -> (Parameter, Vec<Fault>) {
         Some(Data::Text(text)) => {
             let known = Type::parse(text);
             if known.is_none() {
-                let next = match reference::nearest(text, Type::NAMES) {
+                let next = match nearest(text, Type::NAMES) {
                     Some(near) => format!("did you mean {near}?"),
                     None => format!("it is one of {}", Type::NAMES.join(", ")),
                 };
@@ -369,7 +375,8 @@ fn parameter(arguments: &BTreeMap<String, Data>) -> (Parameter, Vec<Fault>) {
             known
         }
         Some(other) => {
-            fault("type", None, format!("type takes a string, and this is {}", other.kind()), None);
+            let what = format!("type takes a string, and this is {}", other.kind());
+            fault("type", None, what, Some(format!("it is one of {}", Type::NAMES.join(", "))));
             None
         }
     };
@@ -393,7 +400,7 @@ fn parameter(arguments: &BTreeMap<String, Data>) -> (Parameter, Vec<Fault>) {
         Some(_) if known.is_none() => None,
         Some(data) => typed(type_name, data).map_or_else(
             |what| {
-                fault("default", None, format!("default: {what}"), None);
+                fault("default", None, format!("default: {what}"), Some(type_name.example().to_string()));
                 None
             },
             Some,

@@ -64,6 +64,8 @@ pub enum Role {
     Wheel,
     /// The tree of a git commit; key: its ID.
     Commit,
+    /// A manifest, config or layer of an image in a registry.
+    Image,
 }
 
 /// One input.

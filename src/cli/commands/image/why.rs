@@ -18,7 +18,17 @@ pub fn run(global: &Global, ask: &Ask, image: &str, path: Option<&str>) -> Resul
         let picked = build.picked(id).map_err(|e| e.next(format!("tapeout build {label}")))?;
         let layers: Vec<_> = picked.iter().map(|(label, selection)| (label, selection)).collect();
         match path {
-            Some(path) => chain(global, &why::chain(&layers, &RootPath::new(path)?), label, path),
+            Some(path) => {
+                let at = RootPath::new(path)?;
+                let mut reasons = why::chain(&layers, &at);
+                if reasons.is_empty() {
+                    let base = build.base_with(id, &at)?;
+                    let reason =
+                        |base| why::Reason { path: at.to_string(), rule: label.clone(), why: format!("base {base}") };
+                    reasons.extend(base.map(reason));
+                }
+                chain(global, &reasons, label, path)
+            }
             None => all(global, &layers),
         }
     })
