@@ -12,7 +12,7 @@ use crate::tapeout::testing::OnDisk;
 const EPOCH: i64 = 1_767_225_600;
 
 /// Writes a bundle of a pod whose images are one made-up manifest.
-fn written(pod: &Pod, dir: &Path) -> Written {
+pub fn written(pod: &Pod, dir: &Path) -> Written {
     let blobs = tempfile::tempdir().unwrap();
     let put = |bytes: &[u8]| {
         let digest = Digest::of(bytes);
