@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::common::image::fingerprint;
-use crate::common::{Layout, User, Workspace, have};
+use crate::common::{Layout, User, Workspace, examples, have};
 
 /// A web server of one folder, which counts what it is asked for.
 struct Server {
@@ -347,6 +347,54 @@ image("app", deps = [":tapeout"], check = ["/usr/bin/bc", "--version"])
         .stderr_has("//app:build wants package bc ")
         .stderr_has("the builder wants package zlib1g ")
         .says_not("built");
+}
+
+/// All of `examples/`: another user with an empty home and no lock, in a network namespace without a route, has the
+/// digests that the builds with a network had.
+#[test]
+fn all_examples_are_built_from_one_file_each_with_the_digests_that_they_had_with_a_network() {
+    if !have(&["root", "registries", "unshare"]) {
+        return;
+    }
+    let mut fresh = Workspace::empty(User::numbered(64107)).behind(&["/usr/bin/unshare", "-r", "-n"]);
+    fresh.limit = std::time::Duration::from_secs(540);
+    // (What //git of the languages wants lies where not every machine reaches; commits are carried in the tests above.)
+    const LANGUAGES: &str = "//cc/... //python:* //rust:* //node:*";
+    let languages = crate::templates::languages();
+    let with_a_network = languages.run(&format!("--json build -C languages {LANGUAGES}")).success().json();
+    let digests = |built: &serde_json::Value| -> BTreeMap<String, String> {
+        let built = built.as_array().expect("a list").iter();
+        built.map(|one| (one["label"].to_string(), one["digest"].to_string())).collect()
+    };
+    // Libraries are compared by their changesets, all else by every byte that was written.
+    let changesets = digests(&with_a_network);
+    let with_a_network = [
+        ("examples", "//...", "zstd", examples::output("zstd")),
+        ("examples/languages", LANGUAGES, "", languages.path("languages/tapeout-out")),
+        ("examples/programs", "//...", "gzip", crate::programs::output()),
+    ];
+    for (example, labels, compression, expected) in with_a_network {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(example);
+        let online = Workspace::debian();
+        online.copy(&source, "");
+        online.run(&format!("fetch {labels} -o inputs.oci.tar")).success();
+        fresh.copy(&source, example);
+        fs::hard_link(online.path("inputs.oci.tar"), fresh.path(&format!("{example}/inputs.oci.tar"))).expect("link");
+        let parameter = match compression {
+            "" => String::new(),
+            form => format!("--parameter //images:compression={form}"),
+        };
+        let options = format!("--offline --json build -C {example} --inputs inputs.oci.tar {parameter} {labels}");
+        let told = fresh.run(&options).success().json();
+        if example == "examples/languages" {
+            assert_eq!(digests(&told), changesets);
+        }
+        let built = fingerprint(&fresh.path(&format!("{example}/tapeout-out")));
+        let expected = fingerprint(&expected);
+        let differs: Vec<_> = expected.keys().filter(|path| built.get(*path) != expected.get(*path)).collect();
+        assert!(differs.is_empty() && built.len() == expected.len(), "{example}: {differs:#?}");
+        assert!(built.keys().filter(|path| path.ends_with("index.json")).count() >= 3, "{example}: {built:#?}");
+    }
 }
 
 /// Every socket that is opened anywhere below, but for pairs of our own: rules have a network namespace of their

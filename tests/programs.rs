@@ -19,7 +19,7 @@ const PROGRAMS: [(&str, bool, u64); 7] = [
 ];
 
 /// All of them in gzip, which umoci reads; each image's `check` has passed then.
-fn output() -> PathBuf {
+pub fn output() -> PathBuf {
     let folder = workspace::shared().join("programs-gzip");
     let name = folder.strip_prefix(places::base()).expect("below the base").display().to_string();
     places::once(&name, |folder| {
