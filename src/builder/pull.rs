@@ -5,6 +5,7 @@ use std::sync::Mutex;
 
 use super::image::{self, Blob, Image};
 use crate::archive::tar_reader::Limits;
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::remote::credentials::Keychain;
 use crate::remote::http::Network;
@@ -34,6 +35,10 @@ pub fn pull(
             .next(format!("write {}, which is what it is today", pinned(reference, keychain, network)?)));
     };
     let folder = Root::open(store.path())?;
+    // What a file of inputs has, is unpacked like the rest: from the store.
+    if let Ok(blobs) = closure(reference, store, architecture)? {
+        blobs.iter().try_for_each(|(digest, _)| take(store, digest))?;
+    }
     let mut top = manifest(&repository, store, &folder, &digest.to_string())?;
     // An index leads to the manifest for this machine, an index of indexes is nobody's habit.
     if let Some(inner) = image::of_this_machine(&top.media_type, &top.bytes, architecture)? {
@@ -50,6 +55,43 @@ pub fn pull(
     progress.phase("pull", blobs.len(), blobs.iter().map(|(_, size)| size).sum());
     fetch_all(&repository, store, blobs, progress)?;
     image::in_blobs(&folder, &top.media_type, top.digest, top.bytes.len() as u64, architecture)
+}
+
+/// All blobs of a pinned image, its manifests first, where the store or a file of inputs has them; `Err`: the first
+/// that neither has.
+pub fn closure(
+    reference: &Reference,
+    store: &Store,
+    architecture: &str,
+) -> Result<std::result::Result<Vec<Blob>, Digest>> {
+    let Some(mut digest) = reference.digest else { return Ok(Ok(vec![])) };
+    let mut found = vec![];
+    loop {
+        if !store.gives(&digest) {
+            return Ok(Err(digest));
+        }
+        let blob = store.blob(&digest)?;
+        found.push((digest, blob.size()));
+        let (media_type, bytes) = image::typed_document(blob)?;
+        match image::of_this_machine(&media_type, &bytes, architecture)? {
+            Some(inner) if found.len() < 2 => digest = inner,
+            _ => {
+                found.extend(image::blobs_of(&media_type, &bytes)?);
+                let missing = found.iter().find(|(digest, _)| !store.gives(digest));
+                return Ok(missing.map_or(Ok(found.clone()), |(digest, _)| Err(*digest)));
+            }
+        }
+    }
+}
+
+/// Copies a blob of a file of inputs into the store.
+fn take(store: &Store, digest: &Digest) -> Result<()> {
+    if store.has_blob(digest) {
+        return Ok(());
+    }
+    let mut partial = store.begin()?;
+    std::io::copy(&mut store.blob(digest)?, &mut partial).map_err(|e| Error::io("read", digest.hex(), e))?;
+    partial.finish_as(digest).map(drop)
 }
 
 /// With the digest of the image that its tag means now.

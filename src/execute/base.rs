@@ -13,7 +13,7 @@ use crate::builder::debian::signature::Keyring;
 use crate::builder::debian::{self, Archive, install};
 use crate::builder::ids::{self, Accounts, Renumbering};
 use crate::builder::lock_file::{Lock, LockedPackage};
-use crate::builder::{self, Configure, From};
+use crate::builder::{self, Configure, From, pull};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::environment;
@@ -21,6 +21,7 @@ use crate::execute::request::{FORMAT, Request};
 use crate::execute::rule;
 use crate::remote::credentials::Keychain;
 use crate::remote::http::{Http, Network};
+use crate::remote::reference::Reference;
 use crate::report::{Event, Report};
 use crate::store::Store;
 use crate::store::inputs::{Input, Role};
@@ -260,6 +261,28 @@ impl Base {
             return Ok(vec![]);
         }
         Ok(held(lock).0.builder_packages(&self.config.packages)?.into_values().cloned().collect())
+    }
+
+    /// The image of a registry that the builder is made of, where it isn't made yet, or for a file of inputs.
+    pub fn builder_image(&self) -> Option<&Reference> {
+        match &self.from {
+            From::Registry(reference) if !self.made || self.settings.only_lock => Some(reference),
+            _ => None,
+        }
+    }
+
+    /// Its blobs, as the store and the files of inputs have them; `Err`: one that isn't there.
+    pub fn image_blobs(&self, reference: &Reference) -> Result<std::result::Result<Vec<(Digest, u64)>, Digest>> {
+        pull::closure(reference, &self.store, self.architecture)
+    }
+
+    /// Brings it into the store.
+    pub fn bring_image(&self, reference: &Reference, report: &dyn Report) -> Result<()> {
+        let progress = Told { report, phase: Mutex::new(String::new()) };
+        let (keychain, network) = (&self.settings.keychain, self.http.network());
+        let pulled = pull::pull(reference, keychain, network, &self.store, self.architecture, &progress);
+        progress.end();
+        pulled.map(drop)
     }
 
     /// The packages that a union adds to the builder; the lock learns what it didn't have.

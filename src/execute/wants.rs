@@ -9,12 +9,14 @@ use crate::build_file::spec::{Git, Id, Source, Spec, Wheel};
 use crate::builder::lock_file::LockedPackage;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::execute::base::Base;
 use crate::execute::build::{Build, Forecast};
 use crate::execute::commit;
 use crate::execute::fetch::{self, Expected};
 use crate::execute::snapshot;
 use crate::execute::unpack;
 use crate::remote::http::shown;
+use crate::remote::reference::Reference;
 use crate::store::Store;
 use crate::store::inputs::{Input, Role};
 
@@ -39,6 +41,8 @@ pub enum What {
     Wheel(Wheel),
     /// A commit.
     Commit(Git),
+    /// The image in a registry that the builder is made of.
+    Image(Reference),
 }
 
 /// What is wanted, and by whom.
@@ -61,6 +65,7 @@ impl What {
                 format!("{} ({expected})", shown(url))
             }
             Self::Wheel(wheel) => format!("wheel of {} {} for Python {}", wheel.name, wheel.version, wheel.python),
+            Self::Image(reference) => format!("image docker://{reference}"),
             Self::Commit(git) => {
                 let with = if git.submodules { " with its submodules" } else { "" };
                 format!("commit {}{with} of {}", git.commit, git.urls.first().map_or(String::new(), |url| shown(url)))
@@ -70,7 +75,7 @@ impl What {
 
     /// The blobs that it is, as the store and the files of inputs have them, with what they are for a file of
     /// inputs; `Err`: what isn't there.
-    fn blobs(&self, store: &Store) -> Result<std::result::Result<Vec<Input>, String>> {
+    fn blobs(&self, base: &Base, store: &Store) -> Result<std::result::Result<Vec<Input>, String>> {
         let one = |role: Role, title: String, key: Option<String>, digest: Option<Digest>| match digest {
             Some(digest) => Ok(Ok(vec![Input { role, title, key, digest, size: store.blob(&digest)?.size() }])),
             None => Ok(Err(self.name())),
@@ -95,6 +100,20 @@ impl What {
                 None if fetch::left_out(store, wheel) => Ok(Ok(vec![])),
                 None => Ok(Err(self.name())),
             },
+            Self::Image(reference) => Ok(match base.image_blobs(reference)? {
+                Ok(all) => Ok(all
+                    .into_iter()
+                    .map(|(digest, size)| Input {
+                        role: Role::Image,
+                        title: format!("{reference} {}", digest.short()),
+                        key: None,
+                        digest,
+                        size,
+                    })
+                    .collect()),
+                Err(missing) if Some(missing) == reference.digest => Err(self.name()),
+                Err(missing) => Err(format!("{}: its blob {missing}", self.name())),
+            }),
             Self::Commit(git) => match commit::closure(store, &git.commit, git.submodules)? {
                 Ok(all) => {
                     let inputs = all.into_iter().map(|(id, digest)| {
@@ -125,6 +144,7 @@ impl What {
                 .any(|url| if url.starts_with("debian:") { build.base.has_local_mirror() } else { local(url) }),
             Self::Wheel(wheel) => wheel.indexes.iter().any(local),
             Self::Commit(git) => git.urls.iter().any(local),
+            Self::Image(_) => false,
         }
     }
 }
@@ -139,6 +159,9 @@ pub fn of(build: &Build) -> Result<Vec<Want>> {
     let mut wants = vec![];
     for package in build.base.builder_packages()? {
         wants.push(Want { what: What::Package(package), by: None });
+    }
+    if let Some(reference) = build.base.builder_image() {
+        wants.push(Want { what: What::Image(reference.clone()), by: None });
     }
     for (id, instance) in build.graph.instances.iter().enumerate() {
         let mut want = |what: What| wants.push(Want { what, by: Some(id) });
@@ -182,7 +205,7 @@ pub fn of(build: &Build) -> Result<Vec<Want>> {
 pub fn check(build: &Build, asked: &[String]) -> Result<()> {
     let (mut missing, mut damaged) = (vec![], vec![]);
     for want in of(build)? {
-        match want.what.blobs(build.store) {
+        match want.what.blobs(build.base, build.store) {
             Ok(Ok(_)) => {}
             Ok(Err(name)) if !want.what.is_local(build) => missing.push((name, want.by)),
             Ok(Err(_)) => {}
@@ -252,7 +275,7 @@ pub fn bring(build: &Build, wants: &[Want]) -> Result<Fetched> {
     }
     let mut fetched = Fetched::default();
     for want in wants {
-        match want.what.blobs(build.store)? {
+        match want.what.blobs(build.base, build.store)? {
             Ok(inputs) => {
                 if let (What::Wheel(wheel), true) = (&want.what, inputs.is_empty()) {
                     fetched.left_out.insert(fetch::left_out_name(wheel));
@@ -266,10 +289,13 @@ pub fn bring(build: &Build, wants: &[Want]) -> Result<Fetched> {
 }
 
 fn bring_one(build: &Build, want: &Want) -> Result<()> {
+    if let What::Image(reference) = &want.what {
+        return build.base.bring_image(reference, build.report);
+    }
     let Some(id) = want.by else { return Ok(()) };
     let instance = &build.graph.instances[id];
     let brought = match &want.what {
-        What::Package(_) | What::Index(_) => Ok(()),
+        What::Package(_) | What::Index(_) | What::Image(_) => Ok(()),
         What::File { urls, expected } => fetch::get(build, instance, urls, expected).map(drop),
         What::Wheel(wheel) => fetch::wheel_file(build, instance, wheel).map(drop),
         What::Commit(git) => unpack::keep_commit(build, git),

@@ -64,6 +64,8 @@ pub enum Role {
     Wheel,
     /// The tree of a git commit; key: its ID.
     Commit,
+    /// A manifest, config or layer of an image that a builder is made of.
+    Image,
 }
 
 /// One input.
