@@ -26,6 +26,7 @@ pub mod execute;
 pub mod graph;
 pub mod image;
 pub mod label;
+pub mod nearest;
 pub mod pod;
 pub mod remote;
 pub mod report;

@@ -50,3 +50,8 @@ pub struct Silent;
 impl Report for Silent {
     fn event(&self, _: Event<'_>) {}
 }
+
+/// `1 package`, `2 packages`.
+pub fn counted(n: usize, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}

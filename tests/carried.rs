@@ -38,6 +38,7 @@ fn a_bundle_becomes_one_file_that_other_tools_unpack_into_the_same_bundle() {
         return;
     }
     let workspace = built();
+    workspace.run("build --dry-run //app:shop/build_pod").success().stdout_has("cached  //app:shop/build_pod");
     workspace.run("pod pack //app:shop -o shop.tar").success().stdout_has("//app:shop/build_pod");
     // A copy without its times and umask's modes gives the same file.
     let copy = copied(&workspace, "copy");

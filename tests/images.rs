@@ -10,7 +10,7 @@ parameter("word", type = "string", default = "one")
 rule(
     "build",
     deps = ["//base:build"],
-    run = lambda p: "mkdir -p /opt/d && echo the same, then %s >/opt/word && ln /opt/word /opt/again && chown 33:33 /opt/word && chmod 4755 /opt/word && ln -s word /opt/link && echo x >/opt/d/x && chmod 700 /opt/d" % p["word"],
+    run = lambda p: "mkdir -p /opt/d && echo the same, then %s >/opt/word && ln /opt/word /opt/again && chown 33:33 /opt/word && chmod 4755 /opt/word && ln -s word /opt/link && echo x >/opt/d/x && touch '/opt/d/one\n-rwsr-xr-x  0:0' && chmod 700 /opt/d" % p["word"],
 )
 tapeout("tapeout", deps = [":build"], include = ["/opt/**"])
 image("image", deps = [":tapeout"], entrypoint = ["/opt/word"], env = {"A": "1"}, user = "www-data")
@@ -58,11 +58,16 @@ fn an_image_is_looked_at_by_label_in_a_layout_and_in_both_archives() {
             .stdout_has("drwx------  0:0");
         workspace.run(&format!("image cat {image} /opt/link")).success().stdout_has("the same, then one");
     }
-    workspace.run("image inspect //app:image").success().stdout_has("33:33").stdout_has("Entrypoint");
+    workspace.run("image inspect //app:image").success().stdout_has("33:33").stdout_has("Entrypoint  [\"");
     workspace.run("image cat //app:image /opt/none").failure(2).stderr_has("tapeout image ls //app:image");
     workspace.run("image cat //app:image /opt").failure(2).stderr_has("no regular file");
     workspace.run("image ls --parameter //app:word=new //app:image").failure(2).stderr_has("tapeout build //app:image");
     workspace.run("image ls oci:nowhere").fails().stderr_has("nowhere");
+    // A line end in a name forges no row.
+    for look in ["image ls //app:image /opt", "image ls -l //app:image /opt", "image why //app:image"] {
+        workspace.run(look).success().stdout_has("/opt/d/one\u{fffd}-rwsr-xr-x  0:0");
+    }
+    workspace.run("image why oci:there /opt").failure(2).stderr_has("name the image by its label");
 }
 
 #[test]

@@ -1,10 +1,9 @@
 //! Programs that no one here wrote: taped out of Debian packages they start and answer in images of their own.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use crate::common::containers::Containers;
-use crate::common::{Layout, Workspace, have, places, workspace};
+use crate::common::{Layout, examples, have};
 
 /// The name of each, which of them a shell was asked for, and the bytes of what
 /// `mmdebstrap --variant=minbase --include=PACKAGE` makes, as zstd; `ci/bench --only sizes` measures it.
@@ -19,18 +18,8 @@ const PROGRAMS: [(&str, bool, u64); 7] = [
 ];
 
 /// All of them in gzip, which umoci reads; each image's `check` has passed then.
-pub fn output() -> PathBuf {
-    let folder = workspace::shared().join("programs-gzip");
-    let name = folder.strip_prefix(places::base()).expect("below the base").display().to_string();
-    places::once(&name, |folder| {
-        let mut workspace = Workspace::debian();
-        workspace.copy(&PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples/programs"), "");
-        workspace.limit = Duration::from_secs(540);
-        workspace.user.owns(folder);
-        let folder = folder.display().to_string();
-        let arguments = ["build", "--parameter", "//images:compression=gzip", "--output", &folder, "//..."];
-        workspace.run_words(&arguments).success().says_not("trusts nobody");
-    })
+fn output() -> PathBuf {
+    examples::output("programs", "gzip")
 }
 
 #[test]

@@ -225,3 +225,88 @@ fn another_content_than_the_digest_says_is_refused() {
         other.run(&format!("bootstrap mine --from {reference}")).failure(1).stderr_has("127.0.0.1");
     }
 }
+
+const BASE: &str = r#"
+rule("build", deps = ["//base:build"], run = "mkdir -p /opt/base && echo base >/opt/base/word && echo kept >/opt/base/kept && chown 33:33 /opt/base/kept")
+tapeout("tapeout", deps = [":build"], include = ["/opt/**"], paths = ["/bin/busybox", "/bin/sh"])
+image("base", deps = [":tapeout"], compression = "gzip", user = "www-data")
+"#;
+
+const ON_IT: &str = r#"
+rule("build", deps = ["//base:build"], run = """
+mkdir -p /opt/base; echo mine >/opt/base/word
+printf '#!/bin/sh\necho "$(cat /opt/base/word) $(cat /opt/base/kept)"\n' >/opt/base/tool; chmod 755 /opt/base/tool
+""")
+tapeout("tapeout", deps = [":build"], include = ["/opt/**"])
+image("on", base = "BASE", deps = [":tapeout"], entrypoint = ["/opt/base/tool"], check = 'test "$(/opt/base/tool)" = "mine kept"')
+"#;
+
+#[test]
+fn an_image_stands_on_one_of_a_registry_which_a_file_of_inputs_carries() {
+    if !have(&["busybox", "docker-registry", "skopeo"]) {
+        return;
+    }
+    let first = Workspace::tiny();
+    first.file("app/build.star", BASE);
+    first.run("build //app:base").success();
+    let registry = Registry::start(first.everything(), false);
+    first.run(&format!("push //app:base {}", registry.reference("base:1"))).success();
+    let layout = first.output("app/base/build_image");
+    // As docker names things, too.
+    let there = registry.reference("docker:1");
+    let copy = ["copy", "--insecure-policy", "--dest-tls-verify=false", "--format", "v2s2"];
+    first.tool("skopeo", &[&copy[..], &[&format!("oci:{}:latest", layout.display()), &there]].concat()).success();
+    let digest_of = |name: &str| {
+        let reference = registry.reference(name);
+        let inspected = first.tool("skopeo", &["inspect", "--tls-verify=false", &reference]).success().json();
+        format!("{}@{}", reference.trim_end_matches(":1"), inspected["Digest"].as_str().expect("a digest"))
+    };
+    let (ours, dockers) = (digest_of("base:1"), digest_of("docker:1"));
+    let base = Layout::open(&layout).only();
+
+    let mut built = vec![];
+    for reference in [&ours, &dockers] {
+        let workspace = Workspace::tiny();
+        workspace.file("app/build.star", ON_IT.replace("BASE", reference));
+        workspace
+            .run("--offline build //app:on")
+            .failure(1)
+            .stderr_has(&format!("//app:on/build_image wants image {reference}"))
+            .stderr_has("tapeout fetch //app:on");
+        workspace.run("build //app:on").success();
+        let image = Layout::open(&workspace.output("app/on/build_image")).only();
+        let (mine, below) = (image.manifest["layers"].as_array(), base.manifest["layers"].as_array());
+        let (mine, below) = (mine.expect("layers"), below.expect("layers"));
+        assert!(mine.len() > below.len());
+        for (mine, below) in mine.iter().zip(below) {
+            assert_eq!((&mine["digest"], &mine["mediaType"]), (&below["digest"], &below["mediaType"]), "{reference}");
+        }
+        let new: Vec<_> = image.layers[below.len()..]
+            .iter()
+            .flatten()
+            .filter(|entry| entry.kind != tar::EntryType::Directory)
+            .map(|entry| String::from_utf8_lossy(&entry.path).into_owned())
+            .collect();
+        // Neither the shell that its script needs, nor who owns its files: the base has them.
+        assert_eq!(new, ["opt/base/tool", "opt/base/word"], "{reference}");
+        assert_eq!(image.file("opt/base/kept").owner(), "33:33");
+        built.push((workspace, image.digest));
+    }
+    assert_eq!(built[0].1, built[1].1, "the same layers, whoever's manifest names them");
+
+    // Carried: without a registry, in a store that has nothing.
+    let (workspace, digest) = &built[0];
+    workspace.run("fetch //app:on -o inputs.oci.tar").success();
+    drop(registry);
+    let there = Workspace::tiny();
+    there.file("app/build.star", ON_IT.replace("BASE", &ours));
+    there.file("inputs.oci.tar", std::fs::read(workspace.path("inputs.oci.tar")).expect("the file of inputs"));
+    there.run("--offline build //app:on").failure(1).stderr_has("is not here");
+    there.run("--offline build //app:on --inputs inputs.oci.tar").success();
+    assert_eq!(&Layout::open(&there.output("app/on/build_image")).only().digest, digest);
+    workspace.run("--offline image why //app:on /opt/base/kept").success().stdout_has(&ours);
+
+    let pinned = "docker://127.0.0.1:1/base:1";
+    there.file("app/build.star", ON_IT.replace("BASE", pinned));
+    there.run("build //app:on").failure(2).stderr_has("is not pinned by digest").stderr_has("app/build.star:7");
+}

@@ -1,6 +1,6 @@
 //! Bytes on their way from one thread to another, in pieces, with a bound on how many wait.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 /// How large a piece is.
@@ -31,6 +31,16 @@ impl PieceWriter {
     pub fn send(&mut self, piece: Vec<u8>) -> io::Result<Vec<u8>> {
         self.full.send(piece).map_err(|_| io::Error::other("the thread that takes it ended early"))?;
         Ok(self.empty.try_recv().unwrap_or_else(|_| Vec::with_capacity(PIECE)))
+    }
+
+    /// Takes at most so many bytes from a reader without a buffer between; how many there were.
+    pub fn take_from(&mut self, reader: &mut impl Read, most: u64) -> io::Result<usize> {
+        if self.piece.len() >= PIECE {
+            let full = std::mem::take(&mut self.piece);
+            self.piece = self.send(full)?;
+        }
+        let most = most.min((PIECE - self.piece.len()) as u64);
+        reader.take(most).read_to_end(&mut self.piece)
     }
 
     /// Sends what is left. Without this the reader sees an early end.

@@ -107,11 +107,28 @@ impl<W: Write> TarWriter<W> {
 
     /// Writes a piece of the last member's content.
     pub fn content(&mut self, bytes: &[u8]) -> Result<()> {
-        self.owed = (self.owed.checked_sub(bytes.len() as u64)).ok_or_else(|| {
-            Error::failed("a file grew while it was written into an archive")
-                .next("build again when nothing changes the store")
-        })?;
+        self.owed = (self.owed.checked_sub(bytes.len() as u64)).ok_or_else(grew)?;
         self.put(bytes)?;
+        self.padded()
+    }
+
+    /// The bytes themselves are written by `write`, which is told how many are owed and says how many there were.
+    pub fn content_by(
+        &mut self,
+        mut write: impl FnMut(&mut W, u64) -> io::Result<usize>,
+        path: &RootPath,
+    ) -> Result<()> {
+        while self.owed > 0 {
+            match write(&mut self.out, self.owed).map_err(|e| Error::io("read", path.as_path(), e))? as u64 {
+                0 => break,
+                n => self.owed = self.owed.checked_sub(n).ok_or_else(grew)?,
+            }
+        }
+        self.whole(path.as_bytes())?;
+        self.padded()
+    }
+
+    fn padded(&mut self) -> Result<()> {
         if self.owed == 0 {
             let padding = std::mem::take(&mut self.padding);
             self.put(&[0; BLOCK][..padding])?;
@@ -158,6 +175,10 @@ impl<W: Write> TarWriter<W> {
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
         self.out.write_all(bytes).map_err(|e| Error::io("write", "archive", e))
     }
+}
+
+fn grew() -> Error {
+    Error::failed("a file grew while it was written into an archive").next("build again when nothing changes the store")
 }
 
 fn padding(size: u64) -> usize {

@@ -11,12 +11,13 @@ use std::collections::BTreeMap;
 use super::data::{Data, Record};
 use super::reference;
 use super::spec::{
-    Archive, Compression, Export, Fetched, Git, Ids, Image, Layers, Libraries, Limits, Owners, Rule, Source, Spec,
-    Step, Tapeout, Wheel,
+    Archive, Compression, Export, Fetched, Git, Ids, Image, ImageRef, Layers, Libraries, Limits, Owners, Rule, Source,
+    Spec, Step, Tapeout, Wheel,
 };
 use crate::archive::compress::{GZIP_MOST, ZSTD_MOST};
 use crate::error::Result;
 use crate::label::{Label, Package};
+use crate::remote::reference::Reference;
 
 /// Something wrong with an attribute.
 #[derive(Debug, Clone)]
@@ -100,10 +101,7 @@ pub fn read(kind: &str, label: &Label, values: &BTreeMap<String, Data>) -> (Defi
             if !definition.deps.iter().any(|edge| edge.label.to_string() == JOINT) {
                 definition.deps.extend(joint("deps"));
             }
-            if let Some(base) = attributes.base() {
-                image.base = Some(0);
-                definition.images.push(base);
-            }
+            image.base = attributes.base(&mut definition.images);
         }
         Spec::Pod(pod) => *pod = attributes.pod(&mut definition.images),
         _ => {}
@@ -343,10 +341,28 @@ impl<'a> Attributes<'a> {
         Some(Edge { attribute: name, label, written, when, parameters })
     }
 
-    fn base(&mut self) -> Option<Edge> {
+    /// An image of this build, whose place in the graph is known later, or one of a registry.
+    fn base(&mut self, images: &mut Vec<Edge>) -> Option<ImageRef> {
         let data = self.get("base")?;
+        if let Data::Text(text) = data
+            && text.starts_with("docker://")
+        {
+            let text = text.clone();
+            match text.parse::<Reference>() {
+                Ok(reference) if reference.digest.is_some() => return Some(ImageRef::Registry(text)),
+                Ok(_) => self.fault(
+                    "base",
+                    Some(&text),
+                    format!("the image {text} is not pinned by digest"),
+                    Some("write docker://REF@sha256:…"),
+                ),
+                Err(error) => self.fault("base", Some(&text), error.what().to_string(), None),
+            }
+            return None;
+        }
         let edge = self.edge("base", data)?;
-        Some(Edge { label: image_label(edge.label).ok()?, ..edge })
+        images.push(Edge { label: image_label(edge.label).ok()?, ..edge });
+        Some(ImageRef::Built(0))
     }
 
     fn package_names(&mut self) -> Vec<String> {

@@ -6,6 +6,7 @@
 use std::fmt::Write;
 
 use crate::error::Error;
+use crate::nearest::nearest;
 
 /// The default of an attribute that must be given.
 pub const REQUIRED: &str = "(required)";
@@ -271,7 +272,12 @@ pub const FUNCTIONS: &[Function] = &[
             a("name", "string", REQUIRED, "Its name: the label is `//package:NAME/build_image`."),
             DOC,
             a("deps", "list of labels and `dep(…)`", "[]", "Its tapeout rules. `//base:tapeout` is always among them."),
-            a("base", "label of an image", "None", "It stands on that image: `:web` means `:web/build_image`."),
+            a(
+                "base",
+                "label of an image",
+                "None",
+                "It stands on that image: `:web` means `:web/build_image`. Or one of a registry, pinned by digest: `docker://REF@sha256:…`.",
+            ),
             a(
                 "tapeouts",
                 "`ALL`",
@@ -508,34 +514,6 @@ pub fn function(name: &str) -> Option<&'static Function> {
     FUNCTIONS.iter().find(|function| function.name == name)
 }
 
-/// The nearest of some names, when one is near.
-pub fn nearest<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> Option<String> {
-    let limit = 1 + name.chars().count() / 4;
-    let near = names.into_iter().map(|other| (distance(name, other), other)).filter(|(distance, _)| *distance <= limit);
-    near.min().map(|(_, other)| other.to_string())
-}
-
-/// How many letters must be inserted, removed, replaced or exchanged with the next one.
-fn distance(one: &str, other: &str) -> usize {
-    let other: Vec<char> = other.chars().take(200).collect();
-    let one: Vec<char> = one.chars().take(200).collect();
-    // The row that is made, and the two before it.
-    let mut rows = [vec![], vec![], (0..=other.len()).collect::<Vec<usize>>()];
-    for i in 0..one.len() {
-        rows.rotate_left(1);
-        let mut row = vec![i + 1];
-        for j in 0..other.len() {
-            let mut best = (rows[1][j] + usize::from(one[i] != other[j])).min(row[j] + 1).min(rows[1][j + 1] + 1);
-            if i > 0 && j > 0 && one[i] == other[j - 1] && one[i - 1] == other[j] {
-                best = best.min(rows[0][j - 1] + 1);
-            }
-            row.push(best);
-        }
-        rows[2] = row;
-    }
-    rows[2][other.len()]
-}
-
 /// The error of an attribute that a function doesn't have.
 pub fn unknown_attribute(function: &Function, name: &str) -> Error {
     let names = || function.attributes.iter().map(|attribute| attribute.name);
@@ -597,16 +575,6 @@ mod tests {
             std::fs::write(path, format!("{prose}{MARK}{}\n", markdown().trim_end())).unwrap();
         } else if held.trim() != markdown().trim() {
             panic!("the page is old: run TAPEOUT_WRITE_REFERENCE=1 cargo test reference");
-        }
-    }
-
-    #[test]
-    fn the_nearest_name_is_found_and_a_far_one_is_not() {
-        let names = ["deps", "reverse_deps", "sources", "packages"];
-        for (wrong, near) in
-            [("dep", Some("deps")), ("source", Some("sources")), ("pakages", Some("packages")), ("entrypoint", None)]
-        {
-            assert_eq!(nearest(wrong, names).as_deref(), near, "{wrong}");
         }
     }
 }

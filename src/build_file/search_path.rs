@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::seen;
 use crate::error::{Error, Place, Result};
 use crate::label::Package;
+use crate::nearest::nearest;
 use crate::sys::root::Root;
 use crate::tree::RootPath;
 
@@ -166,7 +167,7 @@ impl SearchPath {
         let known = self.packages_below(&top).ok()?;
         let built_in = BUILT_IN.iter().filter_map(|(path, _)| path.strip_suffix("/build.star"));
         let paths = known.iter().map(Package::path).chain(built_in).filter(|path| !path.is_empty());
-        super::reference::nearest(package.path(), paths).map(|near| format!("//{near}"))
+        nearest(package.path(), paths).map(|near| format!("//{near}"))
     }
 
     fn searched(&self, package: &Package, name: &str) -> String {

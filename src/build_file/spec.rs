@@ -368,8 +368,8 @@ pub enum Compression {
 /// `image(…)`, its functions evaluated. Its joint points are among the instance's `deps`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
-    /// An image of this build to stand on.
-    pub base: Option<Id>,
+    /// What it stands on: an image of this build, or one of a registry by its digest (`docker://REF@sha256:…`).
+    pub base: Option<ImageRef>,
     /// The builder itself becomes the lowest layers (`tapeouts = ALL`).
     pub whole_builder: bool,
     /// Entrypoint.
@@ -423,13 +423,31 @@ pub struct Pod {
     pub version: Option<String>,
 }
 
-/// Where a container's image comes from.
+/// An image, and where it comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ImageRef {
     /// An image of this build.
     Built(Id),
     /// `registry/name@sha256:…`.
     Registry(String),
+}
+
+impl Image {
+    /// The image of this build that it stands on.
+    pub fn built_base(&self) -> Option<Id> {
+        match self.base {
+            Some(ImageRef::Built(id)) => Some(id),
+            _ => None,
+        }
+    }
+
+    /// The image of a registry that it stands on.
+    pub fn pulled_base(&self) -> Option<&str> {
+        match &self.base {
+            Some(ImageRef::Registry(reference)) => Some(reference),
+            _ => None,
+        }
+    }
 }
 
 /// `container(…)`.

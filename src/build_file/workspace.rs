@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::search_path::SearchPath;
 use crate::error::{Error, Place, Result};
 use crate::label::Label;
+use crate::nearest::nearest;
 
 /// The file that makes a folder a workspace.
 pub const FILE: &str = "tapeout.toml";
@@ -161,7 +162,7 @@ fn unreadable(text: &str, e: &toml::de::Error) -> Error {
     let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split_once('`'));
     let Some((name, rest)) = unknown else { return made };
     let known: Vec<&str> = rest.split('`').skip(1).step_by(2).collect();
-    match super::reference::nearest(name, known.iter().copied()) {
+    match nearest(name, known.iter().copied()) {
         Some(near) => made.next(format!("did you mean {near}?")),
         None => made.next(format!("here may stand {}", known.join(", "))),
     }

@@ -190,30 +190,15 @@ pub fn blobs_of(media_type: &str, bytes: &[u8]) -> Result<Vec<Blob>> {
     Ok(std::iter::once(&manifest.config).chain(&manifest.layers).map(|d| (d.digest, d.size)).collect())
 }
 
-/// A document among the blobs of a folder, if it says what it is; and that.
-pub fn document_in_blobs(folder: &Root, digest: &Digest) -> Result<Option<(String, Vec<u8>)>> {
-    let bytes = read(folder, &format!("blobs/sha256/{}", digest.hex()), MAX_DOCUMENT)?;
+/// A document, if it says what it is; and that.
+pub fn document_of(blob: impl Read, digest: &Digest) -> Result<Option<(String, Vec<u8>)>> {
+    let mut bytes = vec![];
+    blob.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes).map_err(|e| Error::io("read", digest.hex(), e))?;
     if Digest::of(&bytes) != *digest {
         return Ok(None);
     }
-    Ok(Some((own_type(&json(&bytes)?), bytes)))
-}
-
-/// A document of a blob, and the media type that it has by its own word.
-pub fn typed_document(blob: impl std::io::Read) -> Result<(String, Vec<u8>)> {
-    let mut bytes = vec![];
-    blob.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes).map_err(|e| Error::io("read", "manifest", e))?;
-    if bytes.len() as u64 > MAX_DOCUMENT {
-        return Err(Error::failed(format!("a manifest is longer than {MAX_DOCUMENT} bytes")));
-    }
-    Ok((own_type(&json(&bytes)?), bytes))
-}
-
-/// The media type that a document says it has; OCI lets it say none (image-spec manifest.md), so then it is told by
-/// what it must hold.
-fn own_type(document: &Value) -> String {
-    let otherwise = if document.get("manifests").is_some() { INDEX[0] } else { MANIFEST[0] };
-    document.get("mediaType").and_then(Value::as_str).unwrap_or(otherwise).to_string()
+    let value: Value = json(&bytes)?;
+    Ok(value.get("mediaType").and_then(Value::as_str).map(|media_type| (media_type.to_string(), bytes)))
 }
 
 impl Descriptor {

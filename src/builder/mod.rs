@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::remote::credentials::Keychain;
 use crate::remote::reference::Reference;
 use crate::sys::root::Root;
+use crate::tree::Layer;
 
 pub mod debian;
 pub mod host;
@@ -29,6 +30,7 @@ use debian::download::{Progress, download};
 use lock_file::{Lock, LockedPackage};
 
 pub use crate::store::Builder;
+use crate::store::Store;
 
 /// What a builder is made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -288,13 +290,8 @@ fn make_rootfs(request: &Request) -> Result<Builder> {
     let root = Root::open(&files)?;
     let mut owners = unpack_rootfs(request, &root, || Root::open(&scratch.folder("archive")?))?;
     rootfs::drop_left_out(&root, &mut owners)?;
-    let changeset = tree_of(&root, &owners, request.epoch.unwrap_or(EPOCH))?;
-    if changeset.changes.is_empty() {
-        return Err(Error::failed(format!("{} holds no file", request.written)));
-    }
     let packages = rootfs::installed_packages(&root)?;
-    let digest = digest_of(&changeset, |path| root.open_file(path))?;
-    store.keep_changeset(digest, changeset, &files)?;
+    let digest = keep(store, &files, &owners, request.epoch.unwrap_or(EPOCH), request.written)?.digest;
     // A folder of the host is as it is today.
     let reproducible = !matches!(request.from, From::Folder(_));
     Ok(Builder {
@@ -305,6 +302,26 @@ fn make_rootfs(request: &Request) -> Result<Builder> {
         lock: None,
         reproducible,
     })
+}
+
+/// Keeps the files of an image as one changeset.
+pub fn keep_image(store: &Store, image: &image::Image, time: i64, name: &str) -> Result<Layer> {
+    let scratch = store.scratch()?;
+    let files = scratch.folder("files")?;
+    let root = Root::open(&files)?;
+    let mut owners = image.unpack(&root)?;
+    rootfs::drop_left_out(&root, &mut owners)?;
+    keep(store, &files, &owners, time, name)
+}
+
+fn keep(store: &Store, files: &Path, owners: &Owners, time: i64, name: &str) -> Result<Layer> {
+    let root = Root::open(files)?;
+    let changeset = tree_of(&root, owners, time)?;
+    if changeset.changes.is_empty() {
+        return Err(Error::failed(format!("{name} holds no file")));
+    }
+    let digest = digest_of(&changeset, |path| root.open_file(path))?;
+    store.keep_changeset(digest, changeset, files)
 }
 
 fn unpack_rootfs(request: &Request, root: &Root, archive: impl Fn() -> Result<Root>) -> Result<Owners> {

@@ -1,6 +1,8 @@
 //! An image from a registry, by digest: its blobs come into the store, each checked before it counts, and are
 //! read from there like those of a layout.
 
+use std::collections::BTreeSet;
+use std::io;
 use std::sync::Mutex;
 
 use super::image::{self, Blob, Image};
@@ -35,14 +37,10 @@ pub fn pull(
             .next(format!("write {}, which is what it is today", pinned(reference, keychain, network)?)));
     };
     let folder = Root::open(store.path())?;
-    // What a file of inputs has, is unpacked like the rest: from the store.
-    if let Ok(blobs) = closure(reference, store, architecture)? {
-        blobs.iter().try_for_each(|(digest, _)| take(store, digest))?;
-    }
-    let mut top = manifest(&repository, store, &folder, &digest.to_string())?;
+    let mut top = manifest(&repository, store, &digest)?;
     // An index leads to the manifest for this machine, an index of indexes is nobody's habit.
     if let Some(inner) = image::of_this_machine(&top.media_type, &top.bytes, architecture)? {
-        top = manifest(&repository, store, &folder, &inner.to_string())?;
+        top = manifest(&repository, store, &inner)?;
     }
     let blobs: Vec<Blob> = image::blobs_of(&top.media_type, &top.bytes)?
         .into_iter()
@@ -57,43 +55,6 @@ pub fn pull(
     image::in_blobs(&folder, &top.media_type, top.digest, top.bytes.len() as u64, architecture)
 }
 
-/// All blobs of a pinned image, its manifests first, where the store or a file of inputs has them; `Err`: the first
-/// that neither has.
-pub fn closure(
-    reference: &Reference,
-    store: &Store,
-    architecture: &str,
-) -> Result<std::result::Result<Vec<Blob>, Digest>> {
-    let Some(mut digest) = reference.digest else { return Ok(Ok(vec![])) };
-    let mut found = vec![];
-    loop {
-        if !store.gives(&digest) {
-            return Ok(Err(digest));
-        }
-        let blob = store.blob(&digest)?;
-        found.push((digest, blob.size()));
-        let (media_type, bytes) = image::typed_document(blob)?;
-        match image::of_this_machine(&media_type, &bytes, architecture)? {
-            Some(inner) if found.len() < 2 => digest = inner,
-            _ => {
-                found.extend(image::blobs_of(&media_type, &bytes)?);
-                let missing = found.iter().find(|(digest, _)| !store.gives(digest));
-                return Ok(missing.map_or(Ok(found.clone()), |(digest, _)| Err(*digest)));
-            }
-        }
-    }
-}
-
-/// Copies a blob of a file of inputs into the store.
-fn take(store: &Store, digest: &Digest) -> Result<()> {
-    if store.has_blob(digest) {
-        return Ok(());
-    }
-    let mut partial = store.begin()?;
-    std::io::copy(&mut store.blob(digest)?, &mut partial).map_err(|e| Error::io("read", digest.hex(), e))?;
-    partial.finish_as(digest).map(drop)
-}
-
 /// With the digest of the image that its tag means now.
 pub fn pinned(reference: &Reference, keychain: &Keychain, network: Network) -> Result<Reference> {
     let digest = match reference.digest {
@@ -103,16 +64,44 @@ pub fn pinned(reference: &Reference, keychain: &Keychain, network: Network) -> R
     Ok(Reference { digest: Some(digest), ..reference.clone() })
 }
 
-/// From the store, where it was pulled before.
-fn manifest(repository: &Repository, store: &Store, folder: &Root, wanted: &str) -> Result<Manifest> {
-    let digest = wanted.parse()?;
-    if store.has_blob(&digest)
-        && let Some((media_type, bytes)) = image::document_in_blobs(folder, &digest)?
-    {
-        return Ok(Manifest { media_type, bytes, digest });
+/// All blobs of an image, its manifests among them, where the store gives them all; `Err`: the first that it lacks.
+pub fn kept(
+    reference: &Reference,
+    store: &Store,
+    architecture: &str,
+) -> Result<std::result::Result<BTreeSet<Digest>, Option<Digest>>> {
+    let Some(mut next) = reference.digest else { return Ok(Err(None)) };
+    let mut all = BTreeSet::new();
+    loop {
+        let Some((media_type, bytes)) = document(store, &next)? else { return Ok(Err(Some(next))) };
+        all.insert(next);
+        match image::of_this_machine(&media_type, &bytes, architecture)? {
+            Some(inner) if all.len() == 1 => next = inner,
+            _ => {
+                all.extend(image::blobs_of(&media_type, &bytes)?.into_iter().map(|(digest, _)| digest));
+                break;
+            }
+        }
     }
-    let manifest = repository.manifest(wanted)?;
-    store.put(&manifest.bytes)?;
+    Ok(match all.iter().find(|digest| !store.gives(digest)) {
+        Some(missing) => Err(Some(*missing)),
+        None => Ok(all),
+    })
+}
+
+fn document(store: &Store, digest: &Digest) -> Result<Option<(String, Vec<u8>)>> {
+    if store.gives(digest) { image::document_of(store.blob(digest)?, digest) } else { Ok(None) }
+}
+
+/// From the store, where it was pulled before, or a file of inputs.
+fn manifest(repository: &Repository, store: &Store, digest: &Digest) -> Result<Manifest> {
+    let manifest = match document(store, digest)? {
+        Some((media_type, bytes)) => Manifest { media_type, bytes, digest: *digest },
+        None => repository.manifest(&digest.to_string())?,
+    };
+    if !store.has_blob(digest) {
+        store.put(&manifest.bytes)?;
+    }
     Ok(manifest)
 }
 
@@ -121,6 +110,11 @@ fn fetch_all(repository: &Repository, store: &Store, blobs: Vec<Blob>, progress:
     let (queue, errors) = (Mutex::new(blobs), Mutex::new(vec![]));
     let fetch = |(digest, size): Blob| -> Result<()> {
         let mut partial = store.begin()?;
+        if store.gives(&digest) {
+            // From a file of inputs.
+            io::copy(&mut store.blob(&digest)?, &mut partial).map_err(|e| Error::io("copy", digest.hex(), e))?;
+            return partial.finish_as(&digest).map(drop);
+        }
         repository.blob(&digest, size, &mut partial, &|n| progress.bytes(n))?;
         partial.finish_as(&digest).map(drop).map_err(|e| e.context(format!("{}", repository.reference())))
     };

@@ -102,11 +102,16 @@ pub fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
 }
 
+/// The same of what must stay one line: a file's name may hold line ends, and would forge a row.
+pub fn line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
 /// Columns: a title that begins with `>` stands at the right, as numbers do. Without titles there are only rows.
 pub fn table(titles: &[&str], rows: &[Vec<String>]) -> String {
     let head = (!titles.is_empty()).then(|| titles.iter().map(|t| t.trim_start_matches('>').to_string()).collect());
     let all: Vec<Vec<String>> =
-        head.into_iter().chain(rows.iter().map(|row| row.iter().map(|cell| clean(cell)).collect())).collect();
+        head.into_iter().chain(rows.iter().map(|row| row.iter().map(|cell| line(cell)).collect())).collect();
     let columns = all.iter().map(Vec::len).max().unwrap_or(0);
     let width =
         |at: usize| all.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count()).max().unwrap_or(0);

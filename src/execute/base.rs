@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use crate::build_file::reference;
 use crate::build_file::spec::{Ids, Limits, Owners, Step};
 use crate::build_file::workspace::BuilderConfig;
 use crate::builder::debian::download::{self, Progress};
 use crate::builder::debian::signature::Keyring;
 use crate::builder::debian::{self, Archive, install};
 use crate::builder::ids::{self, Accounts, Renumbering};
+use crate::builder::image::Image;
 use crate::builder::lock_file::{Lock, LockedPackage};
 use crate::builder::{self, Configure, From, pull};
 use crate::digest::Digest;
@@ -19,10 +19,11 @@ use crate::error::{Error, Result};
 use crate::execute::environment;
 use crate::execute::request::{FORMAT, Request};
 use crate::execute::rule;
+use crate::nearest::nearest;
 use crate::remote::credentials::Keychain;
 use crate::remote::http::{Http, Network};
 use crate::remote::reference::Reference;
-use crate::report::{Event, Report};
+use crate::report::{Event, Report, counted};
 use crate::store::Store;
 use crate::store::inputs::{Input, Role};
 use crate::tree::Stack;
@@ -263,26 +264,12 @@ impl Base {
         Ok(held(lock).0.builder_packages(&self.config.packages)?.into_values().cloned().collect())
     }
 
-    /// The image of a registry that the builder is made of, where it isn't made yet, or for a file of inputs.
+    /// The image of a registry that a builder is made of which isn't made yet, or any for a file of inputs.
     pub fn builder_image(&self) -> Option<&Reference> {
         match &self.from {
             From::Registry(reference) if !self.made || self.settings.only_lock => Some(reference),
             _ => None,
         }
-    }
-
-    /// Its blobs, as the store and the files of inputs have them; `Err`: one that isn't there.
-    pub fn image_blobs(&self, reference: &Reference) -> Result<std::result::Result<Vec<(Digest, u64)>, Digest>> {
-        pull::closure(reference, &self.store, self.architecture)
-    }
-
-    /// Brings it into the store.
-    pub fn bring_image(&self, reference: &Reference, report: &dyn Report) -> Result<()> {
-        let progress = Told { report, phase: Mutex::new(String::new()) };
-        let (keychain, network) = (&self.settings.keychain, self.http.network());
-        let pulled = pull::pull(reference, keychain, network, &self.store, self.architecture, &progress);
-        progress.end();
-        pulled.map(drop)
     }
 
     /// The packages that a union adds to the builder; the lock learns what it didn't have.
@@ -431,7 +418,7 @@ impl Base {
             return Ok(());
         }
         let names = || self.packages.keys().map(String::as_str);
-        let near = missing.iter().find_map(|name| Some((name, reference::nearest(name, names())?)));
+        let near = missing.iter().find_map(|name| Some((name, nearest(name, names())?)));
         Err(Error::request(format!("the builder {} has no package {}", self.config.tag, missing.join(", ")))
             .why(match (self.is_host(), self.packages.is_empty()) {
                 (true, true) => "it is this machine, whose packages can't be told: it has no /var/lib/dpkg/status",
@@ -477,15 +464,19 @@ impl Base {
         self.archive().urls(path)
     }
 
+    /// Brings an image of a registry into the store.
+    pub fn pull(&self, reference: &Reference, report: &dyn Report) -> Result<Image> {
+        let progress = Told { report, phase: Mutex::new(String::new()) };
+        let network = self.http.network();
+        let image = pull::pull(reference, &self.settings.keychain, network, &self.store, self.architecture, &progress);
+        progress.end();
+        image
+    }
+
     /// The way to the world.
     pub fn http(&self) -> &Http {
         &self.http
     }
-}
-
-/// `1 package`, `2 packages`.
-pub fn counted(n: usize, what: &str) -> String {
-    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
 fn held(lock: &Mutex<(Lock, Lock)>) -> MutexGuard<'_, (Lock, Lock)> {

@@ -102,6 +102,8 @@ pub struct Build<'a> {
     bare: Mutex<BTreeMap<Package, Layer>>,
     /// What rules did weaker than elsewhere.
     weakened: Mutex<std::collections::BTreeSet<String>>,
+    /// Held while a base image is pulled.
+    pub(super) pulling: Mutex<()>,
 }
 
 /// What a dry run says of one instance.
@@ -138,6 +140,7 @@ impl<'a> Build<'a> {
             outputs,
             bare: Mutex::default(),
             weakened: Mutex::default(),
+            pulling: Mutex::default(),
         }
     }
 
@@ -163,9 +166,11 @@ impl<'a> Build<'a> {
         let mut deps: Vec<_> = self.graph.instances.iter().map(|i| i.deps.clone()).collect();
         // The joint point of an image on a base looks at what the base has.
         for instance in &self.graph.instances {
-            if let Spec::Image(crate::build_file::spec::Image { base: Some(base), .. }) = &instance.spec {
+            if let Spec::Image(image) = &instance.spec
+                && let Some(base) = image.built_base()
+            {
                 for joint in instance.deps.iter().filter(|id| self.is_base_tapeout(**id)) {
-                    deps[*joint].push(*base);
+                    deps[*joint].push(base);
                 }
             }
         }
@@ -465,7 +470,7 @@ impl<'a> Build<'a> {
             }
             Spec::Tapeout(_) => self.cached_tapeout(id)?,
             Spec::Image(image) => self.cached_image(id, image)?.map(Output::Image),
-            Spec::Pod(_) => None,
+            Spec::Pod(pod) => self.cached_pod(id, pod)?.map(Output::Pod),
         };
         let group = matches!(output, Some(Output::Changeset(None)));
         Ok(match output {

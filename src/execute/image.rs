@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,6 @@ use serde::{Deserialize, Serialize};
 use crate::build_file::spec::{Id, Image, Layers, Spec};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::execute::base::counted;
 use crate::execute::build::{Build, Output};
 use crate::execute::check;
 use crate::execute::request::own_key;
@@ -20,6 +20,7 @@ use crate::image::config::{self, ImageLayer};
 use crate::image::layer::{self, LayerInfo, Packing};
 use crate::image::layout::{self, LayoutImage};
 use crate::label::Label;
+use crate::report::counted;
 use crate::store::{Blob, Unhashed};
 use crate::tapeout;
 use crate::tree::{Content, Entry, Node, RootPath, Selection};
@@ -63,6 +64,7 @@ impl Built {
         let layers = self.layers.iter().map(|layer| layer.info.digest);
         LayoutImage {
             tag,
+            name: None,
             manifest: (self.manifest.digest, self.manifest.size),
             blobs: std::iter::once(self.config.digest).chain(layers).collect(),
         }
@@ -101,7 +103,13 @@ impl Build<'_> {
     }
 
     fn write_layout(&self, id: Id, new: layout::New, built: &Built, path: &Path) -> Result<()> {
-        new.finish(&[built.in_layout(built.tag.clone())], &|digest| self.store.blob_path(digest))?;
+        let place = std::path::absolute(path).map_err(|e| Error::io("getcwd", path, e))?;
+        let key = own_key("written", place.as_os_str().as_bytes());
+        let known = self.store.action(&key).and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        let blob = |digest: &Digest| self.store.blob_path(digest);
+        let written = new.finish(&[built.in_layout(built.tag.clone())], &blob, &known)?;
+        let written = serde_json::to_vec(&written).map_err(|e| Error::failed(e.to_string()))?;
+        self.store.record_action(&key, &written)?;
         self.done("wrote", id, &path.display().to_string());
         Ok(())
     }
@@ -111,7 +119,7 @@ impl Build<'_> {
         let Spec::Image(image) = &self.graph.instances[id].spec else {
             return Err(Error::failed("not an image"));
         };
-        let in_base = image.base.map(|base| self.order.below(base)).unwrap_or_default();
+        let in_base = image.built_base().map(|base| self.order.below(base)).unwrap_or_default();
         let mut selections = vec![];
         for below in self.order.as_written(id).into_iter().filter(|below| !in_base.contains(*below)) {
             if let (Spec::Tapeout(_), Output::Selection { selection, .. }) =
@@ -128,7 +136,7 @@ impl Build<'_> {
             label: &self.graph.instances[id].label,
             spec: image,
             selections: &self.selections_of(id)?,
-            base: image.base.map(|base| self.built(base).map(|built| built.manifest.digest)).transpose()?,
+            base: self.base_digest(image)?,
             // What is marked for its builder is another image.
             builder: if image.whole_builder || self.base.is_host() { &self.base.changesets } else { &[] },
             epoch: self.options.epoch,
@@ -177,8 +185,11 @@ impl Build<'_> {
         }
         self.prune(id, image, &mut selections)?;
         self.clash(id, &names, &selections)?;
-        let below = image.base.map(|base| self.built(base)).transpose()?;
-        let base_files = below.map_or_else(|| Ok(Selection::new()), |built| self.read_selection(&built.files))?;
+        let below = self.stands_on(image)?;
+        let base_files = match &below {
+            None => Selection::new(),
+            Some(below) => self.read_selection(&below.files)?,
+        };
         tapeout::settle::settle(std::slice::from_ref(&base_files), &mut selections);
         if image.layers == Layers::Single {
             names = vec![instance.label.to_string()];
@@ -187,7 +198,7 @@ impl Build<'_> {
         let files = tapeout::lookup::merged(std::iter::once(&base_files).chain(&selections));
         tapeout::program::check(image, &files).map_err(|e| e.at(instance.place.clone(), ""))?;
         let user = self.numbers(id, image, &files)?;
-        let mut layers = below.map(|built| built.layers.clone()).unwrap_or_default();
+        let mut layers = below.map(|below| below.layers).unwrap_or_default();
         for (created_by, selection) in names.into_iter().zip(&selections).filter(|(_, selection)| !selection.is_empty())
         {
             let info = self.layer(selection, image, new)?;

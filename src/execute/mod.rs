@@ -1,6 +1,7 @@
 //! The joining room: order, keys, and one rule from request to changeset.
 
 pub mod base;
+mod based;
 pub mod build;
 pub mod check;
 pub mod commit;

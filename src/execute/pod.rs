@@ -38,12 +38,12 @@ impl Build<'_> {
     pub(super) fn pod(&self, id: Id, pod: &Pod) -> Result<PathBuf> {
         let instance = &self.graph.instances[id];
         let label = &instance.label;
-        let path = self.options.output.join(label.package().path()).join(label.name());
-        let action = self.pod_key(id, pod)?;
-        if self.store.action(&action).is_some_and(|sums| is_whole(&path, &sums)) {
+        if let Some(path) = self.cached_pod(id, pod)? {
             self.done("cached", id, "");
             return Ok(path);
         }
+        let path = self.bundle(id);
+        let action = self.pod_key(id, pod)?;
         let mut trees = BTreeMap::new();
         for container in &pod.containers {
             if let ImageRef::Built(image) = container.image {
@@ -90,6 +90,18 @@ impl Build<'_> {
         }
         self.done("wrote", id, &path.display().to_string());
         Ok(path)
+    }
+
+    /// Where the bundle lies, if it is there and holds what it would hold now.
+    pub(super) fn cached_pod(&self, id: Id, pod: &Pod) -> Result<Option<PathBuf>> {
+        let path = self.bundle(id);
+        let sums = self.store.action(&self.pod_key(id, pod)?);
+        Ok(sums.filter(|sums| is_whole(&path, sums)).map(|_| path))
+    }
+
+    fn bundle(&self, id: Id) -> PathBuf {
+        let label = &self.graph.instances[id].label;
+        self.options.output.join(label.package().path()).join(label.name())
     }
 
     fn pod_key(&self, id: Id, pod: &Pod) -> Result<Digest> {

@@ -7,12 +7,11 @@ use serde::Serialize;
 use crate::build_file::spec::{Id, Image, Libraries, Spec, Tapeout};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::execute::base::counted;
 use crate::execute::build::{Build, Output};
 use crate::execute::request::own_key;
 use crate::execute::{rule, snapshot};
 use crate::label::Label;
-use crate::report::Event;
+use crate::report::{Event, counted};
 use crate::store::Store;
 use crate::tapeout::{self, Files};
 use crate::tree::{Layer, RootPath, Selection, Stack};
@@ -98,7 +97,7 @@ impl Build<'_> {
             joined,
             user: image.map_or("", |image| image.user.as_str()),
             env: image.map(|image| image.env.clone()).unwrap_or_default(),
-            base: image.map_or(Ok(None), |image| self.base_files(image))?,
+            base: image.map_or(Ok(None), |image| self.base_digest(image))?,
         };
         let bytes = serde_json::to_vec(&document).map_err(|e| Error::failed(format!("can't write a request: {e}")))?;
         Ok(own_key("tapeout", &bytes))
@@ -157,11 +156,6 @@ impl Build<'_> {
         })
     }
 
-    /// The files of the base image, where the image stands on one.
-    fn base_files(&self, image: &Image) -> Result<Option<Digest>> {
-        image.base.map(|base| self.built(base).map(|built| built.files)).transpose()
-    }
-
     /// A selection, read back.
     pub(super) fn read_selection(&self, digest: &Digest) -> Result<Selection> {
         let path = self.store.blob_path(digest);
@@ -202,7 +196,9 @@ impl Build<'_> {
         let read =
             |digests: Vec<Digest>| digests.iter().map(|digest| self.read_selection(digest)).collect::<Result<Vec<_>>>();
         let image = self.image_of(id).map(|(_, image)| image);
-        let base = read(image.map_or(Ok(None), |image| self.base_files(image))?.into_iter().collect())?;
+        let base = read(
+            image.map_or(Ok(None), |image| self.stands_on(image))?.into_iter().map(|below| below.files).collect(),
+        )?;
         let joined = self.joined(id)?;
         let selections = read(joined.iter().map(|(_, digest, _)| *digest).collect())?;
         let layers: Vec<_> = joined

@@ -6,10 +6,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::build_file::spec::{Git, Id, Source, Spec, Wheel};
+use crate::builder::debian::host_architecture;
 use crate::builder::lock_file::LockedPackage;
+use crate::builder::pull;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::execute::base::Base;
 use crate::execute::build::{Build, Forecast};
 use crate::execute::commit;
 use crate::execute::fetch::{self, Expected};
@@ -41,7 +42,7 @@ pub enum What {
     Wheel(Wheel),
     /// A commit.
     Commit(Git),
-    /// The image in a registry that the builder is made of.
+    /// An image of a registry.
     Image(Reference),
 }
 
@@ -65,17 +66,17 @@ impl What {
                 format!("{} ({expected})", shown(url))
             }
             Self::Wheel(wheel) => format!("wheel of {} {} for Python {}", wheel.name, wheel.version, wheel.python),
-            Self::Image(reference) => format!("image docker://{reference}"),
             Self::Commit(git) => {
                 let with = if git.submodules { " with its submodules" } else { "" };
                 format!("commit {}{with} of {}", git.commit, git.urls.first().map_or(String::new(), |url| shown(url)))
             }
+            Self::Image(reference) => format!("image {reference}"),
         }
     }
 
     /// The blobs that it is, as the store and the files of inputs have them, with what they are for a file of
     /// inputs; `Err`: what isn't there.
-    fn blobs(&self, base: &Base, store: &Store) -> Result<std::result::Result<Vec<Input>, String>> {
+    fn blobs(&self, store: &Store) -> Result<std::result::Result<Vec<Input>, String>> {
         let one = |role: Role, title: String, key: Option<String>, digest: Option<Digest>| match digest {
             Some(digest) => Ok(Ok(vec![Input { role, title, key, digest, size: store.blob(&digest)?.size() }])),
             None => Ok(Err(self.name())),
@@ -100,20 +101,6 @@ impl What {
                 None if fetch::left_out(store, wheel) => Ok(Ok(vec![])),
                 None => Ok(Err(self.name())),
             },
-            Self::Image(reference) => Ok(match base.image_blobs(reference)? {
-                Ok(all) => Ok(all
-                    .into_iter()
-                    .map(|(digest, size)| Input {
-                        role: Role::Image,
-                        title: format!("{reference} {}", digest.short()),
-                        key: None,
-                        digest,
-                        size,
-                    })
-                    .collect()),
-                Err(missing) if Some(missing) == reference.digest => Err(self.name()),
-                Err(missing) => Err(format!("{}: its blob {missing}", self.name())),
-            }),
             Self::Commit(git) => match commit::closure(store, &git.commit, git.submodules)? {
                 Ok(all) => {
                     let inputs = all.into_iter().map(|(id, digest)| {
@@ -130,6 +117,19 @@ impl What {
                 }
                 Err(missing) if missing == git.commit => Ok(Err(self.name())),
                 Err(missing) => Ok(Err(format!("{}: the submodule's commit {missing}", self.name()))),
+            },
+            Self::Image(reference) => match pull::kept(reference, store, host_architecture()?)? {
+                Ok(all) => {
+                    let inputs = all.into_iter().map(|digest| {
+                        let (title, size) = (format!("{reference} {}", digest.short()), store.blob(&digest)?.size());
+                        Ok(Input { role: Role::Image, title, key: None, digest, size })
+                    });
+                    inputs.collect::<Result<Vec<_>>>().map(Ok)
+                }
+                Err(Some(missing)) if Some(missing) != reference.digest => {
+                    Ok(Err(format!("{}: its blob {missing}", self.name())))
+                }
+                Err(_) => Ok(Err(self.name())),
             },
         }
     }
@@ -192,6 +192,11 @@ pub fn of(build: &Build) -> Result<Vec<Want>> {
                 let expected = Expected::Sha256(Digest::from_hex(&archive.sha256)?);
                 want(What::File { urls: archive.urls.clone(), expected });
             }
+            Spec::Image(image) => {
+                if let Some(base) = image.pulled_base() {
+                    want(What::Image(base.parse()?));
+                }
+            }
             Spec::Git(git) if git.urls.iter().any(|url| is_outside(url)) => want(What::Commit(git.clone())),
             _ => {}
         }
@@ -205,7 +210,7 @@ pub fn of(build: &Build) -> Result<Vec<Want>> {
 pub fn check(build: &Build, asked: &[String]) -> Result<()> {
     let (mut missing, mut damaged) = (vec![], vec![]);
     for want in of(build)? {
-        match want.what.blobs(build.base, build.store) {
+        match want.what.blobs(build.store) {
             Ok(Ok(_)) => {}
             Ok(Err(name)) if !want.what.is_local(build) => missing.push((name, want.by)),
             Ok(Err(_)) => {}
@@ -275,7 +280,7 @@ pub fn bring(build: &Build, wants: &[Want]) -> Result<Fetched> {
     }
     let mut fetched = Fetched::default();
     for want in wants {
-        match want.what.blobs(build.base, build.store)? {
+        match want.what.blobs(build.store)? {
             Ok(inputs) => {
                 if let (What::Wheel(wheel), true) = (&want.what, inputs.is_empty()) {
                     fetched.left_out.insert(fetch::left_out_name(wheel));
@@ -289,16 +294,19 @@ pub fn bring(build: &Build, wants: &[Want]) -> Result<Fetched> {
 }
 
 fn bring_one(build: &Build, want: &Want) -> Result<()> {
-    if let What::Image(reference) = &want.what {
-        return build.base.bring_image(reference, build.report);
-    }
-    let Some(id) = want.by else { return Ok(()) };
+    let Some(id) = want.by else {
+        return match &want.what {
+            What::Image(reference) => build.base.pull(reference, build.report).map(drop),
+            _ => Ok(()),
+        };
+    };
     let instance = &build.graph.instances[id];
     let brought = match &want.what {
-        What::Package(_) | What::Index(_) | What::Image(_) => Ok(()),
+        What::Package(_) | What::Index(_) => Ok(()),
         What::File { urls, expected } => fetch::get(build, instance, urls, expected).map(drop),
         What::Wheel(wheel) => fetch::wheel_file(build, instance, wheel).map(drop),
         What::Commit(git) => unpack::keep_commit(build, git),
+        What::Image(reference) => build.base.pull(reference, build.report).map(drop),
     };
     brought.map_err(|e| e.at(instance.place.clone(), "").context(&instance.label))
 }

@@ -9,10 +9,10 @@ use super::parameters::{Collected, Known, Settings, SettingsId};
 use super::{Answer, Question, Wanted};
 use crate::build_file::attributes;
 use crate::build_file::data::Data;
-use crate::build_file::reference;
 use crate::build_file::spec::{DefinedDependency, Definition, Spec, Value};
 use crate::error::{Error, Place, Result};
 use crate::label::{Label, Package, Pattern};
+use crate::nearest::nearest;
 
 /// What the name of an image or a pod ends in, and what people leave out.
 const ENDS: [&str; 2] = ["/build_image", "/build_pod"];
@@ -205,7 +205,7 @@ impl Analysis {
         let near = longer
             .into_iter()
             .find(|name| package.defined.contains_key(name))
-            .or_else(|| reference::nearest(label.name(), names().chain(short())));
+            .or_else(|| nearest(label.name(), names().chain(short())));
         let mut error = Error::request(format!("there is no {label}"));
         if let Some(place) = place {
             error = error.at(place.clone(), "");

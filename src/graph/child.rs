@@ -200,7 +200,7 @@ pub(super) fn check(answer: &Answer, question: &Question) -> Result<()> {
     let wrong = || Error::failed("the analysis gave a graph that is none");
     for (id, instance) in graph.instances.iter().enumerate() {
         let built: Vec<Id> = match &instance.spec {
-            Spec::Image(image) => image.base.into_iter().collect(),
+            Spec::Image(image) => image.built_base().into_iter().collect(),
             Spec::Pod(pod) => pod
                 .containers
                 .iter()
@@ -223,7 +223,7 @@ pub(super) fn check(answer: &Answer, question: &Question) -> Result<()> {
     let images = |graph: &Graph, id: Id| matches!(graph.instances[id].spec, Spec::Image(_));
     for instance in &graph.instances {
         if let Spec::Image(image) = &instance.spec
-            && image.base.is_some_and(|base| !images(graph, base))
+            && image.built_base().is_some_and(|base| !images(graph, base))
         {
             return Err(wrong());
         }

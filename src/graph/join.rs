@@ -346,17 +346,18 @@ impl Joiner<'_> {
             Some(base) => Some(self.image(*base)?),
             None => None,
         };
+        let is_based = matches!(&self.analysis.nodes[node].spec, Spec::Image(image) if image.base.is_some());
         let roots: Vec<NodeId> = self.analysis.nodes[node].deps.iter().map(|edge| edge.to).collect();
         let mut context = self.context(Some(node), &roots);
         let id = self.instance(node, &mut context).map(|made| made.id);
         if let Some(id) = id {
-            if let Spec::Image(image) = &mut self.graph.instances[id].spec {
-                image.base = base;
+            if let (Spec::Image(image), Some(base)) = (&mut self.graph.instances[id].spec, base) {
+                image.base = Some(ImageRef::Built(base));
             }
             // It stands before the image, because it was made before.
             self.graph.instances[id].deps.extend(base);
             self.graph.instances[id].image = None;
-            self.check_image(id, base.is_some());
+            self.check_image(id, is_based);
         }
         self.images.insert(node, id);
         id

@@ -14,6 +14,7 @@ use crate::build_file::spec::Value;
 use crate::build_file::starlark::{self, Call, Evaluated, Function, Loaded, Scene};
 use crate::error::{Error, Place, Result};
 use crate::label::{Label, Package};
+use crate::nearest::nearest;
 
 /// Files that load one another.
 const LOAD_DEPTH: usize = 50;
@@ -337,7 +338,7 @@ fn parameter(arguments: &BTreeMap<String, Data>) -> (Parameter, Vec<Fault>) {
         Some(Data::Text(text)) => {
             let known = Type::parse(text);
             if known.is_none() {
-                let next = match reference::nearest(text, Type::NAMES) {
+                let next = match nearest(text, Type::NAMES) {
                     Some(near) => format!("did you mean {near}?"),
                     None => format!("it is one of {}", Type::NAMES.join(", ")),
                 };

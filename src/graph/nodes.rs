@@ -16,6 +16,7 @@ use crate::build_file::spec::{Spec, Value};
 use crate::build_file::starlark::progress;
 use crate::error::{Error, Place};
 use crate::label::Label;
+use crate::nearest::nearest;
 
 /// Which node: an index into the analysis' list.
 pub(super) type NodeId = usize;
@@ -499,6 +500,6 @@ fn nearest_file(folder: &Path, path: &str) -> Option<String> {
     let entries = std::fs::read_dir(folder.join(above)).ok()?;
     let names: Vec<String> =
         entries.take(1000).filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
-    let near = crate::build_file::reference::nearest(name, names.iter().map(String::as_str))?;
+    let near = nearest(name, names.iter().map(String::as_str))?;
     Some(if above.is_empty() { near } else { format!("{above}/{near}") })
 }

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write;
 
 use super::analysis::shown;
-use crate::build_file::reference;
 use crate::build_file::spec::{Definition, Graph, Id, Instance, Spec};
 use crate::error::{Error, Result};
 use crate::label::{Label, Package};
+use crate::nearest::nearest;
 
 /// The phases of a build, in order.
 const PHASES: [&str; 4] = ["build", "tapeout", "build image", "build pod"];
@@ -196,7 +196,7 @@ impl Edges {
         let short = |name: &'_ str| ends.iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name).to_string();
         let near = |package: &Package| {
             let names = self.below.keys().filter(|known| known.package() == package).map(|known| short(known.name()));
-            reference::nearest(&short(label.name()), names.collect::<Vec<_>>().iter().map(String::as_str))
+            nearest(&short(label.name()), names.collect::<Vec<_>>().iter().map(String::as_str))
         };
         Err(Error::request(format!("there is no {label} among them")).next(match near(label.package()) {
             Some(near) => format!("did you mean {}:{near}?", label.package()),

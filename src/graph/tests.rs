@@ -406,8 +406,8 @@ fn an_image_stands_on_its_base_and_takes_only_its_own() {
     let graph = site.graph(&["//app:on-a/build_image"], &[]);
     let image = one(&graph, "//app:on-a/build_image");
     let Spec::Image(spec) = &image.spec else { panic!() };
-    assert_eq!(graph.instances[spec.base.unwrap()].label.to_string(), "//app:a/build_image");
-    assert!(image.deps.contains(&spec.base.unwrap()));
+    assert_eq!(graph.instances[spec.built_base().unwrap()].label.to_string(), "//app:a/build_image");
+    assert!(image.deps.contains(&spec.built_base().unwrap()));
     let own =
         all(&graph, "//base:tapeout").into_iter().find(|joint| joint.image.as_ref() == Some(&image.label)).unwrap();
     assert_eq!(deps(&graph, own), ["//base:build", "//app:b/tapeout"]);

@@ -137,6 +137,7 @@ mod tests {
         );
         let image = LayoutImage {
             tag: "one".into(),
+            name: None,
             manifest: (Digest::of(&manifest), manifest.len() as u64),
             blobs: vec![Digest::of(&config), diff_id],
         };

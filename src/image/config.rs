@@ -164,7 +164,6 @@ mod tests {
             diff_id: Digest::of("tar"),
             digest: Digest::of("zst"),
             size: 3,
-            uncompressed: 9,
             compression: Compression::Zstd,
         };
         vec![ImageLayer { info, created_by: "//app:tapeout".into() }]

@@ -5,13 +5,13 @@
 //! memory does not grow with the layer or with a file.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::num::NonZeroUsize;
 
 use serde::{Deserialize, Serialize};
 
 use crate::archive::compress::Compressor;
-use crate::archive::pieces::{PIECE, PieceReader, PieceWriter, pieces};
+use crate::archive::pieces::{PieceReader, PieceWriter, pieces};
 use crate::archive::tar_writer::{Kind, Links, Member, TarWriter};
 use crate::build_file::spec::Compression;
 use crate::changeset::Files;
@@ -29,8 +29,6 @@ pub struct LayerInfo {
     pub digest: Digest,
     /// Bytes, compressed.
     pub size: u64,
-    /// Bytes of the tar stream.
-    pub uncompressed: u64,
     /// How it is compressed.
     pub compression: Compression,
 }
@@ -64,20 +62,20 @@ pub fn write_layer(
         let (digest, size) = compress(hashed_out, packing, out)?;
         let joined = |_| Error::failed("a thread that writes a layer ended early");
         producer.join().map_err(joined)??;
-        let (diff_id, uncompressed) = hasher.join().map_err(joined)?.map_err(|e| Error::io("write", "layer", e))?;
-        Ok(LayerInfo { diff_id, digest, size, uncompressed, compression: packing.compression })
+        let diff_id = hasher.join().map_err(joined)?.map_err(|e| Error::io("write", "layer", e))?;
+        Ok(LayerInfo { diff_id, digest, size, compression: packing.compression })
     })
 }
 
 /// Hashes pieces and passes them on.
-fn pass_hashed(from: &PieceReader, mut to: PieceWriter) -> io::Result<(Digest, u64)> {
+fn pass_hashed(from: &PieceReader, mut to: PieceWriter) -> io::Result<Digest> {
     let mut hashing = Hashing::new(io::sink());
     while let Some(piece) = from.next() {
         hashing.write_all(&piece)?;
         from.done(to.send(piece)?);
     }
-    let (_, digest, size) = hashing.finish();
-    Ok((digest, size))
+    let (_, digest, _) = hashing.finish();
+    Ok(digest)
 }
 
 fn compress(from: PieceReader, packing: Packing, out: impl Write) -> Result<(Digest, u64)> {
@@ -99,14 +97,8 @@ fn compress(from: PieceReader, packing: Packing, out: impl Write) -> Result<(Dig
 }
 
 fn write_tar(selection: &Selection, files: &Files, epoch: i64, out: PieceWriter) -> Result<()> {
-    let mut layer = TarLayer {
-        tar: TarWriter::new(out),
-        links: Links::default(),
-        roots: BTreeMap::new(),
-        files,
-        epoch,
-        buffer: vec![0; PIECE],
-    };
+    let mut layer =
+        TarLayer { tar: TarWriter::new(out), links: Links::default(), roots: BTreeMap::new(), files, epoch };
     for (path, picked) in selection {
         layer.one(path, picked)?;
     }
@@ -119,7 +111,6 @@ struct TarLayer<'a> {
     roots: BTreeMap<Digest, Root>,
     files: &'a Files<'a>,
     epoch: i64,
-    buffer: Vec<u8>,
 }
 
 /// What stands before the name of what a layer removes (image-spec layer.md, "Whiteouts").
@@ -148,15 +139,20 @@ impl TarLayer<'_> {
         self.tar.member(&member(path.as_bytes(), kind, entry, self.epoch))?;
         match (&entry.node, &picked.content) {
             (Node::File { size, .. }, _) if *size == 0 || !self.links.first(path) => Ok(()),
-            (Node::File { .. }, Content::Inline(bytes)) => {
-                self.tar.content_from(bytes.as_slice(), path, &mut self.buffer)
-            }
+            (Node::File { .. }, Content::Inline(bytes)) => self.tar.content(bytes),
             (Node::File { .. }, Content::Stored { changeset, path: at }) => {
                 let root = match self.roots.get(changeset) {
                     Some(root) => root,
                     None => self.roots.entry(*changeset).or_insert((self.files)(changeset)?),
                 };
-                self.tar.content_from(root.open_file(at)?, path, &mut self.buffer)
+                let mut file = root.open_file(at)?;
+                self.tar.content_by(|out, most| out.take_from(&mut file, most), path)?;
+                match file.read(&mut [0]) {
+                    Ok(0) => Ok(()),
+                    Ok(_) => Err(Error::failed(format!("a file of a changeset is longer than it was: {path}"))
+                        .next("run tapeout fsck")),
+                    Err(e) => Err(Error::io("read", path.as_path(), e)),
+                }
             }
             (Node::File { .. }, Content::None) => Err(Error::failed(format!("a picked file without content: {path}"))),
             _ => Ok(()),
@@ -229,7 +225,7 @@ mod tests {
                 }
                 Compression::None => out,
             };
-            assert_eq!((info.diff_id, info.uncompressed), (Digest::of(&tar), tar.len() as u64));
+            assert_eq!(info.diff_id, Digest::of(&tar));
             assert_eq!(info, layer(&sample(), compression, 5).unwrap().0, "threads don't matter");
         }
     }

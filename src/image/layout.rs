@@ -9,7 +9,8 @@
 //! It is written beside its place and swapped in, so that a reader sees the old one or the new one;
 //! after a kill at most a folder `.NAME.PID.new` is left, which the next write removes. A layer that
 //! is being made goes there and to the store at once ([`New::blob`]); one that the old output has
-//! already is taken over; any other is copied from the store. No blob is a hard link to the store's:
+//! already is taken over, unhashed where stat(2) finds it as it was written ([`Written`]); any other is copied from the
+//! store. No blob is a hard link to the store's:
 //! whoever writes to the output would write to the store.
 //! Layouts are read as somebody else's: digests and sizes are checked, documents bounded.
 
@@ -19,10 +20,12 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use oci_spec::image::{
     ANNOTATION_REF_NAME, Descriptor, ImageConfiguration, ImageIndexBuilder, ImageManifest, MediaType, OciLayoutBuilder,
 };
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::config::descriptor;
@@ -38,6 +41,8 @@ use crate::tree::RootPath;
 pub struct LayoutImage {
     /// `org.opencontainers.image.ref.name`: the tag by which other tools find it.
     pub tag: String,
+    /// `io.containerd.image.name`: by this, REPOSITORY:TAG, podman and docker call what they load from an archive.
+    pub name: Option<String>,
     /// Digest and size of the manifest.
     pub manifest: (Digest, u64),
     /// The config and the layers.
@@ -47,7 +52,7 @@ pub struct LayoutImage {
 /// Writes a layout of these images to `to`, in the place of what was there, whole or not at all.
 /// `blob` says where the blob with a digest lies.
 pub fn write(to: &Path, images: &[LayoutImage], blob: &dyn Fn(&Digest) -> PathBuf) -> Result<()> {
-    New::begin(to)?.finish(images, blob)
+    New::begin(to)?.finish(images, blob, &Written::default()).map(drop)
 }
 
 /// A layout that is being written beside its place. Dropped, it leaves nothing.
@@ -73,15 +78,52 @@ impl New {
         Ok(NewBlob { file: Flowing::new(file), path, folder })
     }
 
-    /// Puts it into its place, with the blobs that weren't written to it, or that the old one has.
-    pub fn finish(self, images: &[LayoutImage], blob: &dyn Fn(&Digest) -> PathBuf) -> Result<()> {
-        let old = self.replacing.to.join(BLOBS);
-        fill(&self.replacing.new, images, &|digest, to| take_over(&old, digest, to) || to.exists(), blob)?;
-        self.replacing.finish()
+    /// Puts it into its place, with the blobs that weren't written to it, or that the old one has. `written` is
+    /// what the old one's writer got of this.
+    pub fn finish(
+        self,
+        images: &[LayoutImage],
+        blob: &dyn Fn(&Digest) -> PathBuf,
+        written: &Written,
+    ) -> Result<Written> {
+        let (old, place) = (self.replacing.to.join(BLOBS), self.replacing.to.clone());
+        fill(&self.replacing.new, images, &|digest, to| take_over(&old, digest, to, written) || to.exists(), blob)?;
+        self.replacing.finish()?;
+        Written::of(&place, images)
     }
 }
 
 const BLOBS: &str = "blobs/sha256";
+
+/// The specification has a tag alone; this is what buildkit began, and podman and containerd read.
+const ANNOTATION_IMAGE_NAME: &str = "io.containerd.image.name";
+
+/// The blobs of a layout as stat(2) found them when they had just been written.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Written(BTreeMap<Digest, Stamp>);
+
+/// Device, inode, size, and when content and inode last changed.
+type Stamp = (u64, u64, u64, (i64, i64), (i64, i64));
+
+/// As long as two changes may have one time (a tick of the kernel's clock).
+const TICK: Duration = Duration::from_millis(10);
+
+impl Written {
+    fn of(layout: &Path, images: &[LayoutImage]) -> Result<Self> {
+        // A change in the same tick as ours would leave no trace.
+        std::thread::sleep(TICK);
+        let stamps = blobs(images).into_iter().map(|digest| {
+            let path = layout.join(BLOBS).join(digest.hex());
+            let data = fs::symlink_metadata(&path).map_err(|e| Error::io("stat", &path, e))?;
+            Ok((digest, stamp(&data)))
+        });
+        stamps.collect::<Result<_>>().map(Self)
+    }
+}
+
+fn stamp(data: &fs::Metadata) -> Stamp {
+    (data.dev(), data.ino(), data.size(), (data.mtime(), data.mtime_nsec()), (data.ctime(), data.ctime_nsec()))
+}
 
 /// A blob of a new layout. Whoever writes it hashes it.
 #[derive(Debug)]
@@ -117,12 +159,14 @@ impl Write for NewBlob {
 }
 
 /// Gives a blob of the old layout a name in the new one, if it is still what it says.
-fn take_over(old: &Path, digest: &Digest, to: &Path) -> bool {
+fn take_over(old: &Path, digest: &Digest, to: &Path, written: &Written) -> bool {
     let from = old.join(digest.hex());
     let whole = || {
         let file = file::open_regular(&from).ok()?;
-        let plain = file.metadata().is_ok_and(|m| m.nlink() == 1 && m.permissions().mode() & 0o7777 == 0o644);
-        (plain && Digest::of_reader(&file).ok()?.0 == *digest).then_some(())
+        let data = file.metadata().ok()?;
+        let plain = data.nlink() == 1 && data.permissions().mode() & 0o7777 == 0o644;
+        let known = written.0.get(digest) == Some(&stamp(&data));
+        (plain && (known || Digest::of_reader(&file).ok()?.0 == *digest)).then_some(())
     };
     !to.exists() && whole().is_some() && fs::hard_link(&from, to).is_ok()
 }
@@ -168,7 +212,9 @@ pub fn documents(images: &[LayoutImage]) -> Result<[(&'static str, Vec<u8>); 2]>
         }
         let (digest, size) = &image.manifest;
         let mut manifest = descriptor(MediaType::ImageManifest, digest, *size)?;
-        manifest.set_annotations(Some([(ANNOTATION_REF_NAME.to_string(), image.tag.clone())].into()));
+        let name = image.name.iter().map(|name| (ANNOTATION_IMAGE_NAME.to_string(), name.clone()));
+        let tag = (ANNOTATION_REF_NAME.to_string(), image.tag.clone());
+        manifest.set_annotations(Some(name.chain([tag]).collect()));
         manifests.push(manifest);
     }
     let index = ImageIndexBuilder::default()
@@ -523,19 +569,14 @@ mod tests {
         };
         let layer = format!("layer of {tag}");
         let digest = keep(layer.as_bytes());
-        let info = LayerInfo {
-            diff_id: digest,
-            digest,
-            size: layer.len() as u64,
-            uncompressed: layer.len() as u64,
-            compression: Compression::None,
-        };
+        let info = LayerInfo { diff_id: digest, digest, size: layer.len() as u64, compression: Compression::None };
         let layers = [ImageLayer { info, created_by: "//app:tapeout".into() }];
         let image = Image::default();
         let config = config(&image, None, &layers, 0).unwrap();
         let manifest = manifest(&config, &layers, &annotations(&image, tag, 0).unwrap()).unwrap();
         LayoutImage {
             tag: tag.into(),
+            name: None,
             manifest: (keep(&manifest), manifest.len() as u64),
             blobs: vec![keep(&config), digest],
         }
@@ -578,6 +619,27 @@ mod tests {
         write(&to, &[image(&blobs, "c")], &|digest| blobs.join(digest.hex())).unwrap();
         assert_eq!(Layout::open(&to).unwrap().images().unwrap()[0].tag.as_deref(), Some("c"));
         assert_eq!(fs::read_dir(to.parent().unwrap()).unwrap().count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn a_blob_of_the_old_layout_is_taken_over_as_long_as_it_is_what_it_was() {
+        let temp = tempfile::tempdir().unwrap();
+        let (to, images) = (temp.path().join("out"), [image(temp.path(), "a")]);
+        let blob = |digest: &Digest| temp.path().join(digest.hex());
+        let written = New::begin(&to).unwrap().finish(&images, &blob, &Written::default()).unwrap();
+        let layer = images[0].blobs[1];
+        let path = to.join(BLOBS).join(layer.hex());
+        let inode = fs::metadata(&path).unwrap().ino();
+        let written = New::begin(&to).unwrap().finish(&images, &blob, &written).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().ino(), inode, "it was copied");
+        // As long as before and with the same time: only the inode knows.
+        let (data, mut bytes) = (fs::metadata(&path).unwrap(), fs::read(&path).unwrap());
+        bytes[0] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        File::options().write(true).open(&path).unwrap().set_modified(data.modified().unwrap()).unwrap();
+        New::begin(&to).unwrap().finish(&images, &blob, &written).unwrap();
+        Layout::open(&to).unwrap().verify().unwrap();
+        assert_ne!(fs::metadata(&path).unwrap().ino(), inode, "what is damaged was taken over");
     }
 
     #[test]

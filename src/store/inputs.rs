@@ -64,7 +64,7 @@ pub enum Role {
     Wheel,
     /// The tree of a git commit; key: its ID.
     Commit,
-    /// A manifest, config or layer of an image that a builder is made of.
+    /// A manifest, config or layer of an image in a registry.
     Image,
 }
 

@@ -2,9 +2,9 @@
 //! yet, and not in production.
 
 use super::lookup::{Lookup, World};
-use crate::build_file::reference::nearest;
 use crate::build_file::spec::Image;
 use crate::error::{Error, Result};
+use crate::nearest::nearest;
 use crate::tree::{Node, RootPath, Selection, Stack};
 
 /// Where a runtime looks for a program without a slash when the image's `env` says nothing.

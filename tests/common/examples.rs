@@ -13,24 +13,94 @@ pub fn source() -> PathBuf {
 /// The images of the examples: package and name.
 pub const IMAGES: [(&str, &str); 4] = [("hello", "hello"), ("redis", "redis"), ("lua", "lua"), ("shop/web", "web")];
 
-/// A workspace that holds the examples, in the shared store.
-pub fn workspace() -> Workspace {
-    let workspace = Workspace::debian();
-    workspace.copy(&source(), "");
-    workspace
+/// An image of any example workspace, what runs in it to show that it works, and what that prints.
+pub struct Example {
+    /// The folder of the workspace, below `examples`.
+    pub workspace: &'static str,
+    /// The package.
+    pub package: &'static str,
+    /// The name in it.
+    pub name: &'static str,
+    /// A command.
+    pub command: &'static [&'static str],
+    /// What it prints.
+    pub prints: &'static str,
 }
 
-/// What a build of all examples wrote, in the form that is asked for: `zstd` or `gzip`.
-pub fn output(compression: &str) -> PathBuf {
-    let folder = super::workspace::shared().join(format!("examples-{compression}"));
+/// All of them.
+pub const ALL: [Example; 14] = [
+    example("", "hello", "hello", &["/usr/local/bin/hello", "you"], "Hello, you!"),
+    example("", "lua", "lua", &["/usr/local/bin/lua", "-e", "print(6 * 7)"], "42"),
+    example("", "redis", "redis", &["/usr/bin/redis-server", "--version"], "Redis server v="),
+    example("", "shop/web", "web", &["/usr/sbin/lighttpd", "-v"], "lighttpd/"),
+    example("programs", "redis", "redis", &["/usr/bin/redis-cli", "--version"], "redis-cli "),
+    example("programs", "nginx", "nginx", &["/usr/sbin/nginx", "-v"], "nginx version: nginx/"),
+    example(
+        "programs",
+        "postgresql",
+        "postgresql",
+        &["/usr/lib/postgresql/15/bin/postgres", "--version"],
+        "(PostgreSQL) 15",
+    ),
+    example(
+        "programs",
+        "python",
+        "python",
+        &["/usr/bin/python3.11", "-c", "import ssl, lxml.etree as e; print(e.XML(\"<a>yes</a>\").text)"],
+        "yes",
+    ),
+    example(
+        "programs",
+        "java",
+        "java",
+        &["/usr/lib/jvm/java-17-openjdk-amd64/bin/java", "-version"],
+        "OpenJDK Runtime",
+    ),
+    example("programs", "git", "git", &["/usr/bin/git", "--version"], "git version"),
+    example("programs", "curl", "curl", &["/usr/bin/curl", "--version"], "curl 7."),
+    example("languages", "node", "hello", &["/usr/bin/node", "/opt/app/hello.js"], "hello from Node.js"),
+    example("languages", "python", "hello", &["/opt/app/bin/greet"], "hello from Python"),
+    example("languages", "rust", "hello", &["/usr/local/bin/hello-rust"], "hello from Rust"),
+];
+
+const fn example(
+    workspace: &'static str,
+    package: &'static str,
+    name: &'static str,
+    command: &'static [&'static str],
+    prints: &'static str,
+) -> Example {
+    Example { workspace, package, name, command, prints }
+}
+
+impl Example {
+    /// The layout of the image in a compression.
+    pub fn layout(&self, compression: &str) -> PathBuf {
+        output(self.workspace, compression).join(self.package).join(self.name).join("build_image")
+    }
+}
+
+/// What a build of all images (and pods) of an example workspace wrote, in a compression: `zstd`, `gzip` or `none`.
+pub fn output(which: &str, compression: &str) -> PathBuf {
+    let folder = super::workspace::shared().join(format!("examples-{which}-{compression}"));
     let name = folder.strip_prefix(places::base()).expect("below the base").display().to_string();
     places::once(&name, |folder| {
-        let mut workspace = workspace();
+        let mut workspace = Workspace::debian();
+        workspace.copy(&source().join(which), "");
         workspace.limit = Duration::from_secs(540);
         workspace.user.owns(folder);
         let parameter = format!("//images:compression={compression}");
-        workspace
-            .run_words(&["build", "--parameter", &parameter, "--output", &folder.display().to_string(), "//..."])
-            .success();
+        let folder = folder.display().to_string();
+        let mut words = vec!["build", "--parameter", &parameter, "--output", &folder];
+        // What else is in that workspace makes no image, and takes its time.
+        words.extend(if which == "languages" {
+            &["//node:hello", "//python:hello", "//rust:hello"][..]
+        } else {
+            &["//..."]
+        });
+        let built = workspace.run_words(&words).success();
+        if which == "programs" {
+            built.says_not("trusts nobody");
+        }
     })
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Attributes, Edge, image_label};
 use crate::build_file::data::{Data, Record};
 use crate::build_file::spec::{Container, ImageRef, Mount, Pod, Port, Probe, Volume, VolumeKind};
+use crate::nearest::nearest;
 
 /// A record's fields, read like a call's arguments; what is wrong is said at the attribute it stands in.
 impl Attributes<'_> {
@@ -27,7 +28,7 @@ impl Attributes<'_> {
             .collect();
         for mount in containers.iter().flat_map(|container| &container.mounts) {
             if !mountable.contains(mount.volume.as_str()) {
-                let near = super::reference::nearest(&mount.volume, mountable.iter().copied());
+                let near = nearest(&mount.volume, mountable.iter().copied());
                 let next =
                     near.map_or("add it to volumes or files".to_string(), |near| format!("did you mean {near}?"));
                 self.fault(

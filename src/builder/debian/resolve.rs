@@ -18,6 +18,7 @@ use resolvo::{
 use super::index::{Index, Package};
 use super::relation::Relation;
 use crate::error::{Error, Result};
+use crate::nearest::nearest;
 
 /// A package that was chosen, and which of the chosen ones it needs.
 #[derive(Debug)]
@@ -75,8 +76,9 @@ pub fn resolve<'a>(
 
 fn unknown(index: &Index, name: &str) -> Error {
     let error = Error::request(format!("there is no package {name:?} in the index"));
-    let near = index.packages.keys().find(|known| known.replace(['-', '.'], "") == name.replace(['-', '.', '_'], ""));
-    match near {
+    let plain = |name: &str| name.replace(['-', '.', '_'], "");
+    let near = index.packages.keys().find(|known| plain(known) == plain(name)).cloned();
+    match near.or_else(|| nearest(name, index.packages.keys().map(String::as_str))) {
         Some(near) => error.next(format!("did you mean {near}?")),
         None => error
             .why(format!("read from {}", index.pinned.iter().map(|p| p.suite.as_str()).collect::<Vec<_>>().join(", "))),

@@ -148,7 +148,7 @@ fn twice(
         None => Ok(()),
         Some(first) => Err(Error::failed(format!(
             "{} came out differently the second time",
-            crate::execute::base::counted(differing.len(), "file")
+            crate::report::counted(differing.len(), "file")
         ))
         .next(format!(
             "find what {} takes from the clock, from random numbers or from the order of files",

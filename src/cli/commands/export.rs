@@ -28,11 +28,23 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// REPOSITORY:TAG, in full: without a registry it is docker's own, which docker leaves out where it shows names.
+fn name(found: &Found) -> Option<String> {
+    let name = found.name.as_ref()?.to_lowercase();
+    let registry = match name.split_once('/') {
+        None => "docker.io/library/",
+        Some((first, _)) if first.contains(['.', ':']) || first == "localhost" => "",
+        Some(_) => "docker.io/",
+    };
+    Some(format!("{registry}{name}:{}", found.tag))
+}
+
 fn oci(found: &Found, out: &mut dyn Write) -> Result<()> {
     let image = &found.image;
     let config = Digest::of(&image.config.1);
     let layout = LayoutImage {
         tag: found.tag.clone(),
+        name: name(found),
         manifest: (image.digest(), image.manifest.1.len() as u64),
         blobs: std::iter::once(config).chain(image.layers.iter().map(|layer| layer.digest)).collect(),
     };
@@ -52,7 +64,7 @@ fn oci(found: &Found, out: &mut dyn Write) -> Result<()> {
 /// docker loads plain and gzip layers; others are written plain.
 fn docker(found: &Found, out: &mut dyn Write) -> Result<()> {
     let image = &found.image;
-    let names: Vec<_> = found.name.iter().map(|name| format!("{}:{}", name.to_lowercase(), found.tag)).collect();
+    let names: Vec<_> = name(found).into_iter().collect();
     let diff_ids: Vec<_> = image.layers.iter().map(|layer| layer.diff_id).collect();
     let layer = |at: usize| -> Result<DockerLayer> {
         let layer = &image.layers[at];

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use crate::cli::args::{Fetch as Args, Global};
 use crate::cli::{context, ui};
 use crate::error::{Error, Result};
-use crate::execute::base::{Base, Settings, counted};
+use crate::execute::base::{Base, Settings};
 use crate::execute::build::{Build, Options};
 use crate::execute::wants;
 use crate::graph;
-use crate::report::{Event, Report};
+use crate::report::{Event, Report, counted};
 use crate::store::inputs::{self, Config, Input, Inputs};
 
 /// Brings what the labels need from outside into the store, and writes it into a file.

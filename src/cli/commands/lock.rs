@@ -8,9 +8,10 @@ use crate::builder::lock_file::Lock;
 use crate::cli::args::{Ask, Global, Lock as Args};
 use crate::cli::{context, ui};
 use crate::error::{Error, Result};
-use crate::execute::base::{Base, Settings, counted};
+use crate::execute::base::{Base, Settings};
 use crate::execute::snapshot;
 use crate::graph;
+use crate::report::counted;
 
 /// One package whose version is another one now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

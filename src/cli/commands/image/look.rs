@@ -12,6 +12,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::image::diff::{mode, rule};
 use crate::image::files::{self, File, Files};
+use crate::report::counted;
 use crate::tree::RootPath;
 
 #[derive(Serialize)]
@@ -64,14 +65,20 @@ pub fn inspect(global: &Global, ask: &Ask, image: &str) -> Result<()> {
         vec!["image".into(), inspected.image.clone()],
         vec!["tag".into(), inspected.tag.clone()],
         vec!["digest".into(), inspected.digest.to_string()],
-        vec!["size".into(), format!("{} in {} layers", ui::size(inspected.size), inspected.layers.len())],
+        vec!["size".into(), format!("{} in {}", ui::size(inspected.size), counted(inspected.layers.len(), "layer"))],
     ];
     let config = &inspected.config;
     let platform = ["os", "architecture", "variant"].map(|name| config[name].as_str().unwrap_or_default());
     rows.push(vec!["platform".into(), platform.join("/").trim_end_matches('/').to_string()]);
     rows.extend(config["created"].as_str().map(|created| vec!["created".into(), created.to_string()]));
     for (name, value) in config["config"].as_object().into_iter().flatten() {
-        rows.extend(lines(value).into_iter().map(|line| vec![name.clone(), line]));
+        // An argument may be empty or hold spaces: commands are shown as they would be written.
+        let shown = if matches!(name.as_str(), "Entrypoint" | "Cmd" | "Shell") {
+            vec![value.to_string()]
+        } else {
+            lines(value)
+        };
+        rows.extend(shown.into_iter().map(|line| vec![name.clone(), line]));
     }
     rows.extend(lines(&inspected.annotations).into_iter().map(|line| vec!["annotation".into(), line]));
     let mut text = ui::table(&[], &rows);
@@ -151,7 +158,7 @@ pub fn ls(global: &Global, ask: &Ask, image: &str, path: Option<&str>, long: boo
         return ui::print_json(&listed);
     }
     if !long {
-        ui::print(&listed.iter().map(|one| format!("{}\n", ui::clean(&one.path))).collect::<String>());
+        ui::print(&listed.iter().map(|one| format!("{}\n", ui::line(&one.path))).collect::<String>());
         return Ok(());
     }
     let rows: Vec<_> = listed

@@ -9,11 +9,26 @@ use crate::tree::RootPath;
 
 /// Says why a file is in an image: the rule, and the chain of what needed what.
 pub fn run(global: &Global, ask: &Ask, image: &str, path: Option<&str>) -> Result<()> {
+    if let Some(("oci" | "oci-archive" | "docker-archive" | "docker", _)) = image.split_once(':') {
+        return Err(Error::request(format!("{image} is an image alone, which doesn't hold its reasons"))
+            .why("they are kept in the store of the machine that built it, by label")
+            .next("name the image by its label: tapeout image why //path/to/package:name"));
+    }
     with_label(global, ask, image, |build, _, id, label| {
         let picked = build.picked(id).map_err(|e| e.next(format!("tapeout build {label}")))?;
         let layers: Vec<_> = picked.iter().map(|(label, selection)| (label, selection)).collect();
         match path {
-            Some(path) => chain(global, &why::chain(&layers, &RootPath::new(path)?), label, path),
+            Some(path) => {
+                let at = RootPath::new(path)?;
+                let mut reasons = why::chain(&layers, &at);
+                if reasons.is_empty() {
+                    let base = build.base_with(id, &at)?;
+                    let reason =
+                        |base| why::Reason { path: at.to_string(), rule: label.clone(), why: format!("base {base}") };
+                    reasons.extend(base.map(reason));
+                }
+                chain(global, &reasons, label, path)
+            }
             None => all(global, &layers),
         }
     })
@@ -30,7 +45,7 @@ fn chain(global: &Global, reasons: &[why::Reason], label: &crate::label::Label, 
     let lines: Vec<_> = reasons
         .iter()
         .enumerate()
-        .map(|(i, r)| format!("{}{}  {}  ({})", "  ".repeat(i), r.path, ui::clean(&r.why), r.rule))
+        .map(|(i, r)| format!("{}{}  {}  ({})", "  ".repeat(i), r.path, ui::line(&r.why), r.rule))
         .collect();
     ui::print(&lines.join("\n"));
     Ok(())
@@ -47,7 +62,7 @@ fn all(global: &Global, layers: &[(&crate::label::Label, &crate::tree::Selection
         return ui::print_json(&rows);
     }
     let lines: Vec<_> =
-        rows.iter().map(|(path, label, why)| format!("{}  {}  ({label})", ui::clean(path), ui::clean(why))).collect();
+        rows.iter().map(|(path, label, why)| format!("{}  {}  ({label})", ui::line(path), ui::line(why))).collect();
     ui::print(&lines.join("\n"));
     Ok(())
 }
