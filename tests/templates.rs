@@ -273,7 +273,7 @@ fn another_content_than_a_lock_file_pins_is_refused() {
 }
 
 /// The example workspace of the languages, in the shared store.
-pub fn languages() -> Workspace {
+fn languages() -> Workspace {
     let workspace = Workspace::debian();
     workspace.copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/languages"), "languages");
     workspace.file("languages/tapeout.lock", workspace.read("tapeout.lock"));
