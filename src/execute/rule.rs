@@ -112,7 +112,7 @@ fn make(
         room.give_up(snapshot, &outcome.recorded, keep)?;
         let may_be_owners = outcome.weakened.iter().any(|weaker| weaker == NO_OWNERS);
         let error = if may_be_owners { error.why(NO_OWNERS) } else { error };
-        return Err(of_the_host(log::told(error, kept), !on_host));
+        return Err(without_network(of_the_host(log::told(error, kept), !on_host), request.network));
     }
     let map = renumber.map(|renumber| renumber.map(&room.changed()?)).transpose()?.unwrap_or_default();
     let options = Options { time: request.time, owner: request.user };
@@ -159,6 +159,38 @@ fn of_the_host(error: Error, is_ours: bool) -> Error {
              (EACCES, EOVERFLOW)",
         )
         .next("let the rule remove it and write a new one, or use a builder of its own: debian:SUITE")
+}
+
+/// What programs print when they find no network: libc, curl, apt, wget, Node.js, Rust, Go, Java and busybox.
+const NO_NETWORK: [&str; 13] = [
+    "Temporary failure in name resolution",
+    "Temporary failure resolving",
+    "Name or service not known",
+    "Name does not resolve",
+    "Could not resolve host",
+    "unable to resolve host address",
+    "failed to lookup address information",
+    "getaddrinfo EAI_AGAIN",
+    "getaddrinfo ENOTFOUND",
+    "UnknownHostException",
+    "wget: bad address",
+    "dial tcp: lookup ",
+    "Network is unreachable",
+];
+
+/// A rule that wants to download something hears where that is done instead.
+fn without_network(error: Error, network: bool) -> Error {
+    let said = |reason: &String| NO_NETWORK.iter().any(|said| reason.contains(said));
+    if network || !error.reasons().iter().any(said) {
+        return error;
+    }
+    error
+        .why("rules have no network: what they need from outside is named in the build file, and fetched before they run")
+        .next(
+            "get it by archive(…), git(…) or sources = [fetched(…)], a distribution's package by packages = […], those of a lock \
+             file by //templates/cargo.star, node.star or python.star; network = True gives this rule the machine's \
+             network, and marks it not hermetic",
+        )
 }
 
 /// The caches of a rule by their paths. All take them in the same order, so that no two rules wait

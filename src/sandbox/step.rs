@@ -77,7 +77,7 @@ pub(super) fn start(order: &Order, number: usize, given: Given<'_>, open: Open) 
     let listener = match process::receive_descriptor(&ours) {
         Ok(Some((0, listener))) => listener,
         Ok(Some((stage, _))) => return Err(failed(order, number, stage, &ours)),
-        Ok(None) | Err(_) => return Err(Error::failed(format!("step {}: it died before its program ran", number + 1))),
+        Ok(None) | Err(_) => return Err(numbered(order, number, Error::failed("it died before its program ran"))),
     };
     let mut stage = [0u8];
     match (&ours).read(&mut stage) {
@@ -100,7 +100,12 @@ fn failed(order: &Order, number: usize, stage: u8, mut socket: &UnixStream) -> E
         Some(stage) => io_error(&format!("{stage:?}").to_lowercase(), program, errno),
         None => Error::failed("it reported nonsense"),
     };
-    error.context(format!("step {}", number + 1))
+    numbered(order, number, error)
+}
+
+/// Which step it was, where there are several.
+fn numbered(order: &Order, number: usize, error: Error) -> Error {
+    if order.steps.len() > 1 { error.context(format!("step {}", number + 1)) } else { error }
 }
 
 fn not_executed(order: &Order, program: &str, errno: Errno) -> Error {
