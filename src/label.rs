@@ -50,6 +50,12 @@ fn check(whole: &str, text: &str, what: &str) -> Result<()> {
     Ok(())
 }
 
+/// Is it the path of a folder, as one types it: `.`, `./lib`, `../lib`, `lib/`?
+fn is_path(text: &str) -> bool {
+    let first = text.split('/').next();
+    (matches!(first, Some("." | "..")) && text != "...") || (text.len() > 2 && text.ends_with('/'))
+}
+
 impl Package {
     /// `path/to/package`, without slashes around it; empty is the workspace's top.
     pub fn new(path: &str) -> Result<Self> {
@@ -67,6 +73,25 @@ impl Package {
     /// The path below the workspace, without slashes around it.
     pub fn path(&self) -> &str {
         &self.0
+    }
+
+    /// The package of a folder by its path from this one's, or from the workspace's top: `../lib`, `./lib/`, `//lib/`.
+    fn at(&self, path: &str) -> Result<Self> {
+        let mut parts: Vec<&str> = if path.starts_with("//") { vec![] } else { self.0.split('/').collect() };
+        parts.retain(|part| !part.is_empty());
+        for part in path.split('/') {
+            match part {
+                "" | "." => {}
+                ".." => {
+                    if parts.pop().is_none() {
+                        return Err(Error::request(format!("{path} leads out of the workspace"))
+                            .next("name a folder of the workspace; --path adds others"));
+                    }
+                }
+                part => parts.push(part),
+            }
+        }
+        Self::new(&parts.join("/"))
     }
 
     /// `self` or a package below it.
@@ -165,8 +190,19 @@ impl fmt::Debug for Label {
 }
 
 impl Pattern {
-    /// As written where `here` is the package. `//app` alone means `//app:*`.
+    /// As typed where `here` is the package. `//app` alone means `//app:*`, and so does the path of its folder.
     pub fn parse_in(text: &str, here: &Package) -> Result<Self> {
+        let (path, name) = match text.split_once(':') {
+            Some((path, name)) => (path, Some(name)),
+            None => (text, None),
+        };
+        if is_path(path) {
+            return match (path.strip_suffix("/..."), name) {
+                (Some(path), None) => Ok(Self::Below(here.at(path)?)),
+                (_, None | Some("*")) => Ok(Self::All(here.at(path)?)),
+                (_, Some(name)) => Ok(Self::One(Label::new(here.at(path)?, name)?)),
+            };
+        }
         let below = |package: &str| -> Result<Package> {
             match package.strip_prefix("//") {
                 Some(absolute) => Package::new(absolute),
@@ -190,6 +226,17 @@ impl Pattern {
             match text.split_once(':') {
                 Some((package, name)) if !text.starts_with("//") => Ok(Self::One(Label::new(below(package)?, name)?)),
                 _ => Ok(Self::One(Label::parse_in(text, here)?)),
+            }
+        }
+    }
+
+    /// As typed, where one rule is wanted.
+    pub fn one_in(text: &str, here: &Package) -> Result<Label> {
+        match Self::parse_in(text, here)? {
+            Self::One(label) => Ok(label),
+            Self::All(package) | Self::Below(package) => {
+                Err(Error::request(format!("one rule is wanted, and {text} may be several"))
+                    .next(format!("name one: {package}:NAME")))
             }
         }
     }
@@ -277,8 +324,29 @@ mod tests {
             ("//app/sub", true),
             ("sub:x", true),
             ("//ap/...", false),
+            (".", false),
+            ("./sub", true),
+            ("sub/", true),
+            ("./sub:x", true),
+            ("../app/sub:*", true),
+            ("../app/...", true),
+            ("./...", true),
+            ("//app/sub/", true),
+            ("..", false),
+            ("../...", true),
         ] {
             assert_eq!(Pattern::parse_in(text, &app()).unwrap().matches(&label), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn a_path_stays_in_the_workspace_and_one_rule_is_one() {
+        for bad in ["../..", "../../x:y", "./x/build_image", "./-x", "./x y"] {
+            assert!(Pattern::parse_in(bad, &app()).is_err(), "{bad:?}");
+        }
+        for (text, expected) in [("../lib:x", "//lib:x"), ("sub:x", "//app/sub:x"), (":x/build", "//app:x/build")] {
+            assert_eq!(Pattern::one_in(text, &app()).unwrap().to_string(), expected);
+        }
+        assert!(Pattern::one_in("./sub", &app()).is_err());
     }
 }

@@ -22,6 +22,13 @@ pub enum Event<'a> {
         /// What.
         what: &'a str,
     },
+    /// A rule printed whole lines.
+    Output {
+        /// Its label.
+        what: &'a str,
+        /// As they came.
+        text: &'a str,
+    },
     /// A result: one line.
     Done {
         /// `built`, `cached`, `image`, …

@@ -91,6 +91,63 @@ fn an_access_list_with_names_is_an_error_in_the_rule_or_at_its_end() {
 }
 
 #[test]
+fn a_builder_keeps_an_access_list_that_names_nobody_and_refuses_one_that_does() {
+    if !have(&["gcc", "busybox", "tar"]) {
+        return;
+    }
+    let workspace = Workspace::empty(crate::common::User::plain());
+    let give = |file: &str, entries: &str| {
+        let words: Vec<&str> = ["acl", file].into_iter().chain(entries.split(' ')).collect();
+        workspace.tool(&program().display().to_string(), &words).success();
+    };
+    workspace.tool("cp", &["-a", &places::tiny_root().display().to_string(), "root"]).success();
+    for path in ["root/etc/list", "root/etc/linked", "root/etc/plain"] {
+        workspace.file(path, "x");
+        workspace.tool("chmod", &["0640", path]).success();
+    }
+    give("root/etc/list", "access 1:6:-1 4:6:-1 16:4:-1 32:0:-1");
+    workspace.tool("ln", &["-f", "root/etc/list", "root/etc/linked"]).success();
+    give("root/var/lib", "default 1:7:-1 4:7:-1 32:0:-1");
+    workspace.tool("tar", &["--acls", "--owner=0", "--group=0", "-C", "root", "-cf", "acls.tar", "."]).success();
+    workspace.file(
+        "app/build.star",
+        r#"
+rule("build", deps = ["//base:build"], run = "echo more >>/etc/list; echo new >/var/lib/new; stat -c %a /etc/list /var/lib/new")
+tapeout("tapeout", deps = [":build"], include = ["/etc/list"], paths = ["/etc/linked", "/etc/plain", "/var/lib/new"])
+image("image", deps = [":tapeout"])
+"#,
+    );
+    let mut images = vec![];
+    for from in ["dir:root", "tar:acls.tar"] {
+        let tag = &from[..3];
+        workspace.file("tapeout.toml", format!("[builder]\ntag = \"{tag}\"\nfrom = \"{from}\"\n"));
+        for way in ["overlay", "copy"] {
+            let store = workspace.everything().join(format!("store-{tag}-{way}"));
+            workspace
+                .run_words(&["--store", &store.display().to_string(), "build", "--snapshots", way, "//app:image"])
+                .success()
+                .stderr_has("//app:build | 640\n//app:build | 660\n");
+            images.push(Layout::open(&workspace.output("app/image/build_image")).only());
+        }
+    }
+    for image in &images {
+        let list = |path: &str| image.file(path).xattrs.get("system.posix_acl_access").map(|list| list[4..].to_vec());
+        let entry = |tag: u8, rights: u8| [tag, 0, rights, 0, 255, 255, 255, 255];
+        let kept = [entry(1, 6), entry(4, 6), entry(16, 4), entry(32, 0)].concat();
+        assert_eq!(list("etc/list"), Some(kept.clone()));
+        assert_eq!(list("etc/linked"), Some(kept));
+        assert_eq!(list("etc/plain"), None);
+        assert_eq!(image.digest, images[0].digest);
+    }
+    give("root/etc/list", "access 1:6:-1 2:4:33 4:4:-1 16:4:-1 32:4:-1");
+    workspace.tool("tar", &["--acls", "-C", "root", "-cf", "acls.tar", "."]).success();
+    for from in ["dir:root", "tar:acls.tar"] {
+        let refused = workspace.run(&format!("bootstrap named --from {from}")).failure(1);
+        refused.stderr_has("gives rights to a user or group by name").stderr_has("/etc/li").stderr_has("--no-acls");
+    }
+}
+
+#[test]
 fn what_the_stores_folder_gives_to_all_below_it_reaches_no_rule() {
     if !have(&["gcc", "busybox"]) {
         return;

@@ -85,7 +85,7 @@ fn a_second_build_runs_nothing_and_a_changed_parameter_runs_what_reads_it() {
 #[test]
 fn labels_are_relative_to_the_folder_one_stands_in() {
     let Some(workspace) = workspace() else { return };
-    for label in [":web", ":web/build_image", "web/build_image", "//app:web/build_image"] {
+    for label in [":web", ":web/build_image", "web/build_image", "//app:web/build_image", "../app:web", "."] {
         let outcome = workspace.run(&format!("-C app build {label} --dry-run")).success();
         assert!(outcome.stdout.contains("//app:web/build_image"), "{label}{outcome}");
     }
@@ -133,6 +133,41 @@ fn log_shows_what_a_rule_printed_also_of_one_that_failed() {
     workspace.file("bad/build.star", "rule(\"build\", deps = [\"//base:build\"], run = \"echo last words; exit 3\")");
     workspace.run("build //bad:build").failure(1);
     workspace.run("log //bad:build").success().stdout_has("last words");
+}
+
+#[test]
+fn a_rule_that_finds_no_network_hears_where_downloads_belong() {
+    let Some(workspace) = workspace() else { return };
+    let hint = "rules have no network";
+    let build = |run: &str| {
+        let text = format!("rule('get', deps = ['//base:build'], run = '''{run}''')\n");
+        workspace.file("net/build.star", text);
+        workspace.run("build //net:get").failure(1)
+    };
+    build("wget http://example.org/x").stderr_has(hint).stderr_has("archive(").stderr_has("network = True");
+    let said = [
+        "curl: (6) Could not resolve host: example.org",
+        "E: Failed to fetch x  Temporary failure resolving deb.debian.org",
+        "socket.gaierror: [Errno -3] Temporary failure in name resolution",
+        "connect: Network is unreachable",
+        "npm error request failed, reason: getaddrinfo EAI_AGAIN registry.npmjs.org",
+        "Get x: dial tcp: lookup proxy.golang.org on [::1]:53: connection refused",
+    ];
+    said.iter().for_each(|said| _ = build(&format!("echo \"{said}\"; exit 1")).stderr_has(hint));
+    build("echo no such file; exit 1").says_not(hint);
+}
+
+#[test]
+fn localhost_has_an_address_in_a_rule() {
+    let Some(workspace) = workspace() else { return };
+    let run = "httpd -p 127.0.0.1:8099 -h /etc; wget -qO- http://localhost:8099/hosts";
+    let digest = |run: &str| {
+        workspace.file("lo/build.star", format!("rule('build', deps = ['//base:build'], run = '{run}')\n"));
+        workspace.run("build --json //lo:build").success().json()[0]["digest"].clone()
+    };
+    let served = digest(run);
+    workspace.run("log //lo:build").success().stdout_has("127.0.0.1\tlocalhost\n");
+    assert_eq!(served, digest("true"), "it is the builder's, and no rule's change");
 }
 
 /// Everybody calls the builder "bookworm", and has one store.

@@ -246,7 +246,10 @@ fn no_control_character_of_a_rule_reaches_a_terminal() {
         let _ = std::fs::File::from(pair.master).read_to_end(&mut seen);
         child.wait().expect("wait");
         let seen = String::from_utf8_lossy(&seen);
-        assert!(seen.contains("]0;title") && !seen.contains("\u{1b}]0;") && !seen.contains('\u{7}'), "{seen:?}");
+        // Shown while it runs, and with the error.
+        let times = if arguments[0] == "build" { 2 } else { 1 };
+        assert_eq!(seen.matches("a\u{fffd}]0;title").count(), times, "{seen:?}");
+        assert!(!seen.contains("\u{1b}]0;") && !seen.contains('\u{7}'), "{seen:?}");
     }
 }
 
@@ -271,6 +274,31 @@ fn an_analysis_that_is_killed_is_an_error_and_ends_with_its_parent() {
 }
 
 #[test]
+fn output_is_shown_while_the_rule_runs_behind_its_label() {
+    if !have(&["busybox"]) {
+        return;
+    }
+    let workspace = Workspace::tiny();
+    let rule = r#"rule("build", deps = ["//base:build"], caches = ["/c"], run = """
+printf one; printf ' line\\n50%%\\r100%%\\nend'
+until test -e /c/go; do sleep 0.05; done
+""")
+"#;
+    workspace.file("app/build.star", rule);
+    let mut command = workspace.command(&places::binary(), &["build", "//app:build"]);
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("spawn");
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().expect("stderr")));
+    let mut next = || lines.next().expect("a line").expect("a line");
+    let shown = std::iter::repeat_with(&mut next).find(|line| line.starts_with("//app:build | ")).expect("a line");
+    assert_eq!((shown.as_str(), next().as_str()), ("//app:build | one line", "//app:build | 100%"));
+    // It waits for this: so it was told while the rule ran.
+    let cache = std::fs::read_dir(workspace.store().join("caches")).expect("caches").flatten();
+    cache.for_each(|folder| std::fs::write(folder.path().join("files/go"), "").expect("go"));
+    assert_eq!(next(), "//app:build | end");
+    assert!(child.wait().expect("wait").success());
+}
+
+#[test]
 fn output_without_end_is_kept_in_part() {
     if !have(&["busybox"]) {
         return;
@@ -278,7 +306,8 @@ fn output_without_end_is_kept_in_part() {
     let workspace = Workspace::tiny();
     let rule = "rule('build', deps = ['//base:build'], run = 'yes | head -c 300000000; echo the end')\n";
     workspace.file("app/build.star", rule);
-    workspace.run("build //app:build").success();
+    let built = workspace.run("build //app:build").success().stderr_has("//app:build | (the rest is in its log)\n");
+    assert!(built.stderr.len() < 1 << 20, "{} bytes are shown", built.stderr.len());
     let log = workspace.run("log //app:build").success().stdout;
     let end = "\n(the log is cut here)\n";
     assert!(log.ends_with(end) && log.len() == (256 << 20) + end.len(), "{} bytes are kept", log.len());

@@ -1,6 +1,11 @@
 //! Limits of rules, and users that aren't there: the error says which, and where.
 
-use crate::common::{Workspace, have};
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::common::outcome::Running;
+use crate::common::{Outcome, Workspace, have, places};
 
 #[test]
 fn a_failure_names_the_limit_that_was_hit_or_may_have_been() {
@@ -28,6 +33,89 @@ fn a_failure_names_the_limit_that_was_hit_or_may_have_been() {
     workspace.file("app/build.star", rules);
     workspace.run("build //app:big").success();
     workspace.run("build //app:plain").failure(1).says_not("its limit of");
+}
+
+/// A control group below ours that counts memory, given to a user as a container engine or systemd gives one.
+struct Delegated(PathBuf);
+
+impl Delegated {
+    /// `None`: this machine gives its root none to divide.
+    fn to(uid: u32) -> Option<Self> {
+        let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let path_of = |controllers: &str| {
+            let mut lines = groups.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+            lines.find(|(of, _)| of.split(',').any(|of| of == controllers)).map(|(_, path)| path.to_owned())
+        };
+        let own = match path_of("memory") {
+            Some(path) => format!("/sys/fs/cgroup/memory{path}"),
+            None => format!("/sys/fs/cgroup{}", path_of("")?),
+        };
+        let folder = PathBuf::from(own).join(format!("tests-of-tapeout-{}", std::process::id()));
+        fs::create_dir(&folder).ok()?;
+        let made = Self(folder);
+        let counts = |name: &str| fs::read_to_string(made.0.join(name)).is_ok_and(|all| all.contains("memory"));
+        if !made.0.join("memory.limit_in_bytes").exists() && !counts("cgroup.controllers") {
+            return None;
+        }
+        for name in ["", "cgroup.procs", "cgroup.subtree_control"] {
+            let _ = std::os::unix::fs::chown(made.0.join(name), Some(uid), Some(uid));
+        }
+        Some(made)
+    }
+
+    fn below(&self) -> Vec<PathBuf> {
+        fs::read_dir(&self.0).expect("group").flatten().map(|e| e.path()).filter(|path| path.is_dir()).collect()
+    }
+}
+
+impl Drop for Delegated {
+    fn drop(&mut self) {
+        self.below().iter().for_each(|group| drop(fs::remove_dir(group)));
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn in_a_control_group_of_our_own_memory_is_limited_for_the_whole_rule() {
+    if !have(&["root", "busybox", "setpriv"]) {
+        return;
+    }
+    let workspace = Workspace::tiny();
+    let uid = workspace.user.uid;
+    let Some(group) = Delegated::to(uid) else {
+        assert!(std::env::var_os("CI").is_none(), "this machine gives its root no control group to divide");
+        return eprintln!("SKIPPED: this machine gives its root no control group to divide");
+    };
+    // No process has it: it is in memory all the same.
+    let written = "head -c 100000000 /dev/zero >/run/much";
+    workspace.file(
+        "app/build.star",
+        format!(
+            "rule('over', deps = ['//base:build'], limits = {{'memory': '64M'}}, run = '{written}')\n\
+             rule('below', deps = ['//base:build'], limits = {{'memory': '512M'}}, run = '{written}; ulimit -v')\n\
+             rule('false', deps = ['//base:build'], limits = {{'memory': '64M'}}, run = 'false')\n\
+             rule('each', deps = ['//base:build'], limits = {{'memory': '64M'}}, run = '{written}; ulimit -v')\n"
+        ),
+    );
+    // As if a command had been killed.
+    fs::create_dir(group.0.join("tapeout-99999999-1")).expect("create_dir");
+    let build = |label: &str| -> Outcome {
+        let script = format!(
+            "echo 0 >\"$1/cgroup.procs\"; shift; exec setpriv --reuid {uid} --regid {uid} --clear-groups \"$@\""
+        );
+        let mut command = Command::new("/bin/sh");
+        command.args(["-ec", &script, "sh"]).arg(&group.0).arg(places::binary()).args(["build", label]);
+        command.env_clear().env("TAPEOUT_STORE", workspace.store()).env("HOME", workspace.home());
+        command.env("PATH", "/usr/bin:/bin").current_dir(workspace.path(""));
+        Running::start(&mut command, format!("tapeout build {label}")).wait(workspace.limit)
+    };
+    build("//app:over").failure(1).stderr_has("went over its limit of memory").says_not("may have hit");
+    build("//app:below").success().stderr_has("//app:below | unlimited");
+    build("//app:false").failure(1).says_not("its limit of");
+    assert_eq!(group.below(), [] as [PathBuf; 0], "groups are left");
+    drop(group);
+    // Elsewhere each process has so much.
+    workspace.run("build //app:each").success().stderr_has("//app:each | 65536");
 }
 
 #[test]

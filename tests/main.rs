@@ -13,6 +13,7 @@ mod cli;
 mod escapes;
 mod full_disk;
 mod graph;
+mod graph_shown;
 mod host;
 mod identities;
 mod images;

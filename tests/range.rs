@@ -69,6 +69,66 @@ fn with_a_range_files_have_real_owners_and_the_record_is_the_same() {
     }
 }
 
+/// Programs that want several real IDs at once: what `docs/sandbox.md` says needs `ids`.
+const SEVERAL: &str = r#"
+rule("build", deps = ["//base:build"], packages = ["apt-utils", "openssh-server", "postgresql", "rsync"], run = """
+useradd -m -u 1500 -p '*' alice; mkdir -p /opt/x; echo 1 >/opt/x/a; chown 1234:4321 /opt/x/a; chmod 6755 /opt/x/a
+chown postgres: /var/lib/postgresql
+mkdir /repository; echo 'deb [trusted=yes] file:/repository ./' >/etc/apt/sources.list
+cd /repository; apt-ftparchive packages . >Packages; apt-ftparchive release . >/tmp/Release; mv /tmp/Release .
+""")
+rule("range/build", deps = [":build"], ids = "range", run = """
+rsync -a /opt/x/ /opt/rsync/; cp -a /opt/x /opt/cp; cp -p /opt/x/a /opt/cp-p
+mkdir /opt/tar; tar -C /opt/x -cf - . | tar -C /opt/tar -xpf - --numeric-owner
+install -o alice -m 700 -d /home/alice/.ssh; mkdir -p -m 700 /root/.ssh; mkdir -p /run/sshd
+ssh-keygen -q -A; ssh-keygen -q -N '' -t ed25519 -f /tmp/key
+cp /tmp/key.pub /root/.ssh/authorized_keys; install -o alice -m 600 /tmp/key.pub /home/alice/.ssh/authorized_keys
+/usr/sbin/sshd -p 2222 -o UsePAM=no -E /tmp/sshd.log
+for user in root alice; do
+    ssh -i /tmp/key -p 2222 -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null $user@127.0.0.1 id -un 2>/tmp/said ||
+        { cat /tmp/said /tmp/sshd.log; exit 1; }
+done
+su alice -c 'id -u; echo mine >/home/alice/mine'
+su postgres -c '/usr/lib/postgresql/15/bin/initdb -D /var/lib/postgresql/data >/dev/null'
+su postgres -c '/usr/lib/postgresql/15/bin/pg_ctl -D /var/lib/postgresql/data -s -o "-k /tmp -h 127.0.0.1" start'
+psql -U postgres -h 127.0.0.1 -tAc 'select 6 * 7' postgres
+su postgres -c '/usr/lib/postgresql/15/bin/pg_ctl -D /var/lib/postgresql/data -s stop'
+apt-get update >/tmp/said 2>&1 || { cat /tmp/said; exit 1; }
+""")
+tapeout("tapeout", deps = [":range/build"], libraries = False,
+    include = ["/opt/**", "/home/alice/**", "/var/lib/postgresql/data/PG_VERSION"])
+image("web", deps = [":tapeout"])
+"#;
+
+#[test]
+fn programs_that_need_several_ids_work_with_a_range_and_leave_the_owners_that_root_gives() {
+    if !have(&["root", "newuidmap", "newgidmap"]) {
+        return;
+    }
+    let first = Workspace::debian();
+    first.file("r/build.star", SEVERAL);
+    first.run("fetch //r:web -o inputs").success();
+    let mut workspace = Workspace::empty(User::subordinate());
+    workspace.limit = Duration::from_secs(540);
+    workspace.file("tapeout.toml", first.read("tapeout.toml")).file("tapeout.lock", first.read("tapeout.lock"));
+    workspace.file("r/build.star", SEVERAL);
+    let inputs = first.path("inputs").display().to_string();
+    workspace.run(&format!("build --offline --inputs {inputs} //r:web")).success();
+    let log = workspace.run("log //r:range/build").success().stdout;
+    let answers = ["root", "alice", "1500", "42"];
+    assert_eq!(log.lines().filter(|line| answers.contains(line)).collect::<Vec<_>>(), answers, "{log}");
+    let image = Layout::open(&workspace.output("r/web/build_image")).only();
+    for path in ["x/a", "rsync/a", "cp/a", "cp-p", "tar/a"] {
+        let file = image.file(&format!("opt/{path}"));
+        assert_eq!((file.owner().as_str(), file.mode & 0o7777), ("1234:4321", 0o6755), "{path}");
+    }
+    for path in ["mine", ".ssh/authorized_keys"] {
+        assert_eq!(image.file(&format!("home/alice/{path}")).uid, 1500, "{path}");
+    }
+    let postgres = image.file("var/lib/postgresql/data/PG_VERSION");
+    assert!(postgres.uid >= 100 && postgres.mode & 0o777 == 0o600, "{}", postgres.owner());
+}
+
 #[test]
 fn a_rule_that_changes_nothing_with_a_range_has_an_empty_changeset() {
     if !have(&["root", "busybox", "newuidmap", "newgidmap"]) {

@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use crate::common::examples;
 use crate::common::image::fingerprint;
 use crate::common::{Layout, User, Workspace, have};
+use crate::places;
 
 /// What someone with a strict umask gets from a checkout.
 fn close_the_sources(workspace: &Workspace) {
@@ -52,6 +54,37 @@ fn two_users_on_two_days_in_two_places_get_the_same_images_and_the_same_bundle()
         assert_eq!(mine.digest, yours.digest, "{image}");
     }
     assert_eq!(fingerprint(&mine), fingerprint(&yours));
+}
+
+/// The corners of the digest matrix (the whole of it, for a small workspace, is
+/// `places::every_way_to_build_gives_the_same_changesets_and_images`), builder and all. What comes from outside is in one file.
+#[test]
+fn the_examples_are_the_same_in_every_corner_of_snapshots_isolation_user_and_jobs() {
+    if !have(&["root", "unshare"]) {
+        return;
+    }
+    let first = Workspace::debian();
+    first.copy(&examples::source(), "");
+    first.run("build //...").success();
+    first.run("fetch //... -o inputs").success();
+    let expected = first.output("");
+    let inputs = first.path("inputs").display().to_string();
+    for (user, prefix, options) in [
+        (User::plain(), &[][..], "--snapshots copy --jobs 4"),
+        (User::plain(), &places::CONTAINER, "--isolation chroot --jobs 1"),
+        (User::root(), &[], "--snapshots overlay --jobs 1"),
+        (User::root(), &[], "--isolation chroot --jobs 4"),
+    ] {
+        let workspace = Workspace::empty(user).behind(prefix);
+        workspace.copy(&examples::source(), "").file("tapeout.lock", first.read("tapeout.lock"));
+        workspace.run(&format!("build --offline --inputs {inputs} {options} //...")).success();
+        for (package, name) in examples::IMAGES {
+            let image = format!("{package}/{name}/build_image");
+            let digest = |output: &Path| Layout::open(&output.join(&image)).only().digest;
+            assert_eq!(digest(&workspace.output("")), digest(&expected), "{image} with {options}");
+        }
+        assert_eq!(fingerprint(&workspace.output("")), fingerprint(&expected), "{options}");
+    }
 }
 
 /// A workspace in the builder of busybox alone that uses what could differ: sources with modes and links, owners,
@@ -145,6 +178,18 @@ fn nothing_but_the_inputs_shows_in_any_byte() {
         ("jobs", plain(), "", false, "--jobs 4"),
         ("copied snapshots", plain(), "", false, "--snapshots copy --jobs 4"),
     ];
+    let mut axes = Vec::from(axes);
+    // What ci/release made of this very source; ci/test says so where there is none.
+    if let Some(binary) = std::env::var_os("TAPEOUT_STATIC_BINARY") {
+        let workspace = plain();
+        let copy = workspace.everything().join("static");
+        fs::copy(binary, &copy).expect("TAPEOUT_STATIC_BINARY");
+        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("chmod");
+        // In the place of the binary that it is given.
+        let instead =
+            vec!["/bin/sh".into(), "-c".into(), "shift; exec \"$0\" \"$@\"".into(), copy.display().to_string()];
+        axes.push(("static binary", behind(workspace, instead), "", false, ""));
+    }
     for (name, workspace, below, backwards, options) in axes {
         let found = build(&workspace, below, backwards, options);
         let differs: Vec<_> = expected.keys().filter(|path| found.get(*path) != expected.get(*path)).collect();

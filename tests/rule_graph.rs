@@ -37,6 +37,8 @@ impl Session {
     fn refuses(&mut self, arguments: &str) -> &mut Self {
         let outcome = self.workspace.run(arguments).failure(2);
         assert!(outcome.stdout.is_empty(), "{outcome}");
+        let count = |word: &str| outcome.stderr.lines().filter(|line| line.starts_with(word)).count();
+        assert_eq!(count("error: "), count("next: "), "an error without a next step{outcome}");
         self.prints(arguments, 2, &outcome.stderr)
     }
 
@@ -216,7 +218,10 @@ fn a_build_file_is_loaded_when_something_needs_it_and_a_higher_folder_has_the_wo
     };
     session.shows("graph //app:build").refuses("graph //broken/...").refuses("graph //...");
     session.shows("list --path site //base:*").shows("graph --path site //app:build");
-    // Relative to where one stands, and patterns.
+    // Relative to where one stands, paths and labels alike; and patterns.
+    session.shows("-C sub graph ./one:s two:t ../sub/two/").shows("-C sub/two graph . ../one").shows("graph ./sub/...");
+    session.refuses("-C sub graph ../..:s").refuses("graph app").refuses("graph app/build").refuses("-C sub graph one");
+    session.shows("-C sub list ... --why one:r ./two:t").refuses("list //sub/... --deps ./sub/one");
     session.shows("-C sub/one graph r :s").shows("-C sub graph //sub/...").shows("-C sub/two graph ...");
     session.shows("graph //sub/one:* //sub/two:t").refuses("graph //nowhere/...");
     session.is("loading");
@@ -243,6 +248,123 @@ image('web', deps = [':tapeout'])
     session.shows("list --deps //app:web").shows("list --rdeps //app:more").shows("list --why //app:web //app:more");
     session.refuses("list --why //app:more //app:web").refuses("list --deps //app:wbe");
     session.is("list");
+}
+
+/// The places of all edges and all marks that a table has.
+#[test]
+fn a_table_shows_what_joins_what_and_what_is_not_hermetic() {
+    let Some(mut session) = Session::of(&[(
+        "app/build.star",
+        "
+parameter('native', type = 'bool', default = False)
+rule('get', doc = 'Fetch it.', network = True, secrets = ['token'])
+tapeout('py', reverse_deps = ['//app:joint', dep('//base:tapeout', when = lambda p: p['native'])])
+tapeout('joint')
+",
+    )]) else {
+        return;
+    };
+    session.shows("list //app/...").shows("list --rdeps //app:py //app:*").is("table");
+}
+
+#[test]
+fn a_plan_stands_in_execution_order_with_values_and_says_what_is_cached() {
+    let Some(mut session) = Session::of(&[
+        (
+            "lib/build.star",
+            "
+parameter('word', default = 'one')
+rule('z/build', deps = ['//base:build'], run = lambda p: 'mkdir -p /opt && echo %s >/opt/z' % p['word'])
+rule('a/build', deps = ['//base:build'], run = 'mkdir -p /opt && echo a >/opt/a')
+",
+        ),
+        (
+            "app/build.star",
+            "
+rule('build', deps = ['//base:build', '//lib:z/build', '//lib:a/build'], run = 'cat /opt/z /opt/a >/opt/app')
+tapeout('tapeout', deps = [':build'], include = ['/opt/app'])
+image('web', deps = [':tapeout'])
+",
+        ),
+    ]) else {
+        return;
+    };
+    // Among rules that don't depend on one another the order is as written: z before a.
+    session.shows("build --dry-run //app:web");
+    session.workspace.run("build //lib:*").success();
+    session.shows("build --dry-run //app:web");
+    session.workspace.run("build //app:web").success();
+    session.shows("build --dry-run //app:web").shows("build --dry-run --parameter //lib:word=two //app:web");
+    session.is("plan");
+}
+
+#[test]
+fn values_of_every_type_come_from_a_file_and_wrong_ones_show_where_the_parameter_is_defined() {
+    let Some(mut session) = Session::of(&[
+        (
+            "app/build.star",
+            "
+parameter('flag', type = 'bool', default = False)
+parameter('jobs', type = 'int', default = 2)
+parameter('name', default = 'none')
+parameter('prefix', type = 'path', default = '/usr')
+parameter('words', type = 'list', default = [])
+rule('a', run = lambda p: repr([p[name] for name in ['flag', 'jobs', 'name', 'prefix', 'words']]))
+",
+        ),
+        (
+            "good.json",
+            r#"{"//app:flag": true, "//app:jobs": 8, "//app:name": "x y", "//app:prefix": "/opt", "//app:words": ["a", "b,c"]}"#,
+        ),
+        ("more.json", r#"{"//app:jobs": 9, "//app:name": null}"#),
+        (
+            "wrong.json",
+            r#"{"//app:flag": "true", "//app:jobs": 1.5, "//app:name": 3, "//app:prefix": "a/../b", "//app:words": ["a", 1], "//app:wrods": []}"#,
+        ),
+        ("broken.json", "{\n\"//app:jobs\": }"),
+    ]) else {
+        return;
+    };
+    session.shows("graph --parameter @good.json //app:a");
+    session.shows("graph --parameter @good.json --parameter @more.json //app:a");
+    session.shows("-C app graph --parameter jobs=1 --parameter flag=true --parameter words=x,y --parameter name= a");
+    session.refuses("graph --parameter @wrong.json //app:a").refuses("graph --parameter @broken.json //app:a");
+    session.refuses("graph --parameter @none.json //app:a").refuses("graph --parameter jobs //app:a");
+    session.refuses("graph --parameter //app:flag=1 --parameter //app:jobs=x --parameter //app:prefix= //app:a");
+    session.refuses("graph --parameter //ap:jobs=1 --parameter //app:a=1 //app:a");
+    session.is("values");
+}
+
+#[test]
+fn a_reverse_dependency_may_be_conditional_and_set_parameters() {
+    let Some(mut session) = Session::of(&[
+        (
+            "plugins/build.star",
+            "
+parameter('all', type = 'bool', default = False)
+parameter('strip', type = 'bool', default = False)
+parameter('x', default = 'plain')
+rule('build', deps = ['//base:build'], run = lambda p: 'make %s %s' % (p['x'], p['strip']))
+tapeout('first', deps = [':build'])
+tapeout('stripped', deps = [':build'], reverse_deps = [dep('//base:tapeout', parameters = {':strip': True})])
+tapeout('extra', deps = [':build'], reverse_deps = [dep('//app:joint', when = lambda p: p['all'])])
+rule('group', deps = [':first', ':stripped', dep(':extra', when = lambda p: p['all'])])
+",
+        ),
+        (
+            "app/build.star",
+            "
+tapeout('joint')
+image('web', deps = [dep('//plugins:group', parameters = {'//plugins:x': 'edge'}), ':joint'])
+image('bare', deps = ['//plugins:first'])
+",
+        ),
+    ]) else {
+        return;
+    };
+    // Neither the joint point of an image that wasn't asked for, nor what no true condition reached.
+    session.shows("graph //plugins:group").shows("graph //app:bare").shows("graph //app:web");
+    session.shows("graph --parameter //plugins:all=true //app:web").is("reverse");
 }
 
 #[test]

@@ -125,6 +125,29 @@ fn a_copied_snapshot_in_which_a_secret_was_left_goes_with_its_rule() {
 }
 
 #[test]
+fn a_cache_that_is_given_a_secret_fails_with_its_path_and_loses_it() {
+    if !have(&["busybox"]) {
+        return;
+    }
+    for (script, told) in [
+        ("cp /run/secrets/npm_token /c/deep/npmrc", "the cache at /c/deep/npmrc was given the secret npm_token"),
+        ("cp /run/secrets/npm_token /c/deep/npmrc; false", "the cache at /c/deep/npmrc was given"),
+        ("ln -s $(cat /run/secrets/npm_token) /c/link", "the cache at /c/link was given"),
+        ("touch /c/x-$(cat /run/secrets/npm_token)", "the cache at /c was given"),
+    ] {
+        let rule = format!(
+            "rule('build', deps = ['//base:build'], secrets = ['npm_token'], caches = ['/c'], \
+             run = 'mkdir -p /c/deep; echo kept >/c/deep/kept; {script}')\n"
+        );
+        let workspace = workspace(&rule);
+        let built = workspace.run("build //app:build --secret npm_token=file:token").failure(1).stderr_has(told);
+        built.says_not(TOKEN);
+        assert_eq!(holds(&workspace, TOKEN), [] as [String; 0], "{script}");
+        assert_eq!(holds(&workspace, "kept").iter().filter(|path| path.ends_with("files/deep/kept")).count(), 1);
+    }
+}
+
+#[test]
 fn a_secret_that_stands_in_a_build_file_is_refused() {
     if !have(&["busybox"]) {
         return;

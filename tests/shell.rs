@@ -158,6 +158,18 @@ impl Person {
 }
 
 #[test]
+fn a_program_that_is_not_there_is_named_without_a_number() {
+    let Some(workspace) = workspace() else { return };
+    workspace.run("shell //app:build -- nope").failure(1).stderr_has("error: nope can't be executed");
+    workspace.file(
+        "many/build.star",
+        "rule('two', deps = ['//base:build'], run = ['true', ['nope']])\nrule('one', deps = ['//base:build'], run = ['nope'])\n",
+    );
+    workspace.run("build //many:two").failure(1).stderr_has("step 2: nope can't");
+    workspace.run("build //many:one").failure(1).stderr_has("//many:one: nope can't");
+}
+
+#[test]
 fn at_a_terminal_there_is_job_control_on_a_terminal_of_its_own() {
     let Some(workspace) = workspace() else { return };
     let mut person = Person::types(&workspace, &["shell", "//app:build"]);

@@ -1,5 +1,6 @@
 //! Tar streams and compression: reads the hostile, writes the deterministic.
 
+pub mod access_list;
 pub mod compress;
 pub mod decompress;
 pub mod kept;

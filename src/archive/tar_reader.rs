@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 
 use tar::{EntryType, GnuExtSparseHeader, Header};
 
+use crate::archive::access_list;
 use crate::error::{Error, Result};
 use crate::tree::RootPath;
 
@@ -275,7 +276,7 @@ impl<R: Read> Tar<R> {
                 mode: header.mode().map_err(malformed)? & 0o7777,
                 uid: id(&pax, b"uid", header.uid())?,
                 gid: id(&pax, b"gid", header.gid())?,
-                xattrs: xattrs(&pax),
+                xattrs: xattrs(&pax)?,
                 kind,
             };
             self.bytes = self.bytes.saturating_add(pieces.size);
@@ -528,8 +529,19 @@ fn path(name: &[u8], depth: usize) -> Result<RootPath> {
     Ok(path)
 }
 
-fn xattrs(pax: &BTreeMap<Vec<u8>, Vec<u8>>) -> BTreeMap<Vec<u8>, Vec<u8>> {
-    pax.iter().filter_map(|(key, value)| Some((key.strip_prefix(b"SCHILY.xattr.")?.to_vec(), value.clone()))).collect()
+fn xattrs(pax: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+    let mut found = BTreeMap::new();
+    for (key, value) in pax {
+        if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+            found.insert(name.to_vec(), value.clone());
+        }
+    }
+    for (key, name) in [&b"SCHILY.acl.access"[..], b"SCHILY.acl.default"].into_iter().zip(access_list::ACLS) {
+        if let Some(text) = pax.get(key) {
+            found.insert(name.to_vec(), access_list::of_text(text)?);
+        }
+    }
+    Ok(found)
 }
 
 fn kind(header: &Header, name: &[u8], link: Vec<u8>, pieces: &Pieces) -> Result<Kind> {

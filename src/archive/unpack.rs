@@ -17,6 +17,7 @@ use nix::sys::stat::SFlag;
 use super::decompress::decompress;
 use super::kept;
 use super::tar_reader::{Item, Kind, Limits, read_tar};
+use crate::archive::access_list::{self, ACLS};
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
 use crate::sys::file;
@@ -430,14 +431,16 @@ fn owner(item: &Item, content: Option<(Digest, u64)>) -> Result<Owner> {
     Ok(Owner { uid: item.uid, gid: item.gid, mode, xattrs: kept_xattrs(&item.xattrs), device, content, implied: false })
 }
 
-/// Those that go into layers: file capabilities as version 2, and the users' own, but for those
-/// with which overlay mounts speak to themselves.
+/// Those that go into layers: file capabilities as version 2, access control lists, and the users' own, but for
+/// those with which overlay mounts speak to themselves.
 pub fn kept_xattrs(all: &BTreeMap<Vec<u8>, Vec<u8>>) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut kept = BTreeMap::new();
     for (name, value) in all {
         if name.as_slice() == b"security.capability" {
             kept.insert(name.clone(), capability_version_2(value));
-        } else if name.starts_with(b"user.") && !name.starts_with(b"user.overlay.") {
+        } else if (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
+            || (ACLS.contains(&name.as_slice()) && !access_list::is_the_mode(name, value))
+        {
             kept.insert(name.clone(), value.clone());
         }
     }
@@ -455,7 +458,8 @@ fn capability_version_2(value: &[u8]) -> Vec<u8> {
 /// Settles an unpacked folder and says what is in it: a complete changeset, every entry an addition.
 ///
 /// Modes of folders become what `owners` says, every time becomes `time`, and names that are hard
-/// linked become separate files with the same content (the changeset records the group).
+/// linked become separate files with the same content (the changeset records the group). Attributes
+/// are given to the files where they can have some; one that would mean somebody else is an error.
 pub fn tree_of(folder: &Root, owners: &Owners, time: i64) -> Result<Changeset> {
     let mut walk = Walk { owners, time, changes: BTreeMap::new(), linked: BTreeMap::new() };
     let fd = folder.folder(&RootPath::root())?;
@@ -475,7 +479,27 @@ pub fn tree_of(folder: &Root, owners: &Owners, time: i64) -> Result<Changeset> {
             separate(folder, path, time)?;
         }
     }
+    for (path, change) in &walk.changes {
+        let Some(entry) = change.now.as_ref().filter(|entry| !entry.xattrs.is_empty()) else { continue };
+        let dir = folder.folder(&path.parent().unwrap_or_default())?;
+        for (attribute, value) in &entry.xattrs {
+            if ACLS.contains(&attribute.as_slice()) && !access_list::is_nameless(value) {
+                return Err(not_kept(path, value));
+            }
+            // Without an overlay the store may lie where there are none: then they are data alone.
+            let _ = file::set_xattr(dir.as_fd(), path.name(), attribute, value);
+        }
+    }
     Ok(Changeset { time, changes: walk.changes })
+}
+
+fn not_kept(path: &RootPath, list: &[u8]) -> Error {
+    if !access_list::names_somebody(list) {
+        return Error::failed(format!("{path} has an access control list that no kernel takes"));
+    }
+    Error::failed(format!("{path} gives rights to a user or group by name"))
+        .why("an access control list is kept only where it names nobody: the numbers in it would mean nobody in a sandbox")
+        .next("take the names out where it comes from (setfacl -b FILE), or make the archive with tar --no-acls")
 }
 
 /// Replaces a hard-linked name by a copy of its file.

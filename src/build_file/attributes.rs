@@ -72,8 +72,8 @@ pub struct Definition {
 pub const JOINT: &str = "//base:tapeout";
 
 /// Reads the arguments of a call (all but a parameter's).
-pub fn read(kind: &str, label: &Label, values: &BTreeMap<String, Data>) -> (Definition, Vec<Fault>) {
-    let mut attributes = Attributes { values, package: label.package(), faults: vec![], needs: vec![] };
+pub fn read<'a>(kind: &'a str, label: &'a Label, values: &'a BTreeMap<String, Data>) -> (Definition, Vec<Fault>) {
+    let mut attributes = Attributes { kind, values, package: label.package(), faults: vec![], needs: vec![] };
     attributes.check_names(kind);
     let spec = match kind {
         "archive" => Spec::Archive(attributes.archive(label.name())),
@@ -122,6 +122,8 @@ pub fn image_label(label: Label) -> Result<Label> {
 }
 
 struct Attributes<'a> {
+    /// Whose they are: `rule`, `container`.
+    kind: &'a str,
     values: &'a BTreeMap<String, Data>,
     package: &'a Package,
     faults: Vec<Fault>,
@@ -139,8 +141,9 @@ impl<'a> Attributes<'a> {
     }
 
     fn wrong_type(&mut self, attribute: &str, expected: &str, found: &Data) {
-        let kind = found.kind();
-        self.fault(attribute, None, format!("{attribute} takes {expected}, and this is {kind}"), None);
+        let what = format!("{attribute} takes {expected}, and this is {}", found.kind());
+        let next = reference::type_of(self.kind, attribute).map(|type_name| format!("write {type_name}"));
+        self.fault(attribute, None, what, next.as_deref());
     }
 
     fn check_names(&mut self, kind: &str) {
@@ -159,15 +162,15 @@ impl<'a> Attributes<'a> {
         }
     }
 
-    /// What stands there, unless it is None or a function that is still to be called.
+    /// What stands there, unless it is None or a function in it is still to be called.
     fn get(&self, name: &str) -> Option<&'a Data> {
-        self.values.get(name).filter(|data| !matches!(data, Data::None | Data::Function(_)))
+        self.values.get(name).filter(|data| !matches!(data, Data::None) && !data.is_deferred())
     }
 
     fn string(&mut self, attribute: &str, data: &Data) -> Option<String> {
         match data {
             Data::Text(text) if text.contains('\0') => {
-                self.fault(attribute, None, format!("{attribute} holds a NUL byte"), None);
+                self.fault(attribute, None, format!("{attribute} holds a NUL byte"), Some("remove it"));
                 None
             }
             Data::Text(text) => Some(text.clone()),
@@ -181,7 +184,7 @@ impl<'a> Attributes<'a> {
     fn text(&mut self, name: &str) -> Option<String> {
         match self.get(name)? {
             Data::Text(text) if text.contains('\0') => {
-                self.fault(name, None, format!("{name} holds a NUL byte"), None);
+                self.fault(name, None, format!("{name} holds a NUL byte"), Some("remove it"));
                 None
             }
             Data::Text(text) => Some(text.clone()),
@@ -247,7 +250,8 @@ impl<'a> Attributes<'a> {
 
     fn variable(&mut self, attribute: &str, name: &str) {
         if name.is_empty() || name.contains(['=', '\0', '\n']) {
-            self.fault(attribute, Some(name), format!("not a name of an environment variable: {name:?}"), None);
+            let what = format!("not a name of an environment variable: {name:?}");
+            self.fault(attribute, Some(name), what, Some("write it without = and newlines"));
         }
     }
 
@@ -370,7 +374,8 @@ impl<'a> Attributes<'a> {
         for name in &names {
             let good = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.:".contains(&b));
             if name.is_empty() || name.starts_with('-') || !good {
-                self.fault("packages", Some(name), format!("not the name of a package: {name:?}"), None);
+                let next = Some("letters, digits and + - . : may stand in it");
+                self.fault("packages", Some(name), format!("not the name of a package: {name:?}"), next);
             }
         }
         names
@@ -413,7 +418,12 @@ impl<'a> Attributes<'a> {
                 Data::Record(Record { kind, fields }) if kind == "wheel" => match wheel(fields) {
                     Some(wheel) if self.relative("sources", &wheel.folder) => made.push(Source::Wheel(wheel)),
                     Some(_) => {}
-                    None => self.fault("sources", None, "not what python_wheels() gives", None),
+                    None => self.fault(
+                        "sources",
+                        None,
+                        "not what python_wheels() gives",
+                        Some("write sources = python_wheels(\"requirements.lock\")"),
+                    ),
                 },
                 other => self.wrong_type("sources", "paths, input(…) and fetched(…)", other),
             }
@@ -425,7 +435,8 @@ impl<'a> Attributes<'a> {
         let (Some(Data::Text(path)), Some(Data::Text(digest)), Some(urls)) =
             (fields.get("path"), fields.get("digest"), fields.get("urls").and_then(texts))
         else {
-            self.fault("sources", None, "fetched(PATH, urls = [\"…\"], digest = \"sha256:…\") takes strings", None);
+            let next = "write fetched(PATH, urls = [\"https://…\"], digest = \"sha256:…\")";
+            self.fault("sources", None, "fetched() takes strings, and a list of them as urls", Some(next));
             return None;
         };
         let length = [("sha256:", 64), ("sha512:", 128)]
@@ -459,7 +470,7 @@ impl<'a> Attributes<'a> {
             }
         }
         if urls.is_empty() {
-            self.fault(attribute, None, "urls is empty", None);
+            self.fault(attribute, None, "urls is empty", Some("name one at least"));
         }
         self.faults.len() == before
     }
@@ -507,7 +518,8 @@ impl<'a> Attributes<'a> {
             };
             *field = number;
             if number.is_none() {
-                self.fault("limits", Some(name), format!("the limit {name} takes a number above 0, or \"512M\""), None);
+                let what = format!("the limit {name} takes a number above 0, or \"512M\"");
+                self.fault("limits", Some(name), what, Some("write limits = {\"memory\": \"512M\", \"time\": 60}"));
             }
         }
         limits
@@ -650,10 +662,16 @@ impl<'a> Attributes<'a> {
             check: self.steps("check"),
             version: self.version(),
         };
-        if image.working_dir == "/proc" || image.working_dir.starts_with("/proc/") {
-            self.fault("working_dir", Some(&image.working_dir), "working_dir can't be below /proc", None);
-        }
+        self.not_of_proc(&image.working_dir);
         image
+    }
+
+    /// A working folder of /proc/self/fd/7 led out of other people's containers (CVE-2024-21626).
+    fn not_of_proc(&mut self, working_dir: &str) {
+        if working_dir.split('/').find(|part| !part.is_empty() && *part != ".") == Some("proc") {
+            let next = Some("name a folder of the image");
+            self.fault("working_dir", Some(working_dir), "working_dir can't be below /proc", next);
+        }
     }
 
     /// `zstd`, or with a level `zstd:19`.

@@ -50,6 +50,31 @@ impl Data {
         }
     }
 
+    /// Is a function of the parameters in it, still to be called? Those of `dep(…)` are called when its edge is followed.
+    pub fn is_deferred(&self) -> bool {
+        match self {
+            Self::Function(_) => true,
+            Self::List(items) => items.iter().any(Self::is_deferred),
+            Self::Dict(items) => items.iter().any(|(_, item)| item.is_deferred()),
+            Self::Record(record) => record.kind != "dep" && record.fields.values().any(Self::is_deferred),
+            _ => false,
+        }
+    }
+
+    /// Calls these functions: `call` gives what stands in their place.
+    pub fn resolve<E>(&mut self, call: &mut impl FnMut(&Function) -> Result<Data, E>) -> Result<(), E> {
+        match self {
+            Self::Function(function) => *self = call(function)?,
+            Self::List(items) => items.iter_mut().try_for_each(|item| item.resolve(call))?,
+            Self::Dict(items) => items.iter_mut().try_for_each(|(_, item)| item.resolve(call))?,
+            Self::Record(record) if record.kind != "dep" => {
+                record.fields.values_mut().try_for_each(|item| item.resolve(call))?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
     /// As the value of a parameter, whatever its type; `None` when no parameter can have it.
     pub fn value(&self) -> Option<Value> {
         Some(match self {

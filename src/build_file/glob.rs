@@ -69,7 +69,11 @@ fn is_of_package(entry: &DirEntry, folder: &Path, include: &[String]) -> bool {
 fn set(patterns: &[String]) -> Result<GlobSet> {
     let mut builder = GlobSetBuilder::new();
     for pattern in patterns {
-        let bad = |why: &str| Error::request(format!("not a pattern: {pattern:?}")).why(why.to_string());
+        let bad = |why: &str| {
+            Error::request(format!("not a pattern: {pattern:?}"))
+                .why(why.to_string())
+                .next("write src/**, *.c or a name")
+        };
         if pattern.is_empty() || pattern.starts_with('/') || pattern.split('/').any(|part| part == "..") {
             return Err(bad("a pattern names files below the package's folder"));
         }

@@ -8,6 +8,19 @@ use std::fmt::Write;
 use crate::error::Error;
 use crate::nearest::nearest;
 
+/// The type of an attribute, in words.
+pub fn type_of(kind: &str, attribute: &str) -> Option<String> {
+    let found = function(kind)?.attributes.iter().find(|known| known.name == attribute)?;
+    let name = found.type_name;
+    // What is written as it is has no article: `ALL`.
+    Some(if name.starts_with('`') { name.to_string() } else { format!("{} {name}", article(name)) })
+}
+
+/// `an image`, `a rule`.
+pub fn article(word: &str) -> &'static str {
+    if word.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" }
+}
+
 /// The default of an attribute that must be given.
 pub const REQUIRED: &str = "(required)";
 

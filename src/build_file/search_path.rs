@@ -118,7 +118,8 @@ impl SearchPath {
         }
         let text = String::from_utf8(bytes).map_err(|e| {
             let line = e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
-            Error::request(format!("{shown} is not UTF-8")).at(Place { line, ..start.clone() }, "")
+            let error = Error::request(format!("{shown} is not UTF-8")).at(Place { line, ..start.clone() }, "");
+            error.next("write it in UTF-8: iconv converts it")
         })?;
         Ok(Some(SourceFile { name: shown, text, folder: Some(folder.join(package.path())) }))
     }
@@ -156,7 +157,7 @@ impl SearchPath {
             Ok(folder) if folder.is_dir() => made.next(format!("write {}", self.shown(&folder.join(BUILD_FILE)))),
             _ => match self.nearest(package) {
                 Some(near) => made.next(format!("did you mean {near}?")),
-                None => made,
+                None => made.next(format!("write {}/{BUILD_FILE}", package.path())),
             },
         }
     }

@@ -481,6 +481,18 @@ pub struct Container {
     pub restart: String,
 }
 
+impl Container {
+    /// Would Kubernetes change this text? `k8s.io/kubernetes/third_party/forked/golang/expansion`.
+    pub fn expands(&self, text: &str) -> bool {
+        expands(text, &self.env)
+    }
+}
+
+/// As [`Container::expands`].
+pub fn expands(text: &str, env: &BTreeMap<String, String>) -> bool {
+    text.contains("$$") || env.keys().any(|name| text.contains(&format!("$({name})")))
+}
+
 /// A mount of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {

@@ -147,7 +147,8 @@ pub fn evaluate(parsed: Parsed, loaded: &BTreeMap<String, Loaded>, scene: &Scene
                 calls.push(Call { kind: noted.kind.to_string(), name: noted.name, place: noted.place, arguments })
             }
             Err(what) => {
-                errors.push(Error::request(format!("{}({:?}): {what}", noted.kind, noted.name)).at(noted.place, ""))
+                let error = Error::request(format!("{}({:?}): {what}", noted.kind, noted.name)).at(noted.place, "");
+                errors.push(error.next("lists, dicts, strings, numbers, True, False and None can stand there"));
             }
         }
     }
@@ -384,10 +385,7 @@ fn error(e: &::starlark::Error) -> Error {
         Other(inner) | Native(inner) => inner.downcast_ref::<Error>().cloned(),
         _ => None,
     };
-    let mut made = ours.unwrap_or_else(|| Error::request(words(e)));
-    if made.what().starts_with("more than") || made.what().starts_with("it takes longer") {
-        made = made.next("limits of build files: docs/build-files.md");
-    }
+    let mut made = ours.unwrap_or_else(|| with_next(words(e)));
     if let Fail(_) = e.kind() {
         made = made.why("the build file calls fail()");
     }
@@ -403,6 +401,27 @@ fn error(e: &::starlark::Error) -> Error {
         }
     }
     made
+}
+
+/// What the interpreter says, and what to do about it.
+fn with_next(what: String) -> Error {
+    let limit = ["more than", "it takes longer"].iter().any(|start| what.starts_with(start));
+    let next = if limit {
+        "limits of build files: docs/build-files.md"
+    } else if let Some((what, near)) = what.strip_suffix('?').and_then(|what| what.split_once(", did you mean ")) {
+        return Error::request(what).next(format!("did you mean {}?", near.trim_matches('`')));
+    } else if what.starts_with("not Starlark") {
+        "mend it there or just before: Starlark has Python's syntax, without classes, import, while and try"
+    } else if what.starts_with("Variable ") {
+        "define it above, or load(\"//package/file.star\", …) it"
+    } else if what.contains("`parameters`") {
+        "a function of the parameters reads them as p[\"jobs\"] or p[\"//app:jobs\"], and in no other way"
+    } else if what.contains("NoneType") {
+        "a parameter that nothing sets is None: give it a default, or write p[\"…\"] or \"…\""
+    } else {
+        "mend it there, or the call that led there: docs/build-files.md has the language"
+    };
+    Error::request(what).next(next)
 }
 
 /// An error of a limit has no place: the statement where it was met.

@@ -115,6 +115,7 @@ pub fn make(request: &Request) -> Result<Builder> {
         ("passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n"),
         ("group", "root:x:0:\nnogroup:x:65534:\n"),
         ("nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
+        ("hosts", rootfs::HOSTS),
     ];
     for (name, text) in users {
         put(&RootPath::new("etc")?.join(name)?, text.as_bytes(), 0o644, &root, &mut owners)?;

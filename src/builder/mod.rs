@@ -263,13 +263,13 @@ fn identity(request: &Request, lock: Option<&Lock>, time: i64) -> Result<Digest>
         (From::Host, _) => host::fingerprint(),
         (from, _) => format!("{from:?}"),
     };
-    Ok(Digest::of(format!("tapeout made 1\n{from}\n{time}\n")))
+    Ok(Digest::of(format!("tapeout made 2\n{from}\n{time}\n")))
 }
 
 /// The unpacked base system: from the store, where the same packages were unpacked before.
 fn unpacked(request: &Request, packages: &[&LockedPackage], part: &Digest, time: i64) -> Result<Digest> {
     let store = request.archive.store;
-    let key = Digest::of(format!("tapeout unpacked 1\n{part}\n{time}\n"));
+    let key = Digest::of(format!("tapeout unpacked 2\n{part}\n{time}\n"));
     let known =
         store.action(&key).and_then(|bytes| String::from_utf8(bytes).ok()).and_then(|text| text.parse::<Digest>().ok());
     if let Some(known) = known.filter(|digest| store.has_changeset(digest)) {
@@ -290,6 +290,10 @@ fn make_rootfs(request: &Request) -> Result<Builder> {
     let root = Root::open(&files)?;
     let mut owners = unpack_rootfs(request, &root, || Root::open(&scratch.folder("archive")?))?;
     rootfs::drop_left_out(&root, &mut owners)?;
+    // An empty one stays empty, which is an error.
+    if owners.keys().any(|path| !path.is_root()) {
+        rootfs::name_localhost(&root, &mut owners)?;
+    }
     let packages = rootfs::installed_packages(&root)?;
     let digest = keep(store, &files, &owners, request.epoch.unwrap_or(EPOCH), request.written)?.digest;
     // A folder of the host is as it is today.

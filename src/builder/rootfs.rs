@@ -162,6 +162,38 @@ pub fn drop_left_out(root: &Root, owners: &mut Owners) -> Result<()> {
     Ok(())
 }
 
+/// The address of `localhost`: what most images leave to the runtime, and a rule has no runtime that writes it.
+pub const HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+
+/// Writes `/etc/hosts` where there is none, or an empty one, as `docker export` leaves it.
+pub fn name_localhost(root: &Root, owners: &mut Owners) -> Result<()> {
+    let (etc, hosts) = (RootPath::new("etc")?, RootPath::new("etc/hosts")?);
+    let owner =
+        |mode, content| Owner { uid: 0, gid: 0, mode, xattrs: BTreeMap::new(), device: None, content, implied: false };
+    let top = root.folder(&RootPath::root())?;
+    match file::stat_at(top.as_fd(), b"etc")? {
+        None => {
+            file::mkdir_at(top.as_fd(), b"etc", 0o755)?;
+            owners.insert(etc.clone(), owner(0o755, None));
+        }
+        Some(stat) if file::kind(&stat) == SFlag::S_IFDIR => {}
+        Some(_) => return Ok(()),
+    }
+    let folder = root.folder(&etc)?;
+    match file::stat_at(folder.as_fd(), b"hosts")? {
+        None => {}
+        Some(stat) if file::kind(&stat) == SFlag::S_IFREG && stat.st_size == 0 => {
+            file::unlink_at(folder.as_fd(), b"hosts")?;
+        }
+        Some(_) => return Ok(()),
+    }
+    let mut made = file::create_file_at(folder.as_fd(), b"hosts", 0o644)?;
+    std::io::Write::write_all(&mut made, HOSTS.as_bytes())
+        .map_err(|e| Error::io("write", hosts.below(root.path()), e))?;
+    owners.insert(hosts, owner(0o644, Some((Digest::of(HOSTS.as_bytes()), HOSTS.len() as u64))));
+    Ok(())
+}
+
 /// What dpkg's database in a root says is installed: name to version.
 pub fn installed_packages(root: &Root) -> Result<BTreeMap<String, String>> {
     let path = RootPath::new("var/lib/dpkg/status")?;
@@ -224,5 +256,28 @@ mod tests {
         std::fs::remove_file(temp.path().join("var/lib/dpkg/status")).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", temp.path().join("var/lib/dpkg/status")).unwrap();
         assert!(installed_packages(&root).is_err(), "a link is not followed out of the root");
+    }
+
+    #[test]
+    fn a_root_without_an_address_of_localhost_gets_one() {
+        let hosts = |prepare: &dyn Fn(&Path)| {
+            let temp = tempfile::tempdir().unwrap();
+            prepare(temp.path());
+            let (root, mut owners) = (Root::open(temp.path()).unwrap(), Owners::new());
+            name_localhost(&root, &mut owners).unwrap();
+            std::fs::read_to_string(temp.path().join("etc/hosts")).ok()
+        };
+        let etc = |path: &Path| std::fs::create_dir(path.join("etc")).unwrap();
+        let with = |text: &'static str| {
+            move |path: &Path| {
+                etc(path);
+                std::fs::write(path.join("etc/hosts"), text).unwrap();
+            }
+        };
+        assert_eq!(hosts(&|_| ()).unwrap(), HOSTS);
+        assert_eq!(hosts(&etc).unwrap(), HOSTS);
+        assert_eq!(hosts(&with("")).unwrap(), HOSTS);
+        assert_eq!(hosts(&with("1.2.3.4 localhost\n")).unwrap(), "1.2.3.4 localhost\n");
+        assert_eq!(hosts(&|path| std::os::unix::fs::symlink("nowhere", path.join("etc")).unwrap()), None);
     }
 }

@@ -33,6 +33,7 @@ use super::diff::{Captured, Options, compare};
 use super::found::{Finder, Found, Xattrs};
 use super::owners::{Met, Owners};
 use super::{places, upper};
+use crate::archive::access_list::ACLS;
 use crate::archive::kept::{self, mark};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -440,7 +441,7 @@ impl Abilities {
         let found = Self {
             attributes: file::set_xattr(dir, name, b"user.tapeout", b"1").is_ok(),
             capabilities: file::set_xattr(dir, name, upper::CAPABILITY, &capability).is_ok(),
-            acls: file::set_xattr(dir, name, upper::ACLS[0], &acl).is_ok(),
+            acls: file::set_xattr(dir, name, ACLS[0], &acl).is_ok(),
             access_times: file::keep_access_time_at(dir, name)?,
             mapped_writes: file::tells_mapped_writes(&tried).map_err(|e| Error::io("mmap", folder, e))?,
         };
@@ -452,7 +453,7 @@ impl Abilities {
     fn can_have(&self, attribute: &[u8]) -> bool {
         match attribute {
             upper::CAPABILITY => self.capabilities,
-            acl if upper::ACLS.contains(&acl) => self.acls,
+            acl if ACLS.contains(&acl) => self.acls,
             _ => self.attributes,
         }
     }
@@ -483,7 +484,7 @@ impl Maker<'_> {
         match &entry.node {
             Node::Folder if self.tree.record.held.contains_key(path) => {
                 for attribute in file::list_xattrs(dir, name)? {
-                    if attribute.starts_with(b"user.") || upper::ACLS.contains(&attribute.as_slice()) {
+                    if attribute.starts_with(b"user.") || ACLS.contains(&attribute.as_slice()) {
                         file::remove_xattr(dir, name, &attribute)?;
                     }
                 }

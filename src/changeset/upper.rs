@@ -9,6 +9,7 @@ use nix::fcntl::OFlag;
 use super::found::{Finder, Found, Xattrs, is_whiteout};
 use super::owners::{Met, Owners};
 use super::places;
+use crate::archive::access_list::{self, ACLS};
 use crate::error::{Error, Result};
 use crate::sys::file;
 use crate::sys::root::Root;
@@ -90,8 +91,6 @@ struct Attributes {
 pub(super) const ORIGIN: &[u8] = b"user.overlay.origin";
 /// What a program may that has it.
 pub(super) const CAPABILITY: &[u8] = b"security.capability";
-/// Access control lists: acl(5).
-pub(super) const ACLS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
 const OVERLAY: &[u8] = b"user.overlay.";
 /// What overlay makes of an attribute `user.overlay.…` that a rule sets itself.
 const ESCAPED: &[u8] = b"user.overlay.overlay.";
@@ -153,12 +152,9 @@ pub(super) fn plain_attributes_of_kept(dir: BorrowedFd, name: &[u8]) -> Result<X
     Ok(kept)
 }
 
-/// An access list that gives rights to nobody by name, as the kernel tells it: `struct
-/// posix_acl_xattr_header` and `posix_acl_xattr_entry` of linux/posix_acl_xattr.h. The numbers in one
-/// are those of the sandbox, where one ID stands for every owner, so a list with names is refused.
+/// An access list that gives rights to nobody by name; one with names is refused.
 fn nameless(value: Vec<u8>, path: &RootPath) -> Result<Vec<u8>> {
-    const NAMED: [[u8; 2]; 2] = [0x02_u16.to_le_bytes(), 0x08_u16.to_le_bytes()];
-    if value.get(4..).unwrap_or_default().chunks(8).any(|entry| NAMED.iter().any(|tag| entry.starts_with(tag))) {
+    if access_list::names_somebody(&value) {
         return Err(Error::failed(format!("a rule gave rights to a user or group by name: {path}"))
             .why("an access control list is kept only where it names nobody: numbers in it would not be the image's")
             .next("take the names out in the rule (setfacl -b FILE), and use owner, group and mode (chgrp, chmod)"));

@@ -183,6 +183,21 @@ impl Progress {
         }
     }
 
+    /// What a rule printed, each line behind its label; of a line that was written over, what was seen last.
+    fn output(&self, label: &str, text: &str) {
+        let line = |line: &str| {
+            let seen = line.trim_end_matches('\r').rsplit('\r').next().unwrap_or_default();
+            format!("{label} | {}\n", clean(seen))
+        };
+        let text: String = text.lines().map(line).collect();
+        match &self.bars {
+            Some(bars) => {
+                let _ = bars.println(text.trim_end_matches('\n'));
+            }
+            None => self.flush(&text),
+        }
+    }
+
     /// A line that may wait for the next one.
     fn line_later(&self, text: &str) {
         if self.bars.is_some() {
@@ -249,6 +264,7 @@ impl Report for Progress {
                 }
             }
             Event::Ended { what } => self.end(what),
+            Event::Output { what, text } => self.output(&clean(what), text),
             Event::Done { verb, what, detail } => {
                 let detail = if detail.is_empty() { String::new() } else { format!("  {detail}") };
                 let text = format!("{verb:>8}  {}{detail}", clean(what));

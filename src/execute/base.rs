@@ -18,7 +18,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::environment;
 use crate::execute::request::{FORMAT, Request};
-use crate::execute::rule;
+use crate::execute::rule::{self, Onlooker};
 use crate::nearest::nearest;
 use crate::remote::credentials::Keychain;
 use crate::remote::http::{Http, Network};
@@ -523,7 +523,7 @@ impl Configure for InSandbox<'_> {
             return Ok(digest);
         }
         let snapshot = Stack(run.lower.iter().map(|digest| store.changeset(digest)).collect::<Result<_>>()?);
-        let (layer, _) = rule::run(store, &request, &snapshot, None, &[], &|_| ())
+        let (layer, _) = rule::run(store, &request, &snapshot, None, &[], Onlooker::nobody())
             .map_err(|e| e.context(format!("configure the builder {}", self.base.config.tag)))?;
         Ok(layer.digest)
     }

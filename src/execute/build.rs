@@ -11,7 +11,9 @@ use crate::build_file::spec::{Graph, Id, Ids, Instance, Rule, Source, Spec};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::base::Base;
+use crate::execute::log::Live;
 use crate::execute::request::{FORMAT, Request};
+use crate::execute::rule::Onlooker;
 use crate::execute::schedule::{self, Order};
 use crate::execute::secrets::{self, Secrets};
 use crate::execute::snapshot::{self, Snapshot};
@@ -262,13 +264,15 @@ impl<'a> Build<'a> {
             let renumber = identity::Renumber { base: self.base, below: &stack, store: self.store };
             // It is for who looks into it: without it the build is no worse.
             let left = |upper: &Path| drop(self.keep_left(id, request, &stack, upper));
+            // What installs packages prints much that nobody asked for.
+            let live = request.packages.is_empty().then(|| Live::new(self.report, &name));
             rule::run(
                 self.store,
                 request,
                 &stack,
                 (!request.packages.is_empty()).then_some(&renumber),
                 &self.options.secrets.of(&request.secrets),
-                &left,
+                Onlooker { live, left: &left },
             )
         });
         self.report.event(Event::Ended { what: &name });

@@ -9,17 +9,19 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::execute::secrets::Search;
+use crate::report::{Event, Report};
 use crate::sandbox::{self, Outcome, Spec};
 
 /// A log is cut here: a rule that prints without end must not fill the disk.
 const LONGEST: u64 = 256 << 20;
 
-/// Runs the sandbox with its output going to `path`; an error when one of these secrets is printed.
-pub fn run(spec: &Spec, path: &Path, secrets: &Search) -> Result<Outcome> {
+/// Runs the sandbox with its output going to `path`, and to `live` while it runs; an error when one of these secrets is
+/// printed.
+pub fn run(spec: &Spec, path: &Path, secrets: &Search, live: Option<Live<'_>>) -> Result<Outcome> {
     let mut file = File::create_new(path).map_err(|e| Error::io("create", path, e))?;
     let (mut reader, writer) = io::pipe().map_err(|e| Error::io("pipe", path, e))?;
     std::thread::scope(|scope| {
-        let kept = scope.spawn(move || keep(&mut reader, &mut file, secrets));
+        let kept = scope.spawn(move || keep(&mut reader, &mut file, secrets, live));
         // It owns our end of the pipe: when it returns, the last writer is gone.
         let outcome = sandbox::run(spec, File::from(OwnedFd::from(writer)));
         let kept = kept.join().unwrap_or_else(|_| Err(io::Error::other("the thread that keeps it ended")));
@@ -39,18 +41,29 @@ pub fn run(spec: &Spec, path: &Path, secrets: &Search) -> Result<Outcome> {
 
 /// Which secret was printed, if any. It reads to the end, whatever happens: the steps must not wait
 /// for a reader, nor be killed for want of one.
-fn keep<'a>(reader: &mut impl Read, file: &mut impl Write, secrets: &'a Search) -> io::Result<Option<&'a str>> {
+fn keep<'a>(
+    reader: &mut impl Read,
+    file: &mut impl Write,
+    secrets: &'a Search,
+    live: Option<Live<'_>>,
+) -> io::Result<Option<&'a str>> {
+    // The beginning of a secret would be out before its end is seen.
+    let mut live = live.filter(|_| secrets.is_empty());
     let mut stream = secrets.stream();
     let mut left = LONGEST;
     let (mut found, mut written) = (None, Ok(()));
     let mut buffer = vec![0; 64 << 10];
     loop {
         let piece = match reader.read(&mut buffer) {
-            Ok(0) => return written.map(|()| found),
+            Ok(0) => {
+                live.iter_mut().for_each(Live::end);
+                return written.map(|()| found);
+            }
             Ok(n) => &buffer[..n],
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             Err(e) => return Err(e),
         };
+        live.iter_mut().for_each(|live| live.feed(piece));
         found = found.or_else(|| stream.feed(piece));
         if found.is_some() || written.is_err() || left == 0 {
             continue;
@@ -61,6 +74,68 @@ fn keep<'a>(reader: &mut impl Read, file: &mut impl Write, secrets: &'a Search) 
         if left == 0 && written.is_ok() {
             let _ = file.write_all(b"\n(the log is cut here)\n");
         }
+    }
+}
+
+/// So much of a rule's output is shown while it runs, and each line counts as some bytes more.
+const SHOWN: usize = 1 << 20;
+const LINE: usize = 64;
+/// What is printed without an end of line is shown in pieces of this length.
+const LONGEST_LINE: usize = 4 << 10;
+
+/// Tells somebody what a rule prints, in whole lines, as it comes.
+pub struct Live<'a> {
+    report: &'a dyn Report,
+    label: &'a str,
+    rest: Vec<u8>,
+    left: usize,
+}
+
+impl<'a> Live<'a> {
+    /// What the rule of this label prints.
+    pub fn new(report: &'a dyn Report, label: &'a str) -> Self {
+        Self { report, label, rest: vec![], left: SHOWN }
+    }
+
+    fn feed(&mut self, piece: &[u8]) {
+        if self.left == 0 {
+            return;
+        }
+        self.rest.extend_from_slice(piece);
+        let whole = match self.rest.iter().rposition(|byte| *byte == b'\n') {
+            Some(at) => at + 1,
+            None if self.rest.len() >= LONGEST_LINE => self.rest.len(),
+            None => return,
+        };
+        let mut rest = self.rest.split_off(whole);
+        std::mem::swap(&mut rest, &mut self.rest);
+        self.tell(&rest);
+    }
+
+    fn end(&mut self) {
+        let rest = std::mem::take(&mut self.rest);
+        if !rest.is_empty() && self.left > 0 {
+            self.tell(&rest);
+        }
+    }
+
+    fn tell(&mut self, lines: &[u8]) {
+        let mut shown = 0;
+        for line in lines.split_inclusive(|byte| *byte == b'\n') {
+            match self.left.checked_sub(line.len() + LINE) {
+                Some(left) => self.left = left,
+                None => {
+                    self.left = 0;
+                    break;
+                }
+            }
+            shown += line.len();
+        }
+        let mut text = String::from_utf8_lossy(&lines[..shown]).into_owned();
+        if self.left == 0 {
+            text.push_str("(the rest is in its log)\n");
+        }
+        self.report.event(Event::Output { what: self.label, text: &text });
     }
 }
 
@@ -102,7 +177,53 @@ mod tests {
             }
         }
         let mut printed: &[u8] = &[b'x'; 100_000];
-        assert_eq!(keep(&mut printed, &mut Full, &Search::default()).unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+        let search = Search::default();
+        let kept = keep(&mut printed, &mut Full, &search, None);
+        assert_eq!(kept.unwrap_err().raw_os_error(), Some(libc::ENOSPC));
         assert!(printed.is_empty());
+    }
+
+    #[derive(Default)]
+    struct Heard(std::sync::Mutex<Vec<String>>);
+
+    impl Report for Heard {
+        fn event(&self, event: Event<'_>) {
+            if let Event::Output { what, text } = event {
+                self.0.lock().unwrap().push(format!("{what} {text}"));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_printed_is_told_in_whole_lines_as_it_comes_and_not_without_end() {
+        let heard = Heard::default();
+        let told = || std::mem::take(&mut *heard.0.lock().unwrap());
+        let mut live = Live::new(&heard, "//a:b");
+        for (piece, expected) in
+            [("one\ntw", "//a:b one\n"), ("o", ""), ("\nthree\n", "//a:b two\nthree\n"), ("end", "")]
+        {
+            live.feed(piece.as_bytes());
+            assert_eq!(told().concat(), expected);
+        }
+        live.end();
+        assert_eq!(told(), ["//a:b end"]);
+        live.feed(&[b'x'; LONGEST_LINE]);
+        assert_eq!(told().concat().len(), "//a:b ".len() + LONGEST_LINE);
+        for _ in 0..SHOWN {
+            live.feed(b"y\n");
+        }
+        live.end();
+        let told = told();
+        assert!(told.len() < SHOWN / LINE && told.last().unwrap().ends_with("(the rest is in its log)\n"));
+    }
+
+    #[test]
+    fn nothing_is_told_before_its_end_where_there_are_secrets() {
+        let heard = Heard::default();
+        let secret = sandbox::Secret { name: "s".into(), value: b"first line\nsecond line".to_vec() };
+        let mut printed: &[u8] = b"first line\n";
+        let search = Search::of(&[secret]);
+        keep(&mut printed, &mut Vec::new(), &search, Some(Live::new(&heard, "//a:b"))).unwrap();
+        assert!(heard.0.lock().unwrap().is_empty());
     }
 }

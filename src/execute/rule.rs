@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -16,11 +17,11 @@ use crate::changeset::{self, Options};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::identity::{self, Renumber};
-use crate::execute::log;
+use crate::execute::log::{self, Live};
 use crate::execute::request::{FORMAT, Outcome, Request};
 use crate::execute::room::Room;
 use crate::execute::secrets::Search;
-use crate::sandbox::{Bind, Hit, NO_OWNERS, Secret, Spec, Status};
+use crate::sandbox::{self, Bind, Hit, NO_OWNERS, Secret, Spec, Status};
 use crate::store::{Cache, Scratch, Store};
 use crate::sys::file;
 use crate::sys::root::Root;
@@ -32,19 +33,33 @@ pub fn cached(store: &Store, request: &Request) -> Option<Digest> {
     (outcome.format == FORMAT && store.has_changeset(&outcome.changeset)).then_some(outcome.changeset)
 }
 
+/// Who looks on while a rule runs.
+pub struct Onlooker<'a> {
+    /// Is told what it prints.
+    pub live: Option<Live<'a>>,
+    /// Where a step fails, it gets the folder with what was changed, and may move it.
+    pub left: &'a dyn Fn(&Path),
+}
+
+impl Onlooker<'_> {
+    /// Nobody does.
+    pub fn nobody() -> Self {
+        Self { live: None, left: &|_| {} }
+    }
+}
+
 /// Runs a request in a sandbox over `snapshot` and keeps what it changed. Where it installed
-/// packages, the users and groups that are new get the lock's numbers. Where a step fails, `left` gets
-/// the folder with what it changed, and may move it.
+/// packages, the users and groups that are new get the lock's numbers.
 pub fn run(
     store: &Store,
     request: &Request,
     snapshot: &Stack,
     renumber: Option<&Renumber>,
     secrets: &[Secret],
-    left: &dyn Fn(&Path),
+    onlooker: Onlooker<'_>,
 ) -> Result<(Layer, Vec<String>)> {
     let kept = store.log_path(&request.key());
-    let (layer, weakened) = make(store, request, snapshot, renumber, secrets, left, &kept)?;
+    let (layer, weakened) = make(store, request, snapshot, renumber, secrets, onlooker, &kept)?;
     let document = serde_json::to_vec(&Outcome { format: FORMAT, changeset: layer.digest })
         .map_err(|e| Error::failed(e.to_string()))?;
     store.record_action(&request.key(), &document)?;
@@ -54,7 +69,8 @@ pub fn run(
 /// Runs a request once more: the result and the log that the store has of it stay.
 pub fn again(store: &Store, request: &Request, snapshot: &Stack, secrets: &[Secret]) -> Result<Layer> {
     let scratch = store.scratch()?;
-    make(store, request, snapshot, None, secrets, &|_| {}, &scratch.path().join("log")).map(|(layer, _)| layer)
+    make(store, request, snapshot, None, secrets, Onlooker::nobody(), &scratch.path().join("log"))
+        .map(|(layer, _)| layer)
 }
 
 fn make(
@@ -63,7 +79,7 @@ fn make(
     snapshot: &Stack,
     renumber: Option<&Renumber>,
     secrets: &[Secret],
-    left: &dyn Fn(&Path),
+    onlooker: Onlooker<'_>,
     kept: &Path,
 ) -> Result<(Layer, Vec<String>)> {
     let search = Search::of(secrets);
@@ -77,20 +93,26 @@ fn make(
         inside: inside.to_string(),
         read_only: false,
     }));
-    let outcome = log::run(&spec, &log_path, &search)?;
+    // The clock of the file system that the caches lie on.
+    let began = fs::metadata(&spec.tmp).map_err(|e| Error::io("stat", &spec.tmp, e))?;
+    let outcome = log::run(&spec, &log_path, &search, onlooker.live);
+    for (inside, cache) in &caches {
+        search.refuses_in_cache(cache.folder(), inside, (began.ctime(), began.ctime_nsec()))?;
+    }
+    let outcome = outcome?;
     for (inside, _) in caches.iter().rev() {
         forget_mount_point(&room.changed()?, snapshot, inside)?;
     }
     drop(caches);
     fs::rename(&log_path, kept).map_err(|e| Error::io("rename", kept, e))?;
-    if let Some(error) = failure(&outcome.status, outcome.failed_step, request) {
+    if let Some(error) = failure(&outcome, request) {
         // What it wrote may hold a secret, and those are kept nowhere.
-        let keep: &dyn Fn(&Path) = if secrets.is_empty() { left } else { &|_| {} };
+        let keep: &dyn Fn(&Path) = if secrets.is_empty() { onlooker.left } else { &|_| {} };
         let on_host = room.is_on_host();
         room.give_up(snapshot, &outcome.recorded, keep)?;
         let may_be_owners = outcome.weakened.iter().any(|weaker| weaker == NO_OWNERS);
         let error = if may_be_owners { error.why(NO_OWNERS) } else { error };
-        return Err(of_the_host(log::told(error, kept), !on_host));
+        return Err(without_network(of_the_host(log::told(error, kept), !on_host), request.network));
     }
     let map = renumber.map(|renumber| renumber.map(&room.changed()?)).transpose()?.unwrap_or_default();
     let options = Options { time: request.time, owner: request.user };
@@ -139,6 +161,38 @@ fn of_the_host(error: Error, is_ours: bool) -> Error {
         .next("let the rule remove it and write a new one, or use a builder of its own: debian:SUITE")
 }
 
+/// What programs print when they find no network: libc, curl, apt, wget, Node.js, Rust, Go, Java and busybox.
+const NO_NETWORK: [&str; 13] = [
+    "Temporary failure in name resolution",
+    "Temporary failure resolving",
+    "Name or service not known",
+    "Name does not resolve",
+    "Could not resolve host",
+    "unable to resolve host address",
+    "failed to lookup address information",
+    "getaddrinfo EAI_AGAIN",
+    "getaddrinfo ENOTFOUND",
+    "UnknownHostException",
+    "wget: bad address",
+    "dial tcp: lookup ",
+    "Network is unreachable",
+];
+
+/// A rule that wants to download something hears where that is done instead.
+fn without_network(error: Error, network: bool) -> Error {
+    let said = |reason: &String| NO_NETWORK.iter().any(|said| reason.contains(said));
+    if network || !error.reasons().iter().any(said) {
+        return error;
+    }
+    error
+        .why("rules have no network: what they need from outside is named in the build file, and fetched before they run")
+        .next(
+            "get it by archive(…), git(…) or sources = [fetched(…)], a distribution's package by packages = […], those of a lock \
+             file by //templates/cargo.star, node.star or python.star; network = True gives this rule the machine's \
+             network, and marks it not hermetic",
+        )
+}
+
 /// The caches of a rule by their paths. All take them in the same order, so that no two rules wait
 /// for each other.
 fn caches<'a>(store: &Store, request: &'a Request) -> Result<BTreeMap<&'a str, Cache>> {
@@ -176,10 +230,13 @@ fn lay_out(store: &Store, packages: &BTreeMap<String, Digest>, scratch: &Scratch
     Ok(folder)
 }
 
-fn failure(status: &Status, step: Option<usize>, request: &Request) -> Option<Error> {
-    // What is refused memory or a process says so in its own words, or none: this one can't be told for sure.
+fn failure(outcome: &sandbox::Outcome, request: &Request) -> Option<Error> {
+    let (status, step) = (&outcome.status, outcome.failed_step);
+    // What is refused memory or a process says so in its own words, or none: this one can't be told for sure, but where
+    // memory is counted.
     let maybe = |error: Error| {
         let Limits { memory, processes, .. } = request.limits;
+        let memory = memory.filter(|_| !outcome.memory_is_counted);
         let set = [("memory", memory), ("processes", processes)];
         set.into_iter().filter_map(|(name, limit)| Some((name, limit?))).fold(error, |error, (name, limit)| {
             error
@@ -198,6 +255,7 @@ fn failure(status: &Status, step: Option<usize>, request: &Request) -> Option<Er
             let which = match hit {
                 Hit::Time => "time",
                 Hit::FileSize => "file_size",
+                Hit::Memory => "memory",
             };
             Some(
                 Error::failed(format!("{step} went over its limit of {which}"))

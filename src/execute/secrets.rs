@@ -6,14 +6,18 @@
 //! searched for the very bytes; encoded or compressed they are not found.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
 use memchr::memmem::Finder;
+use nix::sys::stat::SFlag;
 
 use crate::build_file::spec::{Graph, Rule, Spec};
 use crate::changeset::Captured;
 use crate::error::{Error, Place, Result};
 use crate::sandbox::Secret;
+use crate::sys::file;
 use crate::tree::{Node, RootPath};
 
 /// Shorter ones would be found everywhere.
@@ -118,6 +122,11 @@ impl Search {
         Self { wanted: secrets.iter().map(finder).collect(), longest }
     }
 
+    /// There is nothing to look for.
+    pub fn is_empty(&self) -> bool {
+        self.wanted.is_empty()
+    }
+
     /// Which secret is in these bytes.
     pub fn find(&self, bytes: &[u8]) -> Option<&str> {
         self.wanted.iter().find(|(_, finder)| finder.find(bytes).is_some()).map(|(name, _)| name.as_str())
@@ -130,7 +139,7 @@ impl Search {
 
     /// A captured changeset must hold none: neither in names, nor in what they stand for.
     pub fn refuses(&self, captured: &Captured) -> Result<()> {
-        if self.wanted.is_empty() {
+        if self.is_empty() {
             return Ok(());
         }
         let mut buffer = vec![];
@@ -165,7 +174,13 @@ impl Search {
     }
 
     fn in_content(&self, captured: &Captured, path: &RootPath, buffer: &mut Vec<u8>) -> Result<Option<&str>> {
-        let Some(mut file) = captured.open(path)? else { return Ok(None) };
+        match captured.open(path)? {
+            Some(file) => self.in_file(file, buffer).map_err(|e| Error::io("read", path.as_path(), e)),
+            None => Ok(None),
+        }
+    }
+
+    fn in_file(&self, mut file: impl Read, buffer: &mut Vec<u8>) -> io::Result<Option<&str>> {
         buffer.resize(PIECE, 0);
         let mut stream = self.stream();
         loop {
@@ -176,10 +191,50 @@ impl Search {
                         return Ok(Some(name));
                     }
                 }
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(Error::io("read", path.as_path(), e)),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
             }
         }
+    }
+
+    /// A cache must hold none of what was written since this time of its file system: others see it.
+    /// What does is removed.
+    pub fn refuses_in_cache(&self, folder: &Path, inside: &str, since: (i64, i64)) -> Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        self.below(file::open_path(folder)?.as_fd(), inside, since, &mut vec![])
+    }
+
+    fn below(&self, dir: BorrowedFd, inside: &str, since: (i64, i64), buffer: &mut Vec<u8>) -> Result<()> {
+        for name in file::list(dir)? {
+            let Some(stat) = file::stat_at(dir, &name)? else { continue };
+            let is_folder = file::kind(&stat) == SFlag::S_IFDIR;
+            let mut found = self.find(&name).map(|found| (found, inside.to_string()));
+            if found.is_none() && (stat.st_ctime, stat.st_ctime_nsec) >= since {
+                let shown = format!("{inside}/{}", String::from_utf8_lossy(&name));
+                let content = match file::kind(&stat) {
+                    SFlag::S_IFREG => self
+                        .in_file(file::open_regular_at(dir, &name)?, buffer)
+                        .map_err(|e| Error::io("read", file::shown(dir, &name), e))?,
+                    SFlag::S_IFLNK => self.find(&file::read_link_at(dir, &name)?),
+                    _ => None,
+                };
+                found = content.map(|found| (found, shown));
+            }
+            if let Some((secret, shown)) = found {
+                file::remove_tree_at(dir, &name)?;
+                return Err(Error::failed(format!("the cache at {shown} was given the secret {secret}"))
+                    .why("a cache is kept, and other rules see it; what held the secret was removed from it")
+                    .next("let the rule write it below /tmp"));
+            }
+            if is_folder {
+                let folder = file::open_folder_at(dir, &name)?;
+                let shown = format!("{inside}/{}", String::from_utf8_lossy(&name));
+                self.below(folder.as_fd(), &shown, since, buffer)?;
+            }
+        }
+        Ok(())
     }
 
     fn in_json(&self, value: &serde_json::Value, at: &str) -> Option<(&str, String)> {

@@ -60,7 +60,7 @@ impl Errors {
     fn take(&mut self) -> Result<()> {
         let mut found = std::mem::take(&mut self.found);
         if self.left_out > 0 {
-            found.push(Error::request(format!("and {} more errors", self.left_out)));
+            found.push(Error::request(format!("and {} more errors", self.left_out)).next("mend these first"));
         }
         Error::all(found).map_or(Ok(()), Err)
     }
@@ -179,11 +179,16 @@ impl Analysis {
 
     /// The definition of a label; an unknown one is reported at the place that names it.
     pub fn defined(&mut self, label: &Label, place: Option<&Place>) -> Option<Rc<Defined>> {
+        self.named("", label, place)
+    }
+
+    /// The same, with a word for what is wanted.
+    pub fn named(&mut self, wanted: &str, label: &Label, place: Option<&Place>) -> Option<Rc<Defined>> {
         if place.is_none()
             && !self.packages.search_path().has(label.package())
-            && let Some(near) = self.folder_of_that_name(label)
+            && let Some(error) = self.folder_of_that_name(label)
         {
-            self.errors.report(Error::request(format!("there is no {label}")).next(format!("did you mean {near}?")));
+            self.errors.report(error);
             return None;
         }
         let package = self.package(label.package(), place)?;
@@ -192,6 +197,12 @@ impl Analysis {
         }
         if package.is_broken {
             // The definition may be among what could not be read.
+            return None;
+        }
+        if place.is_none()
+            && let Some(error) = self.folder_of_that_name(label)
+        {
+            self.errors.report(error);
             return None;
         }
         let names = || package.defined.keys().map(String::as_str);
@@ -206,31 +217,49 @@ impl Analysis {
             .into_iter()
             .find(|name| package.defined.contains_key(name))
             .or_else(|| nearest(label.name(), names().chain(short())));
-        let mut error = Error::request(format!("there is no {label}"));
+        let mut error = Error::request(format!("there is no {wanted}{label}"));
         if let Some(place) = place {
             error = error.at(place.clone(), "");
         }
         let file = &package.file;
         self.errors.report(match near {
             Some(near) => error.next(format!("did you mean {}:{near}?", label.package())),
-            None => error.why(format!("{file} defines {}", list(names()))),
+            None => error
+                .why(format!("{file} defines {}", list(names())))
+                .next(format!("define it in {file}, or name one of these")),
         });
         None
     }
 
-    /// What was meant by the name of a package's folder where a label belongs: `tapeout build hello`.
-    fn folder_of_that_name(&mut self, label: &Label) -> Option<String> {
+    /// What was meant by the name of a package's folder where a label belongs, `tapeout build hello`, or by the
+    /// path of a rule, `hello/build`.
+    fn folder_of_that_name(&mut self, label: &Label) -> Option<Error> {
         let name = ENDS.iter().find_map(|end| label.name().strip_suffix(end)).unwrap_or(label.name());
         let above = label.package().path();
         let path = if above.is_empty() { name.to_string() } else { format!("{above}/{name}") };
-        let package = Package::new(&path).ok().filter(|package| self.packages.search_path().has(package))?;
-        let last = path.rsplit('/').next().unwrap_or_default();
-        let is_in = |found: &super::load::PackageFile| {
-            ENDS.iter().any(|end| found.defined.contains_key(&format!("{last}{end}")))
-        };
+        let error = Error::request(format!("there is no {label}"));
+        if let Some(found) = self.known_package(&path) {
+            let last = path.rsplit('/').next().unwrap_or_default();
+            let defines = ENDS.iter().any(|end| found.defined.contains_key(&format!("{last}{end}")));
+            let error = error.why(format!("{} defines {}", found.file, list(found.rules())));
+            return Some(error.next(format!("did you mean //{path}:{}?", if defines { last } else { "*" })));
+        }
+        let parts: Vec<&str> = path.split('/').collect();
+        (above.split('/').filter(|part| !part.is_empty()).count() + 1..parts.len()).rev().find_map(|at| {
+            let (package, name) = (parts[..at].join("/"), parts[at..].join("/"));
+            let found = self.known_package(&package)?;
+            let rule = std::iter::once(name.clone()).chain(ENDS.map(|end| format!("{name}{end}")));
+            rule.into_iter().find(|rule| found.defined.contains_key(rule))?;
+            Some(error.clone().next(format!("did you mean //{package}:{name}?")))
+        })
+    }
+
+    /// A package of that path, if there is one, loaded.
+    fn known_package(&mut self, path: &str) -> Option<Rc<super::load::PackageFile>> {
+        let package = Package::new(path).ok().filter(|package| self.packages.search_path().has(package))?;
         match self.packages.package(&package, &mut self.errors) {
-            Found::Package(found) if is_in(&found) => Some(format!("{package}:{last}")),
-            _ => Some(format!("{package}:*")),
+            Found::Package(found) => Some(found),
+            _ => None,
         }
     }
 

@@ -239,6 +239,11 @@ fn label(package: &Package, call: &Call) -> Result<Label> {
 }
 
 impl PackageFile {
+    /// The names of its rules, as written.
+    pub fn rules(&self) -> impl Iterator<Item = &str> {
+        self.order.iter().filter(|defined| defined.parameter.is_none()).map(|defined| defined.label.name())
+    }
+
     fn add(&mut self, label: Label, call: Call, errors: &mut Errors) {
         if let Some(first) = self.defined.get(label.name()) {
             errors.report(
@@ -347,7 +352,8 @@ fn parameter(arguments: &BTreeMap<String, Data>) -> (Parameter, Vec<Fault>) {
             known
         }
         Some(other) => {
-            fault("type", None, format!("type takes a string, and this is {}", other.kind()), None);
+            let what = format!("type takes a string, and this is {}", other.kind());
+            fault("type", None, what, Some(format!("it is one of {}", Type::NAMES.join(", "))));
             None
         }
     };
@@ -371,7 +377,7 @@ fn parameter(arguments: &BTreeMap<String, Data>) -> (Parameter, Vec<Fault>) {
         Some(_) if known.is_none() => None,
         Some(data) => typed(type_name, data).map_or_else(
             |what| {
-                fault("default", None, format!("default: {what}"), None);
+                fault("default", None, format!("default: {what}"), Some(type_name.example().to_string()));
                 None
             },
             Some,

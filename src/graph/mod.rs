@@ -179,7 +179,10 @@ fn given(text: &str) -> Result<Vec<Given>> {
         return Err(Error::request(format!("{} is longer than {PARAMETER_FILE} bytes", path.display())));
     }
     let values: BTreeMap<String, serde_json::Value> = serde_json::from_str(&text).map_err(|e| {
-        Error::request(format!("{}:{}:{}: {e}", path.display(), e.line(), e.column())).next("write {\"//app:jobs\": 8}")
+        let what = e.to_string();
+        let what = what.split(" at line ").next().unwrap_or_default();
+        Error::request(format!("{}:{}:{}: {what}", path.display(), e.line(), e.column()))
+            .next("write {\"//app:jobs\": 8}")
     })?;
     let given = |(name, value)| Given {
         shown: format!("{} in {}", name, path.display()),

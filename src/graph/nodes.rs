@@ -8,12 +8,13 @@ use std::rc::Rc;
 
 use super::analysis::Analysis;
 use super::load::{Defined, fault_errors};
-use super::parameters::{Collected, SettingsId, article};
+use super::parameters::{Collected, SettingsId};
 use crate::build_file::attributes::{self, Edge};
 use crate::build_file::data::Data;
+use crate::build_file::reference::article;
 use crate::build_file::seen;
 use crate::build_file::spec::{Spec, Value};
-use crate::build_file::starlark::progress;
+use crate::build_file::starlark::{Function, progress};
 use crate::error::{Error, Place};
 use crate::label::Label;
 use crate::nearest::nearest;
@@ -151,7 +152,8 @@ impl Analysis {
         if let Some(place) = place {
             error = error.at(place, "");
         }
-        self.errors.report(error.at(defined.place.clone(), "defined here"));
+        let error = error.at(defined.place.clone(), "defined here");
+        self.errors.report(error.next("read it in a function: lambda p: p[…], or name a rule"));
         None
     }
 
@@ -212,7 +214,7 @@ impl Analysis {
                         edge.label,
                         article(&kind)
                     ));
-                    self.errors.report(error.at(place, ""));
+                    self.errors.report(error.at(place, "").next("name what image(…) defines"));
                     whole = false;
                 }
                 Follow::False => {
@@ -220,7 +222,8 @@ impl Analysis {
                         "{}: the image {} can't be left out by a condition",
                         defined.label, edge.label
                     ));
-                    self.errors.report(error.at(defined.place.clone(), ""));
+                    let next = "let a function of the parameters choose the image or the containers";
+                    self.errors.report(error.at(defined.place.clone(), "").next(next));
                     whole = false;
                 }
                 Follow::Broken => whole = false,
@@ -267,22 +270,18 @@ impl Analysis {
         let mut made = defined.arguments.clone();
         let mut whole = true;
         for (name, value) in &mut made {
-            if let Data::Function(function) = value {
-                let function = function.clone();
-                match self.call(&function, defined, name, settings, collected) {
-                    // A second look would take it for absent.
-                    Some(Data::Function(_)) => {
-                        let place = self.attribute_place(defined, name, None);
-                        self.errors.report(
-                            Error::request(format!("{}: {name}: a function that gives a function", defined.label))
-                                .at(place, ""),
-                        );
-                        whole = false;
-                    }
-                    Some(data) => *value = data,
-                    None => whole = false,
+            let mut call = |function: &Function| match self.call(function, defined, name, settings, collected) {
+                // A second look would take it for absent.
+                Some(data) if data.is_deferred() => {
+                    let place = self.attribute_place(defined, name, None);
+                    let what = format!("{}: {name}: a function that gives a function", defined.label);
+                    self.errors.report(Error::request(what).at(place, "").next("let it give the value itself"));
+                    Err(())
                 }
-            }
+                Some(data) => Ok(data),
+                None => Err(()),
+            };
+            whole &= value.resolve(&mut call).is_ok();
         }
         (made, whole)
     }
@@ -303,7 +302,7 @@ impl Analysis {
                 let error = error.at(place, "");
                 self.errors.report(match near {
                     Some(near) => error.next(format!("did you mean {near:?}?")),
-                    None => error,
+                    None => error.next("write it, or name one that is there"),
                 });
                 whole = false;
             }
@@ -355,7 +354,7 @@ impl Analysis {
             other => {
                 let place = self.attribute_place(defined, edge.attribute, Some(&edge.written));
                 let what = format!("{}: when gives {}, and takes True or False", defined.label, other.kind());
-                self.errors.report(Error::request(what).at(place, ""));
+                self.errors.report(Error::request(what).at(place, "").next("compare: p[…] == …"));
                 None
             }
         }
@@ -408,7 +407,7 @@ impl Analysis {
         self.errors.report(if kind == "image" {
             error.next("an image stands on another with base = …")
         } else {
-            error
+            error.next("a pod is the end of the way: ask for it on the command line")
         });
         false
     }

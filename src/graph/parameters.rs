@@ -7,10 +7,11 @@ use super::analysis::{Analysis, shown};
 use super::load::{Defined, argument_place};
 use super::{Given, GivenValue, Question};
 use crate::build_file::data::Data;
+use crate::build_file::reference::article;
 use crate::build_file::spec::Value;
 use crate::build_file::starlark::{Function, Outcome, Reads, Scene, progress};
 use crate::error::{Error, Place};
-use crate::label::{Label, Package};
+use crate::label::{Label, Package, Pattern};
 
 /// What is given: by the command line, then by the edges above.
 pub(super) type Settings = BTreeMap<Label, Value>;
@@ -38,6 +39,17 @@ impl Type {
     pub fn parse(text: &str) -> Option<Self> {
         let all = [Self::Bool, Self::Int, Self::String, Self::Path, Self::List];
         all.into_iter().find(|type_name| type_name.name() == text)
+    }
+
+    /// How a value is written.
+    pub fn example(self) -> &'static str {
+        match self {
+            Self::Bool => "a bool is True or False; on the command line true or false",
+            Self::Int => "an int is a whole number of 64 bits",
+            Self::String => "a string stands in quotes, and has no NUL byte in it",
+            Self::Path => "a path is a string without .., NUL byte and newline",
+            Self::List => "a list is one of strings; on the command line a,b or [\"a\", \"b\"]",
+        }
     }
 
     pub fn name(self) -> &'static str {
@@ -76,6 +88,9 @@ pub(super) fn typed(type_name: Type, data: &Data) -> Result<Value, String> {
         | (Type::List, Some(value @ Value::List(_))) => Ok(value),
         (Type::String, Some(Value::Text(text))) if !text.contains('\0') => Ok(Value::Text(text)),
         (Type::Path, Some(Value::Text(text))) => path(text),
+        (Type::List, None) if matches!(data, Data::List(_)) => {
+            Err("a list of strings is wanted, and not all are".to_string())
+        }
         _ => Err(format!("{} {} is wanted, and this is {}", article(type_name.name()), type_name.name(), data.kind())),
     }
 }
@@ -137,7 +152,7 @@ impl Analysis {
 
     fn one_given(&mut self, given: &Given, here: &Package) -> Option<(Label, Value)> {
         let label =
-            Label::parse_in(&given.name, here).map_err(|error| self.errors.report(error.context(&given.shown))).ok()?;
+            Pattern::one_in(&given.name, here).map_err(|error| self.errors.report(error.context(&given.shown))).ok()?;
         let defined = self.parameter_definition(&label, None)?;
         let type_name = defined.parameter.as_ref()?.type_name;
         let value = match &given.value {
@@ -166,7 +181,9 @@ impl Analysis {
         if let Some(place) = place {
             error = error.at(place, "");
         }
-        self.errors.report(error.at(defined.place.clone(), "defined here"));
+        let next = defined.parameter.as_ref().map(|parameter| parameter.type_name.example());
+        let error = error.at(defined.place.clone(), "defined here");
+        self.errors.report(error.next(next.unwrap_or_default()));
         None
     }
 
@@ -187,7 +204,8 @@ impl Analysis {
             return Some(settings);
         }
         if self.settings.len() >= SETTINGS {
-            self.errors.report(Error::request(format!("edges set parameters in more than {SETTINGS} different ways")));
+            let error = Error::request(format!("edges set parameters in more than {SETTINGS} different ways"));
+            self.errors.report(error.next("set fewer parameters on edges"));
             return None;
         }
         let mut made = (*self.settings[settings]).clone();
@@ -201,16 +219,14 @@ impl Analysis {
     }
 
     fn parameter_definition(&mut self, label: &Label, place: Option<&Place>) -> Option<Rc<Defined>> {
-        let defined = self.defined(label, place)?;
+        let defined = self.named("parameter ", label, place)?;
         if defined.parameter.is_none() {
             let mut error = Error::request(format!("{label} is no parameter"));
             if let Some(place) = place {
                 error = error.at(place.clone(), "");
             }
-            self.errors.report(error.at(
-                defined.place.clone(),
-                format!("it is defined here, as {} {}", article(&defined.kind), defined.kind),
-            ));
+            let note = format!("it is defined here, as {} {}", article(&defined.kind), defined.kind);
+            self.errors.report(error.at(defined.place.clone(), note).next("name what parameter(…) defines"));
             return None;
         }
         Some(defined)
@@ -230,7 +246,8 @@ impl Analysis {
         if self.deriving.len() > DERIVE_DEPTH {
             self.errors.report(
                 Error::request(format!("more than {DERIVE_DEPTH} parameters derive from one another"))
-                    .at(defined.place.clone(), ""),
+                    .at(defined.place.clone(), "")
+                    .next("give one of them a default instead"),
             );
             return None;
         }
@@ -344,7 +361,8 @@ impl Analysis {
                 let place = self.attribute_place(defined, attribute, None);
                 self.errors.report(
                     Error::request(format!("{}: parameters takes a dict, and this is {}", defined.label, other.kind()))
-                        .at(place, ""),
+                        .at(place, "")
+                        .next("write {\"//lib:shared\": True}"),
                 );
                 return None;
             }
@@ -413,9 +431,4 @@ impl Analysis {
             None => defined.place.clone(),
         }
     }
-}
-
-/// `an image`, `a rule`.
-pub(super) fn article(word: &str) -> &'static str {
-    if word.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" }
 }

@@ -6,6 +6,7 @@ use super::*;
 use crate::build_file::spec::{Instance, Spec, Value};
 
 mod diagnostics;
+mod functions;
 
 /// A workspace of some files.
 struct Site(tempfile::TempDir);

@@ -12,8 +12,9 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::described::{Container, Pod, Port, Probe, Volume};
-use super::plan::{Configured, Plan, expands};
+use super::plan::{Configured, Plan};
 use super::yaml;
+use crate::build_file::spec::expands;
 use crate::digest::Digest;
 use crate::error::Result;
 use crate::tree::RootPath;

@@ -1,4 +1,5 @@
-//! What a build file says of a pod, checked, with names as numbers: all that the bundle's writers need.
+//! What a build file says of a pod, with names as numbers and its images looked into: all that the bundle's writers
+//! need. What can be told from the build file alone was checked there (`build_file/attributes/pods.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
@@ -96,8 +97,6 @@ impl Planning<'_> {
         let pod = self.request.pod;
         let name = dns_label(self.request.label.name().trim_end_matches("/build_pod"));
         check_name("pod", &name)?;
-        unique("container", pod.containers.iter().map(|c| c.name.as_str()))?;
-        unique("volume", pod.volumes.iter().map(|v| v.name.as_str()))?;
         let ends = |c: &&spec::Container| c.restart == "never";
         if let (Some(once), Some(other)) = (pod.containers.iter().find(ends), pod.containers.iter().find(|c| !ends(c)))
         {
@@ -105,9 +104,6 @@ impl Planning<'_> {
                 "container {:?} is not restarted and {:?} is: a pod of Kubernetes has one policy, and kube.yaml restarts both",
                 once.name, other.name
             ));
-        }
-        if pod.containers.is_empty() {
-            return Err(Error::request("the pod has no container").next("add one to containers"));
         }
         let tags = self.tags()?;
         let files = self.files()?;
@@ -127,9 +123,7 @@ impl Planning<'_> {
             containers.push(done.0);
             configured.push(done.1);
         }
-        let ports: Vec<_> = pod.ports.iter().map(port).collect();
-        check_ports(&ports, &containers)?;
-        check_units(&pod.systemd_units)?;
+        let ports = pod.ports.iter().map(port).collect();
         let described = described::Pod {
             format_version: FORMAT,
             name,
@@ -233,7 +227,6 @@ impl Planning<'_> {
     }
 
     fn volume(&self, pod: &str, volume: &spec::Volume) -> Result<(described::Volume, Option<Selection>)> {
-        check_name("volume", &volume.name)?;
         let mut described = described::Volume {
             name: volume.name.clone(),
             kind: "empty".into(),
@@ -246,7 +239,6 @@ impl Planning<'_> {
         match &volume.holds {
             VolumeKind::Empty => Ok((described, None)),
             VolumeKind::HostPath(path) => {
-                absolute("host_path", path)?;
                 described.kind = "hostPath".into();
                 described.host_path = Some(path.clone());
                 Ok((described, None))
@@ -276,28 +268,12 @@ impl Planning<'_> {
         tags: &BTreeMap<Id, String>,
         files: &Selection,
     ) -> Result<(described::Container, Vec<Configured>)> {
-        check_name("container", &container.name)?;
         let (image, digest) = match &container.image {
             ImageRef::Built(id) => (reference(&tags[id], self.image(*id)?.version), self.image(*id)?.layout.manifest.0),
             ImageRef::Registry(text) => (text.clone(), pinned(text)?),
         };
         let (user, group) = self.user(container)?;
-        check_command(container)?;
-        for folder in &container.writable {
-            mount_path("writable", folder)?;
-        }
-        if !container.working_dir.is_empty() {
-            absolute("working_dir", &container.working_dir)?;
-            let path = RootPath::new(&container.working_dir)?;
-            if path.top() == b"proc" {
-                return Err(Error::request(format!("working_dir can't be below /proc: {:?}", container.working_dir)));
-            }
-        }
         let mounts = container.mounts.iter().map(|m| self.mount(m, files)).collect::<Result<Vec<_>>>()?;
-        unique(
-            "mount at",
-            mounts.iter().map(|m| m.path.as_str()).chain(container.writable.iter().map(String::as_str)),
-        )?;
         let configured = mounts.iter().filter_map(|m| m.file.as_ref().map(|file| (file, m)));
         let configured =
             configured.map(|(file, m)| self.configured(container, file, &m.path, files)).collect::<Result<Vec<_>>>()?;
@@ -329,12 +305,8 @@ impl Planning<'_> {
             writable: container.writable.clone(),
             mounts,
             ports: container.ports.iter().map(port).collect(),
-            probes: container
-                .probes
-                .iter()
-                .map(|(name, p)| Ok((name.clone(), probe(name, p)?)))
-                .collect::<Result<_>>()?,
-            restart: if container.restart.is_empty() { "always".into() } else { container.restart.clone() },
+            probes: container.probes.iter().map(|(name, p)| (name.clone(), probe(p))).collect(),
+            restart: container.restart.clone(),
         };
         Ok((described, configured))
     }
@@ -359,7 +331,6 @@ impl Planning<'_> {
     }
 
     fn mount(&self, mount: &spec::Mount, files: &Selection) -> Result<described::Mount> {
-        mount_path("mount", &mount.path)?;
         let pod = self.request.pod;
         if let Some(volume) = pod.volumes.iter().find(|v| v.name == mount.volume) {
             let read_only = mount.read_only || volume.read_only;
@@ -378,14 +349,7 @@ impl Planning<'_> {
             }
             Some(_) => Err(Error::request(format!("{path} can't be mounted: it is no regular file"))
                 .next("mount files one by one, or use a volume")),
-            None => {
-                let known: Vec<_> =
-                    pod.volumes.iter().map(|v| v.name.clone()).chain(files.keys().map(|p| p.to_string())).collect();
-                let has = if known.is_empty() { "no volumes and no files".to_string() } else { known.join(", ") };
-                Err(Error::request(format!("there is no volume or file {:?} to mount at {}", mount.volume, mount.path))
-                    .why(format!("the pod has {has}"))
-                    .next("add it to volumes or files"))
-            }
+            None => Err(Error::failed(format!("there is no volume or file {:?} to mount", mount.volume))),
         }
     }
 
@@ -473,12 +437,10 @@ fn reference(tag: &str, version: Option<&str>) -> String {
 }
 
 fn pinned(text: &str) -> Result<Digest> {
-    let bad = || Error::request(format!("image {text:?} is not pinned by digest")).next("write registry/name@sha256:…");
-    let (name, digest) = text.split_once('@').ok_or_else(bad)?;
-    let plain = !name.is_empty()
-        && !name.starts_with(['-', '.', '/'])
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/:".contains(&b));
-    if plain { digest.parse().map_err(|_| bad()) } else { Err(bad()) }
+    let digest = text.split_once('@').and_then(|(_, digest)| digest.parse().ok());
+    digest.ok_or_else(|| {
+        Error::request(format!("image {text:?} is not pinned by digest")).next("write registry/name@sha256:…")
+    })
 }
 
 fn check_name(what: &str, name: &str) -> Result<()> {
@@ -493,150 +455,17 @@ fn check_name(what: &str, name: &str) -> Result<()> {
         .next("use lower-case letters, digits and - inside, at most 63"))
 }
 
-fn unique<'n>(what: &str, names: impl Iterator<Item = &'n str>) -> Result<()> {
-    let mut seen = BTreeSet::new();
-    for name in names {
-        if !seen.insert(name.trim_end_matches('/')) {
-            return Err(Error::request(format!("two of the same: {what} {name:?}")).next("remove or rename one"));
-        }
-    }
-    Ok(())
-}
-
-fn absolute(what: &str, path: &str) -> Result<()> {
-    if !path.starts_with('/') || path.contains(|c: char| c.is_control()) || RootPath::new(path).is_err() {
-        return Err(Error::request(format!("{what}: not an absolute path: {path:?}"))
-            .next("write a path that begins with / and has no .. in it"));
-    }
-    Ok(())
-}
-
-/// Where something may be mounted.
-fn mount_path(what: &str, path: &str) -> Result<()> {
-    absolute(what, path)?;
-    // A colon ends the path in podman's own notation.
-    if path.contains(':') {
-        return Err(Error::request(format!("{what}: nothing can be mounted at {path:?}"))
-            .why("podman takes what follows a colon for options"));
-    }
-    let clean = RootPath::new(path)?;
-    if clean.is_root()
-        || ["proc", "sys", "dev"].iter().any(|top| clean.top() == top.as_bytes()) && clean.as_bytes() != b"dev/shm"
-    {
-        return Err(Error::request(format!("{what}: nothing can be mounted at {path:?}"))
-            .why("that belongs to the container's runtime")
-            .next("write another folder"));
-    }
-    Ok(())
-}
-
-/// Kubernetes replaces `$(NAME)` of its own variables and `$$` in commands; podman 4.3 does not. What both read
-/// alike is what has neither.
-fn check_command(container: &spec::Container) -> Result<()> {
-    let probes = container.probes.values().flat_map(|p| &p.exec);
-    for word in container.command.iter().chain(probes) {
-        if word.contains('\0') {
-            return Err(Error::request("a command holds a NUL character"));
-        }
-        if expands(word, &container.env) {
-            return Err(Error::request(format!("command {word:?} reads differently in podman and in Kubernetes"))
-                .why("Kubernetes replaces $$ and $(NAME) of the container's env, podman leaves them")
-                .next("put it into a script of the image, or write ${NAME} where a shell reads it"));
-        }
-    }
-    for name in container.env.keys() {
-        if name.is_empty()
-            || name.starts_with(|c: char| c.is_ascii_digit())
-            || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
-        {
-            return Err(
-                Error::request(format!("not the name of a variable: {name:?}")).next("use letters, digits and _ alone")
-            );
-        }
-    }
-    Ok(())
-}
-
-/// Would Kubernetes change this text? `k8s.io/kubernetes/third_party/forked/golang/expansion`.
-pub fn expands(text: &str, env: &BTreeMap<String, String>) -> bool {
-    text.contains("$$") || env.keys().any(|name| text.contains(&format!("$({name})")))
-}
-
 fn port(port: &spec::Port) -> described::Port {
-    described::Port {
-        port: port.port,
-        host: port.host,
-        protocol: if port.protocol.is_empty() { "tcp".into() } else { port.protocol.clone() },
-    }
+    described::Port { port: port.port, host: port.host, protocol: port.protocol.clone() }
 }
 
-fn probe(name: &str, probe: &spec::Probe) -> Result<described::Probe> {
-    let bad = |why: &str| {
-        Err(Error::request(format!("probe {name:?}: {why}")).next("give it exec, or http and port, or port"))
-    };
-    if !["liveness", "readiness", "startup"].contains(&name) {
-        return bad("there are liveness, readiness and startup");
-    }
-    match (&probe.exec[..], &probe.http, probe.port) {
-        ([_, ..], None, None) | ([], Some(_), Some(_)) | ([], None, Some(_)) => {}
-        _ => return bad("it says not exactly one way"),
-    }
-    if let Some(http) = probe
-        .http
-        .as_deref()
-        .filter(|http| !http.starts_with('/') || http.contains(|c: char| c.is_control() || c == ' '))
-    {
-        return bad(&format!("not a path: {http:?}"));
-    }
-    Ok(described::Probe {
+fn probe(probe: &spec::Probe) -> described::Probe {
+    described::Probe {
         exec: probe.exec.clone(),
         http: probe.http.clone(),
         port: probe.port,
         period: probe.period.clamp(1, i32::MAX as u64),
-    })
-}
-
-/// All containers share one network: a port is one container's, and a host's port is one port's.
-fn check_ports(ports: &[described::Port], containers: &[described::Container]) -> Result<()> {
-    let mut listening = BTreeSet::new();
-    let mut hosts = BTreeSet::new();
-    for container in containers {
-        for port in &container.ports {
-            if !listening.insert((port.port, port.protocol.clone())) {
-                return Err(Error::request(format!("two containers listen on port {}/{}", port.port, port.protocol))
-                    .why("the containers of a pod share one network")
-                    .next("give them different ports"));
-            }
-        }
     }
-    for port in ports.iter().chain(containers.iter().flat_map(|c| &c.ports)) {
-        if !["tcp", "udp"].contains(&port.protocol.as_str()) || port.port == 0 {
-            return Err(Error::request(format!("not a port: {}/{}", port.port, port.protocol))
-                .next("write a number from 1 to 65535, and tcp or udp"));
-        }
-    }
-    for (inside, host, protocol) in super::kube::published(ports, containers) {
-        if !hosts.insert((host, protocol.clone())) {
-            return Err(Error::request(format!(
-                "port {host}/{protocol} of the host is published twice, one time for {inside}"
-            ))
-            .next("remove one, or publish it elsewhere"));
-        }
-    }
-    Ok(())
-}
-
-fn check_units(units: &BTreeMap<String, String>) -> Result<()> {
-    for name in units.keys() {
-        let good = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-@".contains(&b))
-            && !name.starts_with(['-', '.'])
-            && name.contains('.')
-            && name.len() < 250;
-        if !good {
-            return Err(Error::request(format!("not the name of a unit: {name:?}")).next("write name.service"));
-        }
-    }
-    Ok(())
 }
 
 /// What stands in SHA256SUMS and a README must be one line that a shell and sha256sum read alike.

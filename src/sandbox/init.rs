@@ -58,7 +58,11 @@ fn inside(mut newborn: Newborn) -> i32 {
         Err(_) => return 2,
     };
     let control = UnixStream::from(control);
-    let reply = match serve(&mut newborn, &control, &File::from(output), standard) {
+    // Three descriptors, or none, and then the door of the rule's control group, or none.
+    let mut standard = standard;
+    let door = if standard.len() % 3 == 1 { standard.pop() } else { None };
+    let pipes = Pipes { control: &control, output: &File::from(output), door };
+    let reply = match serve(&mut newborn, &pipes, standard) {
         Ok(outcome) => Reply::Done(outcome),
         Err(error) => Reply::Failed(error),
     };
@@ -67,7 +71,15 @@ fn inside(mut newborn: Newborn) -> i32 {
     i32::from(!sent)
 }
 
-fn serve(newborn: &mut Newborn, control: &UnixStream, output: &File, standard: Vec<OwnedFd>) -> Result<Outcome> {
+/// What init was given.
+struct Pipes<'a> {
+    control: &'a UnixStream,
+    output: &'a File,
+    door: Option<OwnedFd>,
+}
+
+fn serve(newborn: &mut Newborn, pipes: &Pipes<'_>, standard: Vec<OwnedFd>) -> Result<Outcome> {
+    let (control, output) = (pipes.control, pipes.output);
     // Before anybody else may not look into us, or the files in /proc are not ours any more.
     newborn.map_ids()?;
     process::harden_self()?;
@@ -77,7 +89,8 @@ fn serve(newborn: &mut Newborn, control: &UnixStream, output: &File, standard: V
     for (fd, number) in standard.into_iter().zip(0..3) {
         process::set_standard(fd.as_fd(), number).map_err(|errno| Error::io("dup2", "standard input", errno))?;
     }
-    process::close_all_but(&[control.as_fd(), output.as_fd()]);
+    let kept = [Some(control.as_fd()), Some(output.as_fd()), pipes.door.as_ref().map(AsFd::as_fd)];
+    process::close_all_but(&kept.into_iter().flatten().collect::<Vec<_>>());
     let order = start::read_frame(control, LONGEST_ORDER).map_err(|e| Error::io("read", "order", e))?;
     let order: Order = postcard::from_bytes(&order).map_err(|e| Error::failed(format!("order: {e}")))?;
     // SIGCHLD comes through a descriptor; nothing else may interrupt us.
@@ -100,7 +113,7 @@ fn serve(newborn: &mut Newborn, control: &UnixStream, output: &File, standard: V
     }
     let upper = room.upper.take().ok_or_else(|| Error::failed("the plan has no snapshot"))?;
     let devices = std::mem::take(&mut room.devices);
-    let watch = Watch::new(control, output, &order, Owners::new(upper, &order, devices)?, weakened, terminal)?;
+    let watch = Watch::new(pipes, &order, Owners::new(upper, &order, devices)?, weakened, terminal)?;
     let outcome = watch.run();
     if order.chroot {
         // No namespace ends with us.
@@ -546,8 +559,7 @@ pub(super) fn overlay_refused(errno: Errno, layers: usize, log: Vec<String>) -> 
 // --- Running the steps.
 
 struct Watch<'a> {
-    control: &'a UnixStream,
-    output: &'a File,
+    pipes: &'a Pipes<'a>,
     order: &'a Order,
     children: SignalFd,
     deadline: Option<Instant>,
@@ -563,8 +575,7 @@ enum End {
 
 impl<'a> Watch<'a> {
     fn new(
-        control: &'a UnixStream,
-        output: &'a File,
+        pipes: &'a Pipes<'a>,
         order: &'a Order,
         owners: Owners,
         weakened: Vec<String>,
@@ -575,7 +586,7 @@ impl<'a> Watch<'a> {
         let children = SignalFd::with_flags(&child, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .map_err(|errno| Error::io("signalfd", "", errno))?;
         let deadline = order.time.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
-        Ok(Self { control, output, order, children, deadline, owners, weakened, terminal })
+        Ok(Self { pipes, order, children, deadline, owners, weakened, terminal })
     }
 
     fn run(mut self) -> Result<Outcome> {
@@ -591,14 +602,15 @@ impl<'a> Watch<'a> {
             }
         }
         let (status, failed_step) = ran?;
-        Ok(Outcome { status, failed_step, recorded: self.owners.into_recorded()?, weakened: self.weakened })
+        let recorded = self.owners.into_recorded()?;
+        Ok(Outcome { status, failed_step, recorded, weakened: self.weakened, memory_is_counted: false })
     }
 
     fn steps(&mut self) -> Result<(Status, Option<usize>)> {
         let (mut status, mut failed_step) = (Status::Exited(0), None);
         for number in 0..self.order.steps.len() {
             let open = Open { network: self.order.foreign_network, devices: self.owners.answers_opens() };
-            let started = step::start(self.order, number, self.output, self.terminal.as_deref(), open)?;
+            let started = step::start(self.order, number, self.outputs(), open)?;
             if started.listener.is_none() && number == 0 {
                 self.weakened.push(NO_OWNERS.into());
             }
@@ -611,6 +623,11 @@ impl<'a> Watch<'a> {
             }
         }
         Ok((status, failed_step))
+    }
+
+    fn outputs(&self) -> step::Given<'_> {
+        let (output, door) = (self.pipes.output, self.pipes.door.as_ref());
+        step::Given { output, terminal: self.terminal.as_deref(), door }
     }
 
     fn wait_for(&mut self, started: &step::Started) -> Result<End> {
@@ -627,7 +644,7 @@ impl<'a> Watch<'a> {
             };
             let mut fds = vec![
                 PollFd::new(self.children.as_fd(), PollFlags::POLLIN),
-                PollFd::new(self.control.as_fd(), PollFlags::empty()),
+                PollFd::new(self.pipes.control.as_fd(), PollFlags::empty()),
             ];
             if let Some(listener) = listener {
                 fds.push(PollFd::new(listener.as_fd(), PollFlags::POLLIN));

@@ -8,12 +8,13 @@
 //! step.rs   the rule  no capability, descriptor or signal more than a build needs (filter.rs)
 //! ```
 //!
-//! `place.rs` finds out what this place gives; `machine.rs` and `findings.rs` tell people about it. `spec.rs` is what a caller wants, `plan.rs` the ordered list of what is done for it, as data.
+//! `place.rs` finds out what this place gives, `cgroup.rs` whether a rule's memory can be limited as a whole; `machine.rs` and `findings.rs` tell people about it. `spec.rs` is what a caller wants, `plan.rs` the ordered list of what is done for it, as data.
 //! Init is a child of the nursery (`sys/nursery.rs`), which is our own executable, run from a sealed
 //! memfd once per command. The nursery dies with the command, init with the nursery, and everything
 //! inside with init, because it is PID 1 there. Nothing is mounted outside of
 //! the new mount namespace: after a kill there is nothing to clean up but folders of the caller.
 
+mod cgroup;
 mod filter;
 pub mod findings;
 mod init;

@@ -131,6 +131,8 @@ pub enum Hit {
     Time,
     /// `file_size`
     FileSize,
+    /// `memory`, of all processes together
+    Memory,
 }
 
 /// What came out.
@@ -144,6 +146,8 @@ pub struct Outcome {
     pub recorded: Vec<Recorded>,
     /// What this machine could not give, in words for people.
     pub weakened: Vec<String>,
+    /// It is known whether the limit of memory was hit.
+    pub memory_is_counted: bool,
 }
 
 /// What was asked for one file.

@@ -11,9 +11,10 @@ use nix::sched::CloneFlags;
 use nix::sys::stat::SFlag;
 
 use crate::error::{Error, Result};
+use crate::sandbox::cgroup::Group;
 use crate::sandbox::place::Isolation;
 use crate::sandbox::plan::{Order, Reply};
-use crate::sandbox::spec::{Outcome, Spec};
+use crate::sandbox::spec::{Hit, Outcome, Spec, Status};
 use crate::sys::nursery::{Birth, Child, Nursery, Stillborn};
 use crate::sys::refusal::Refusal;
 use crate::sys::{file, process};
@@ -69,20 +70,40 @@ pub fn run_on_terminal(spec: &Spec, relay: impl FnOnce(OwnedFd) + Send) -> Resul
 }
 
 fn converse(spec: &Spec, output: OwnedFd, standard: Option<[OwnedFd; 3]>) -> Result<Outcome> {
-    let order = Order::new(spec)?;
+    let mut order = Order::new(spec)?;
+    let group = order.memory.and_then(Group::with);
+    let door = group.as_ref().and_then(Group::door);
+    if door.is_some() {
+        // It is that of all processes together.
+        order.memory = None;
+    }
+    let counted = door.is_some();
     let tmp = Tmp::put_in(spec)?;
-    let reply = talk(spec, &order, output, standard);
+    let reply = talk(spec, &order, output, standard, door);
     tmp.take_out()?;
     match reply? {
-        Reply::Done(outcome) => Ok(outcome),
+        Reply::Done(mut outcome) => {
+            outcome.memory_is_counted = counted;
+            if counted && !outcome.status.success() && group.is_some_and(|group| group.was_exhausted()) {
+                outcome.status = Status::Limit(Hit::Memory);
+            }
+            Ok(outcome)
+        }
         Reply::Failed(error) => Err(error),
     }
 }
 
-fn talk(spec: &Spec, order: &Order, output: OwnedFd, standard: Option<[OwnedFd; 3]>) -> Result<Reply> {
+fn talk(
+    spec: &Spec,
+    order: &Order,
+    output: OwnedFd,
+    standard: Option<[OwnedFd; 3]>,
+    door: Option<File>,
+) -> Result<Reply> {
     let (ours, theirs) = UnixStream::pair().map_err(|e| Error::io("socketpair", "", e))?;
     let mut pass: Vec<BorrowedFd> = vec![theirs.as_fd(), output.as_fd()];
     pass.extend(standard.iter().flatten().map(|fd| fd.as_fd()));
+    pass.extend(door.as_ref().map(|door| door.as_fd()));
     let birth = Birth {
         task: SANDBOX,
         namespaces: namespaces(spec),
@@ -100,7 +121,7 @@ fn talk(spec: &Spec, order: &Order, output: OwnedFd, standard: Option<[OwnedFd; 
     }
     let child = make(birth, &pass)?;
     drop(theirs);
-    drop((output, standard));
+    drop((output, standard, door));
     let reply = if early { Ok(()) } else { send() }.and_then(|()| receive(&ours));
     if reply.is_err() {
         // It has nobody to talk to any more, whatever it is doing.

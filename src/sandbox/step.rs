@@ -51,18 +51,23 @@ const STAGES: [Stage; 8] = [
     Stage::Execute,
 ];
 
+/// What a step is given by init.
+#[derive(Clone, Copy)]
+pub(super) struct Given<'a> {
+    /// Standard output and error.
+    pub output: &'a File,
+    /// The path of a terminal instead.
+    pub terminal: Option<&'a str>,
+    /// Of the control group that it joins.
+    pub door: Option<&'a OwnedFd>,
+}
+
 /// Starts a step. When this returns, its program runs.
-pub(super) fn start(
-    order: &Order,
-    number: usize,
-    output: &File,
-    terminal: Option<&str>,
-    open: Open,
-) -> Result<Started> {
+pub(super) fn start(order: &Order, number: usize, given: Given<'_>, open: Open) -> Result<Started> {
     let (ours, theirs) = UnixStream::pair().map_err(|e| Error::io("socketpair", "", e))?;
     // What it says before its program runs waits in the socket.
     let pid = process::spawn(|| {
-        let Err((stage, errno)) = become_step(order, number, output, terminal, &theirs, open);
+        let Err((stage, errno)) = become_step(order, number, given, &theirs, open);
         let mut report = vec![stage as u8];
         report.extend_from_slice(&(errno as i32).to_le_bytes());
         let _ = (&theirs).write_all(&report);
@@ -72,7 +77,7 @@ pub(super) fn start(
     let listener = match process::receive_descriptor(&ours) {
         Ok(Some((0, listener))) => listener,
         Ok(Some((stage, _))) => return Err(failed(order, number, stage, &ours)),
-        Ok(None) | Err(_) => return Err(Error::failed(format!("step {}: it died before its program ran", number + 1))),
+        Ok(None) | Err(_) => return Err(numbered(order, number, Error::failed("it died before its program ran"))),
     };
     let mut stage = [0u8];
     match (&ours).read(&mut stage) {
@@ -95,7 +100,12 @@ fn failed(order: &Order, number: usize, stage: u8, mut socket: &UnixStream) -> E
         Some(stage) => io_error(&format!("{stage:?}").to_lowercase(), program, errno),
         None => Error::failed("it reported nonsense"),
     };
-    error.context(format!("step {}", number + 1))
+    numbered(order, number, error)
+}
+
+/// Which step it was, where there are several.
+fn numbered(order: &Order, number: usize, error: Error) -> Error {
+    if order.steps.len() > 1 { error.context(format!("step {}", number + 1)) } else { error }
 }
 
 fn not_executed(order: &Order, program: &str, errno: Errno) -> Error {
@@ -119,12 +129,12 @@ fn not_executed(order: &Order, program: &str, errno: Errno) -> Error {
 fn become_step(
     order: &Order,
     number: usize,
-    output: &File,
-    terminal: Option<&str>,
+    given: Given<'_>,
     report: &UnixStream,
     open: Open,
 ) -> Result<std::convert::Infallible, (Stage, Errno)> {
     let at = |stage| move |errno| (stage, errno);
+    let Given { output, terminal, door } = given;
     nix::unistd::setsid().map_err(at(Stage::Terminal))?;
     let opened = |e: std::io::Error| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
     match (order.standard, terminal) {
@@ -155,6 +165,9 @@ fn become_step(
     process::close_all_on_exec();
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     enter(&order.cwd).map_err(at(Stage::Folder))?;
+    if let Some(door) = door {
+        nix::unistd::write(door, b"0").map_err(at(Stage::Limits))?;
+    }
     limits(order).map_err(at(Stage::Limits))?;
     process::reset_signals();
     let program = order.steps[number].argv.clone();

@@ -37,7 +37,9 @@ fn one(
     written: &mut Selection,
 ) -> Result<()> {
     let path = RootPath::new(&record.path).map_err(|e| e.with_kind(crate::error::Kind::Request))?;
-    if path.is_root() {
+    // What a folder holds may lie right below the root, which nobody writes.
+    let lays_out = record.source.is_some() && record.content.is_none() && record.target.is_none();
+    if path.is_root() && !lays_out {
         return Err(Error::request("a file can't be the root itself").next("write a path below it"));
     }
     if let Some(mode) = record.mode.filter(|mode| mode & !0o7777 != 0) {
@@ -67,6 +69,13 @@ fn one(
             for (below, found) in sources(source, folder)? {
                 let at = path.join(below.as_bytes())?;
                 match found {
+                    Found::Folder if at.is_root() => {}
+                    _ if at.is_root() => {
+                        return Err(Error::request(format!(
+                            "a file can't be the root itself, and {source:?} is no folder"
+                        ))
+                        .next("write a path below it"));
+                    }
                     Found::Folder => put(
                         at,
                         Entry::folder(if record.kind == FileKind::Folder {
@@ -260,5 +269,21 @@ mod tests {
             FileRecord { content: Some("2".into()), ..record("/x") },
         ];
         assert!(write(&twice, None, &numbers).is_err());
+    }
+
+    #[test]
+    fn what_a_folder_holds_may_lie_right_below_the_root() {
+        let temp = tempfile::tempdir().unwrap();
+        fs::create_dir_all(temp.path().join("data/sub")).unwrap();
+        fs::write(temp.path().join("data/sub/a"), "a").unwrap();
+        let write = |source: Option<&str>| {
+            let all = FileRecord { source: source.map(str::to_string), ..record("/") };
+            super::write(&[all], Some(temp.path()), &numbers)
+        };
+        let paths: Vec<String> = write(Some("data")).unwrap().keys().map(RootPath::to_string).collect();
+        assert_eq!(paths, ["/sub", "/sub/a"]);
+        for source in [None, Some("data/sub/a")] {
+            assert!(write(source).unwrap_err().what().contains("can't be the root"), "{source:?}");
+        }
     }
 }

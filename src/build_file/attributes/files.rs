@@ -18,7 +18,7 @@ impl Attributes<'_> {
             attribute,
             Some(path),
             format!("{attribute}: not a path that can stand here: {path:?}: {bad}"),
-            None,
+            Some("write it from the folder of the build file, without .."),
         );
         false
     }
@@ -35,7 +35,7 @@ impl Attributes<'_> {
             attribute,
             Some(path),
             format!("{attribute}: not a path that can stand here: {path:?}: {bad}"),
-            None,
+            Some("write it from the root, without .."),
         );
         false
     }
@@ -84,7 +84,8 @@ impl Attributes<'_> {
 
     pub(super) fn is_pattern(&mut self, attribute: &str, pattern: &str) {
         if let Some(why) = odd(pattern) {
-            self.fault(attribute, Some(pattern), format!("{attribute}: not a pattern: {pattern:?}: {why}"), None);
+            let what = format!("{attribute}: not a pattern: {pattern:?}: {why}");
+            self.fault(attribute, Some(pattern), what, Some("write it from the root, without .."));
         } else if !pattern.starts_with('/') && !pattern.starts_with("**") {
             let next = format!("write {:?}", format!("/{pattern}"));
             self.fault(
@@ -98,7 +99,7 @@ impl Attributes<'_> {
                 attribute,
                 Some(pattern),
                 format!("{attribute}: not a pattern: {pattern:?}: {}", error.kind()),
-                None,
+                Some("write \\ before a character of patterns that is meant itself: * ? [ ] { }"),
             );
         }
     }

@@ -40,7 +40,7 @@ impl Attributes<'_> {
             }
         }
         if self.get("containers").is_some() && containers.is_empty() {
-            self.fault("containers", None, "a pod needs a container", None);
+            self.fault("containers", None, "a pod needs a container", Some("add one to containers"));
         }
         let ports: Vec<Port> = self.items("ports").iter().filter_map(|item| self.port("ports", item)).collect();
         // What a pod lists is published: where nothing else is said, under its own number.
@@ -97,7 +97,8 @@ impl Attributes<'_> {
         let mut seen = BTreeSet::new();
         for name in names {
             if !seen.insert(name) {
-                self.fault(attribute, Some(name), format!("{attribute}: {name:?} stands there twice"), None);
+                let what = format!("{attribute}: {name:?} stands there twice");
+                self.fault(attribute, Some(name), what, Some("remove or rename one"));
             }
         }
     }
@@ -106,7 +107,7 @@ impl Attributes<'_> {
         let units = self.dict("systemd_units");
         for name in units.keys() {
             let good = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-@".contains(&b));
-            if !good || name.starts_with(['-', '.']) || !name.contains('.') {
+            if !good || name.starts_with(['-', '.']) || !name.contains('.') || name.len() > 250 {
                 self.fault(
                     "systemd_units",
                     Some(name),
@@ -121,7 +122,7 @@ impl Attributes<'_> {
     fn container(&mut self, fields: &BTreeMap<String, Data>, images: &mut Vec<Edge>) -> Option<Container> {
         let name = self.kubernetes_name("containers", fields)?;
         let image = self.container_image(fields.get("image")?, images)?;
-        let mut inner = self.inside(fields);
+        let mut inner = self.inside("container", fields);
         let restart = inner.text("restart").unwrap_or_else(|| "always".to_string());
         if !["always", "on-failure", "never"].contains(&restart.as_str()) {
             inner.fault(
@@ -149,9 +150,44 @@ impl Attributes<'_> {
             probes: inner.probes(),
             restart,
         };
+        inner.check_places(&container);
+        inner.check_words(&container);
+        inner.not_of_proc(&container.working_dir);
         let faults = inner.faults;
         self.take("containers", &container.name, faults);
         Some(container)
+    }
+
+    /// Two things can't be mounted at one place.
+    fn check_places(&mut self, container: &Container) {
+        let mounts = container.mounts.iter().map(|mount| ("mounts", &mount.path));
+        let mut seen = BTreeSet::new();
+        for (attribute, path) in mounts.chain(container.writable.iter().map(|path| ("writable", path))) {
+            if !seen.insert(path.trim_end_matches('/')) {
+                let what = format!("two things are mounted at {path:?}");
+                self.fault(attribute, Some(path), what, Some("remove one, or mount it elsewhere"));
+            }
+        }
+    }
+
+    /// What podman and Kubernetes read alike in a command, and what both take for a variable's name.
+    fn check_words(&mut self, container: &Container) {
+        let probes = container.probes.values().flat_map(|probe| &probe.exec);
+        for word in container.command.iter().chain(probes).filter(|word| container.expands(word)) {
+            let what = format!(
+                "command {word:?} reads differently in podman and in Kubernetes: Kubernetes replaces $$ and $(NAME) of the container's env"
+            );
+            let next = "put it into a script of the image, or write ${NAME} where a shell reads it";
+            self.fault("command", Some(word), what, Some(next));
+        }
+        for name in container.env.keys() {
+            let good = !name.starts_with(|c: char| c.is_ascii_digit())
+                && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
+            if !good {
+                let what = format!("not the name of a variable: {name:?}");
+                self.fault("env", Some(name), what, Some("letters, digits and _ may stand in it"));
+            }
+        }
     }
 
     fn container_image(&mut self, data: &Data, images: &mut Vec<Edge>) -> Option<ImageRef> {
@@ -163,7 +199,7 @@ impl Attributes<'_> {
             let pinned = text.split_once("@sha256:").is_some_and(|(name, hex)| {
                 let named = !name.is_empty()
                     && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/:".contains(&b))
-                    && !name.starts_with('-');
+                    && !name.starts_with(['-', '.', '/']);
                 named && hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
             });
             if !pinned {
@@ -186,13 +222,18 @@ impl Attributes<'_> {
 
     fn volume(&mut self, fields: &BTreeMap<String, Data>) -> Option<Volume> {
         let name = self.kubernetes_name("volumes", fields)?;
-        let mut inner = self.inside(fields);
+        let mut inner = self.inside("volume", fields);
         let files = inner.get("files").is_some().then(|| VolumeKind::Files(inner.files("files", true)));
         let host = inner.absolute_path("host_path").map(VolumeKind::HostPath);
         let empty = inner.flag("empty", false).then_some(VolumeKind::Empty);
         let mut holds: Vec<VolumeKind> = files.into_iter().chain(host).chain(empty).collect();
         if holds.len() != 1 {
-            inner.fault("", Some(&name), "a volume has exactly one of files, host_path and empty", None);
+            inner.fault(
+                "",
+                Some(&name),
+                "a volume has exactly one of files, host_path and empty",
+                Some("keep one of them"),
+            );
         }
         let owned = inner.get("user").is_some() || inner.get("group").is_some();
         if owned && !matches!(holds[..], [VolumeKind::Files(_)]) {
@@ -228,15 +269,18 @@ impl Attributes<'_> {
 
     /// Nothing is mounted where the container's runtime mounts, nor where podman would read options.
     fn is_mountable(&mut self, attribute: &str, path: &str) {
-        let top = path.split('/').find(|part| !part.is_empty());
+        let top = path.split('/').find(|part| !part.is_empty() && *part != ".");
         let runtimes = match top {
             None => true,
             Some("dev") => path.trim_end_matches('/') != "/dev/shm",
             Some(top) => top == "proc" || top == "sys",
         };
-        if runtimes || path.contains(':') {
+        let odd = path.contains(|c: char| c.is_control());
+        if runtimes || odd || path.contains(':') {
             let why = if runtimes {
                 "that belongs to the container's runtime"
+            } else if odd {
+                "it holds a control character"
             } else {
                 "podman takes what follows a colon for options"
             };
@@ -304,13 +348,13 @@ impl Attributes<'_> {
     }
 
     fn probe(&mut self, fields: &BTreeMap<String, Data>) -> Probe {
-        let mut inner = self.inside(fields);
+        let mut inner = self.inside("probe", fields);
         let exec = inner.texts("exec");
         let http = inner.text("http");
         if let Some(http) = &http
             && (!http.starts_with('/') || http.contains(['\n', ' ']))
         {
-            inner.fault("http", Some(http), "http takes a path that begins with /", None);
+            inner.fault("http", Some(http), "http takes a path that begins with /", Some("write \"/health\""));
         }
         let port = inner.get("port").and_then(|data| inner.port("port", data)).map(|port| port.port);
         let period = match inner.get("period") {
@@ -322,7 +366,7 @@ impl Attributes<'_> {
             }
         };
         if exec.is_empty() == port.is_none() || (http.is_some() && port.is_none()) {
-            inner.fault("", None, "a probe has either exec, or port and perhaps http", None);
+            inner.fault("", None, "a probe has either exec, or port and perhaps http", Some("keep one way to ask"));
         }
         let faults = inner.faults;
         self.take("probes", "", faults);
@@ -340,11 +384,11 @@ impl Attributes<'_> {
         Some(name)
     }
 
-    fn inside<'b>(&self, fields: &'b BTreeMap<String, Data>) -> Attributes<'b>
+    fn inside<'b>(&self, kind: &'b str, fields: &'b BTreeMap<String, Data>) -> Attributes<'b>
     where
         Self: 'b,
     {
-        Attributes { values: fields, package: self.package, faults: vec![], needs: vec![] }
+        Attributes { kind, values: fields, package: self.package, faults: vec![], needs: vec![] }
     }
 
     /// Faults of a record, said at the attribute that the record stands in.

@@ -15,7 +15,7 @@ use crate::execute::secrets::{self, Secrets};
 use crate::execute::unchanged::{self, Recorder, Watch};
 use crate::execute::{room, wants};
 use crate::graph;
-use crate::label::Label;
+use crate::label::{Label, Pattern};
 use crate::report::Report;
 use crate::store::Store;
 use crate::store::inputs::Inputs;
@@ -31,7 +31,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         None => request.workspace.root.join("tapeout-out"),
     };
     let allow_network =
-        args.allow_network.iter().map(|text| Label::parse_in(text, &request.here)).collect::<Result<_>>()?;
+        args.allow_network.iter().map(|text| Pattern::one_in(text, &request.here)).collect::<Result<_>>()?;
     let settings = Settings {
         mirror: args.mirror.clone(),
         keyring: args.keyring.as_ref().map(|path| directory.join(path)),

@@ -5,20 +5,21 @@ use crate::cli::args::{Global, List};
 use crate::cli::{context, ui};
 use crate::error::{Error, Result};
 use crate::graph;
-use crate::label::Label;
+use crate::label::{Label, Pattern};
 
 /// Prints rules and parameters as a table or as JSON, or what depends on what.
 pub fn run(global: &Global, args: &List) -> Result<()> {
     let labels = if args.labels.is_empty() { vec!["//...".to_string()] } else { args.labels.clone() };
     let request = context::request(global, &args.ask, &labels)?;
     let definitions = graph::definitions(&request)?;
-    let label = |text: &str| Label::parse_in(text, &request.here).map(|label| whole(label, &definitions));
+    let label = |text: &str| Pattern::one_in(text, &request.here).map(|label| whole(label, &definitions));
     let edges = graph::show::Edges::of_definitions(&definitions);
     let labels = if let Some(pair) = &args.why {
         let (from, to) = (label(&pair[0])?, label(&pair[1])?);
         let path = edges.why(&from, &to)?;
         if path.is_empty() {
-            return Err(Error::request(format!("{from} does not depend on {to}")));
+            return Err(Error::request(format!("{from} does not depend on {to}"))
+                .next(format!("see on what it does: tapeout list --deps {from}")));
         }
         Some(path)
     } else if let Some(of) = &args.deps {
@@ -85,7 +86,10 @@ fn summary(definition: &Definition) -> String {
             .collect::<Vec<_>>()
             .join("  ");
     }
-    let deps = definition.deps.iter().map(edge).collect::<Vec<_>>().join(", ");
+    let edges = |arrow: &str, edges: &[DefinedDependency]| match edges {
+        [] => String::new(),
+        some => format!("{arrow} {}", some.iter().map(edge).collect::<Vec<_>>().join(", ")),
+    };
     let mut marks = vec![];
     if definition.network {
         marks.push("(not hermetic: it has the host's network)".to_string());
@@ -93,7 +97,7 @@ fn summary(definition: &Definition) -> String {
     if !definition.secrets.is_empty() {
         marks.push(format!("(needs --secret {})", definition.secrets.join(", ")));
     }
-    [doc, marks.join(" "), if deps.is_empty() { String::new() } else { format!("<- {deps}") }]
+    [doc, marks.join(" "), edges("<-", &definition.deps), edges("->", &definition.reverse_deps)]
         .iter()
         .filter(|s| !s.is_empty())
         .cloned()

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::cli::args::{Global, Log as Args};
 use crate::cli::{context, ui};
 use crate::error::{Error, Result};
-use crate::label::Label;
+use crate::label::Pattern;
 use crate::report::{Event, Report};
 use crate::store::Store;
 use crate::store::runs::{Run, Whose};
@@ -28,7 +28,7 @@ struct Told {
 pub fn run(global: &Global, args: &Args) -> Result<()> {
     let (workspace, here) = context::workspace(global, &context::nothing_asked())?;
     let store = context::store(global)?;
-    let mut label = Label::parse_in(&args.label, &here)?;
+    let mut label = Pattern::one_in(&args.label, &here)?;
     let mut runs = store.runs(&workspace.root, &label)?;
     if runs.is_empty() {
         // `:web` means the image, as elsewhere.
@@ -43,7 +43,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         let (name, value) = wanted.split_once('=').ok_or_else(|| {
             Error::request(format!("--parameter {wanted}: no =")).next("write --parameter LABEL=VALUE")
         })?;
-        let name = Label::parse_in(name, &here)?;
+        let name = Pattern::one_in(name, &here)?;
         runs.retain(|run| run.whose.parameters.get(&name).is_some_and(|found| text(found) == value));
     }
     if runs.is_empty() {

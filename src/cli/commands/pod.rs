@@ -6,7 +6,7 @@ use crate::build_file::workspace::Workspace;
 use crate::cli::args::Global;
 use crate::cli::{context, ui};
 use crate::error::{Error, Result};
-use crate::label::{Label, Package};
+use crate::label::{Package, Pattern};
 use crate::pod::carried::{self, Checked};
 
 /// Makes one file of a bundle.
@@ -46,7 +46,7 @@ fn folder(directory: &Path, bundle: &str) -> Result<PathBuf> {
     let below = directory.strip_prefix(&workspace.root).unwrap_or(Path::new(""));
     let here = below.to_str().and_then(|below| Package::new(below).ok()).map_or_else(|| Package::new(""), Ok)?;
     let name = if bundle.ends_with("/build_pod") { bundle.to_string() } else { format!("{bundle}/build_pod") };
-    let label = Label::parse_in(&name, &here)?;
+    let label = Pattern::one_in(&name, &here)?;
     let folder = workspace.root.join("tapeout-out").join(label.package().path()).join(label.name());
     match folder.is_dir() {
         true => Ok(folder),

@@ -8,7 +8,7 @@ use crate::execute::base::{Base, Settings};
 use crate::execute::build::{Build, Options};
 use crate::execute::shell::{self, Room};
 use crate::graph;
-use crate::label::Label;
+use crate::label::Pattern;
 use crate::report::{Event, Report};
 use crate::sandbox::{self, Isolation, Standard, Status};
 use crate::store::Store;
@@ -29,7 +29,7 @@ pub fn run(global: &Global, args: &Args) -> Result<u8> {
 
 fn failed(global: &Global, args: &Args, store: &Store) -> Result<Room> {
     let (workspace, here) = context::workspace(global, &args.ask)?;
-    let label = Label::parse_in(&args.label, &here)?;
+    let label = Pattern::one_in(&args.label, &here)?;
     for run in store.runs(&workspace.root, &label)?.iter().rev() {
         if let Some(room) = shell::left(store, &run.whose)? {
             return Ok(room);
@@ -67,7 +67,7 @@ fn sees(global: &Global, args: &Args, store: &Store, report: &dyn Report) -> Res
     };
     let base = Base::ready(store, super::build::wanted(&request.workspace), &settings, report)?;
     let allow_network =
-        args.allow_network.iter().map(|text| Label::parse_in(text, &request.here)).collect::<Result<_>>()?;
+        args.allow_network.iter().map(|text| Pattern::one_in(text, &request.here)).collect::<Result<_>>()?;
     let options = Options {
         jobs: super::build::processors(),
         allow_network,

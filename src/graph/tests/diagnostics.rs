@@ -19,7 +19,12 @@ fn check(name: &str, cases: &[Case]) {
         ]);
         found += &format!("=== {what}\n");
         text.lines().for_each(|line| found += &format!("    {line}\n"));
-        found += &format!("$ {label} {}\n{}\n", parameters.join(" "), site.fails(&[label], parameters));
+        let error = site.analyse(&[label], parameters).map(|_| ()).expect_err(what);
+        assert_eq!(error.exit_code(), 2, "{what}");
+        for error in std::iter::once(&error).chain(error.others()) {
+            assert!(error.next_step().is_some_and(|next| !next.is_empty()), "{what}: no next step: {error}");
+        }
+        found += &format!("$ {label} {}\n{}\n", parameters.join(" "), whole(&error));
     }
     golden(name, &found);
 }
@@ -132,6 +137,29 @@ fn definitions_that_are_wrong() {
             (
                 "pod",
                 "pod('p', containers = [container('A', image = 'redis:7'), container('b', image = ':x', mounts = [mount('dat', '/d')], restart = 'no', probes = {'live': probe(port = 1), 'liveness': probe()})], volumes = [volume('data'), volume('data', empty = True)])\n",
+                "//app:p/build_pod",
+                &[],
+            ),
+            (
+                "pods that no runtime could start",
+                "def c(name, **more):
+    return container(name, image = ':i', **more)
+
+pod('p',
+    containers = [
+        c('web', mounts = [mount('data', '/srv'), mount('data', '/srv/')], writable = ['/srv', '/a\\tb'], working_dir = '/proc/self/fd/7',
+          command = ['echo $$', '$(A)'], env = {'A': 'x', '1B': 'y', 'C D': 'z'}, ports = [80, port(81, protocol = 'sctp')]),
+        c('web', mounts = [mount('data', '/proc/x'), mount('data', '/'), mount('data', '/./dev'), mount('data', '/a:ro'), mount('data', 'srv')],
+          ports = [80, port(82, host = 8080)]),
+        c('-x', probes = {'liveness': probe(exec = ['$(A)'], port = 1)}),
+        container('y', image = '-x@sha256:' + '1' * 64),
+    ],
+    ports = [port(83, host = 8080)],
+    volumes = [volume('data', host_path = 'x', user = 'www')],
+    systemd_units = {'../x.service': '', '-x.service': ''})
+tapeout('t', files = [file('/x', content = '')])
+image('i', deps = [':t'])
+",
                 "//app:p/build_pod",
                 &[],
             ),
