@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::common::image::fingerprint;
-use crate::common::{Layout, User, Workspace, have};
+use crate::common::{Layout, User, Workspace, examples, have};
 
 /// A web server of one folder, which counts what it is asked for.
 struct Server {
@@ -347,6 +347,26 @@ image("app", deps = [":tapeout"], check = ["/usr/bin/bc", "--version"])
         .stderr_has("//app:build wants package bc ")
         .stderr_has("the builder wants package zlib1g ")
         .says_not("built");
+}
+
+/// Another user with an empty home and no lock, in a network namespace without a route: what the example workspace's file
+/// of inputs gives is, byte for byte, what was built with a network.
+#[test]
+fn the_example_workspace_behind_an_air_gap_has_the_digests_that_it_had_with_a_network() {
+    if !have(&["root", "unshare"]) {
+        return;
+    }
+    let online = Workspace::debian();
+    online.copy(&examples::source(), "");
+    online.run("fetch //... -o inputs.oci.tar").success();
+    let fresh = Workspace::empty(User::numbered(64107)).behind(&["/usr/bin/unshare", "-r", "-n"]);
+    fresh.copy(&examples::source(), "");
+    fs::hard_link(online.path("inputs.oci.tar"), fresh.path("inputs.oci.tar")).expect("link");
+    fresh.run("--offline build --inputs inputs.oci.tar //...").success();
+    let (built, expected) = (fingerprint(&fresh.output("")), fingerprint(&examples::output("", "zstd")));
+    let differs: Vec<_> = expected.keys().filter(|path| built.get(*path) != expected.get(*path)).collect();
+    assert!(differs.is_empty() && built.len() == expected.len(), "{differs:#?}");
+    assert!(built.keys().filter(|path| path.ends_with("index.json")).count() >= 5, "{built:#?}");
 }
 
 /// Every socket that is opened anywhere below, but for pairs of our own: rules have a network namespace of their

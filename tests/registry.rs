@@ -179,6 +179,19 @@ fn a_builder_comes_from_a_registry_by_digest() {
     other.run(&format!("--offline bootstrap mine --from {pinned}")).failure(1).stderr_has("--offline");
     other
         .file("tapeout.toml", format!("[builder]\ntag = \"mine\"\nfrom = \"{pinned}\"\n[build]\nepoch = 1767225600\n"));
+    // Behind an air gap it comes out of the file, and is missed where there is none.
+    other.run("fetch //app:small/build_image -o inputs.oci.tar").success();
+    let gapped = Workspace::tiny();
+    gapped.file("app/build.star", BUILD).file("tapeout.toml", other.read("tapeout.toml"));
+    gapped
+        .run("--offline build //app:small/build_image")
+        .failure(1)
+        .stderr_has(&format!("the builder wants image {pinned}"))
+        .stderr_has("tapeout fetch //app:small/build_image -o");
+    std::fs::copy(other.path("inputs.oci.tar"), gapped.path("inputs.oci.tar")).expect("copy");
+    gapped.run("--offline build //app:small/build_image --inputs inputs.oci.tar").success();
+    assert_eq!(digest(&gapped, "small"), expected);
+
     other.run("build //app:small/build_image").success();
     assert_eq!(digest(&other, "small"), expected, "the same builder, the same image");
     // It is in the store now.

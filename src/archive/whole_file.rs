@@ -1,15 +1,17 @@
 //! One file that is written whole or not at all: what an archive is written into.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{self, Write};
 use std::path::Path;
 
+use crate::archive::pieces::{PieceReader, PieceWriter, pieces};
 use crate::error::{Error, Result};
-use crate::sys::file;
+use crate::sys::file::{self, Flowing};
 
-/// Writes a file beside its place, and renames it there when it is on the disk. What was there before stays
-/// until then; after an error nothing is left. Its mode is what the caller's umask leaves of 0666.
-pub fn write(to: &Path, fill: impl FnOnce(&mut BufWriter<&File>) -> Result<()>) -> Result<()> {
+/// Writes a file that has no name until it is whole and on the disk, and renames it into its place then. What was
+/// there before stays until then; after an error or a kill nothing is left. Its mode is what the caller's umask
+/// leaves of 0666. What fills it reads and hashes in one thread while another writes; memory doesn't grow with it.
+pub fn write(to: &Path, fill: impl FnOnce(&mut PieceWriter) -> Result<()>) -> Result<()> {
     let refused = |why: &str| {
         Err(Error::request(format!("can't write to {}", to.display())).why(why.to_string()).next("name a file"))
     };
@@ -22,12 +24,19 @@ pub fn write(to: &Path, fill: impl FnOnce(&mut BufWriter<&File>) -> Result<()>) 
         return refused(&format!("{} is no folder", parent.display()));
     }
     let beside = parent.join(format!(".{}.{}.new", name.to_string_lossy(), std::process::id()));
+    // Not every file system has files without a name: FAT and NFS have none.
+    let nameless = file::nameless_file(parent, 0o666).ok();
+    let named = nameless.is_none();
     let write = || {
-        let file = file::create_anew(&beside)?;
-        let mut out = BufWriter::with_capacity(256 << 10, &file);
-        fill(&mut out)?;
-        out.flush().map_err(|e| Error::io("write", to, e))?;
+        let file = match nameless {
+            Some(file) => file,
+            None => file::create_anew(&beside)?,
+        };
+        let file = written(file, to, fill)?;
         file.sync_all().map_err(|e| Error::io("fsync", to, e))?;
+        while !named && !file::name_file(&file, &beside)? {
+            fs::remove_file(&beside).map_err(|e| Error::io("unlink", &beside, e))?;
+        }
         fs::rename(&beside, to).map_err(|e| Error::io("rename", to, e))?;
         let folder = File::open(parent).and_then(|folder| folder.sync_all());
         folder.map_err(|e| Error::io("fsync", parent, e))
@@ -38,11 +47,31 @@ pub fn write(to: &Path, fill: impl FnOnce(&mut BufWriter<&File>) -> Result<()>) 
     })
 }
 
+fn written(file: File, to: &Path, fill: impl FnOnce(&mut PieceWriter) -> Result<()>) -> Result<File> {
+    let take = |from: PieceReader| -> io::Result<File> {
+        let mut file = Flowing::new(file);
+        while let Some(piece) = from.next() {
+            file.write_all(&piece)?;
+            from.done(piece);
+        }
+        Ok(file.into_inner())
+    };
+    let (mut out, from) = pieces(8);
+    std::thread::scope(|scope| {
+        let taker = scope.spawn(|| take(from));
+        let filled = fill(&mut out).and_then(|()| out.end().map_err(|e| Error::io("write", to, e)));
+        let taken = taker.join().unwrap_or_else(|_| Err(io::Error::other("a thread that writes ended early")));
+        // A disk that is full ends the other thread too: the cause is told.
+        let file = taken.map_err(|e| Error::io("write", to, e))?;
+        filled.map(|()| file)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn says(text: &str) -> impl FnOnce(&mut BufWriter<&File>) -> Result<()> + '_ {
+    fn says(text: &str) -> impl FnOnce(&mut PieceWriter) -> Result<()> + '_ {
         |out| out.write_all(text.as_bytes()).map_err(|e| Error::io("write", "x", e))
     }
 
@@ -51,8 +80,16 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let to = temp.path().join("x.tar");
         fs::write(&to, "old").unwrap();
-        let failed = write(&to, |out| says("half")(out).and(Err(Error::failed("stop"))));
-        assert!(failed.is_err());
+        let failed = write(&to, |out| {
+            says("half")(out)?;
+            assert_eq!(
+                fs::read_dir(temp.path()).unwrap().count(),
+                1,
+                "what isn't whole has no name that a kill leaves"
+            );
+            Err(Error::failed("stop"))
+        });
+        assert_eq!(failed.unwrap_err().what(), "stop");
         assert_eq!(fs::read_to_string(&to).unwrap(), "old");
         write(&to, says("new")).unwrap();
         assert_eq!(fs::read_to_string(&to).unwrap(), "new");

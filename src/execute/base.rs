@@ -264,6 +264,14 @@ impl Base {
         Ok(held(lock).0.builder_packages(&self.config.packages)?.into_values().cloned().collect())
     }
 
+    /// The image of a registry that a builder is made of which isn't made yet, or any for a file of inputs.
+    pub fn builder_image(&self) -> Option<&Reference> {
+        match &self.from {
+            From::Registry(reference) if !self.made || self.settings.only_lock => Some(reference),
+            _ => None,
+        }
+    }
+
     /// The packages that a union adds to the builder; the lock learns what it didn't have.
     pub fn packages_of(&self, union: &[String], report: &dyn Report) -> Result<Vec<LockedPackage>> {
         match &self.lock {

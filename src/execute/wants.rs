@@ -160,6 +160,9 @@ pub fn of(build: &Build) -> Result<Vec<Want>> {
     for package in build.base.builder_packages()? {
         wants.push(Want { what: What::Package(package), by: None });
     }
+    if let Some(reference) = build.base.builder_image() {
+        wants.push(Want { what: What::Image(reference.clone()), by: None });
+    }
     for (id, instance) in build.graph.instances.iter().enumerate() {
         let mut want = |what: What| wants.push(Want { what, by: Some(id) });
         let here = |e: Error| e.at(instance.place.clone(), "");
@@ -291,7 +294,12 @@ pub fn bring(build: &Build, wants: &[Want]) -> Result<Fetched> {
 }
 
 fn bring_one(build: &Build, want: &Want) -> Result<()> {
-    let Some(id) = want.by else { return Ok(()) };
+    let Some(id) = want.by else {
+        return match &want.what {
+            What::Image(reference) => build.base.pull(reference, build.report).map(drop),
+            _ => Ok(()),
+        };
+    };
     let instance = &build.graph.instances[id];
     let brought = match &want.what {
         What::Package(_) | What::Index(_) => Ok(()),

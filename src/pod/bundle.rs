@@ -179,4 +179,4 @@ fn walk(out: &Path) -> Result<Vec<(RootPath, fs::FileType)>> {
 
 #[cfg(test)]
 #[path = "bundle_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -12,7 +12,7 @@ use crate::tapeout::testing::OnDisk;
 const EPOCH: i64 = 1_767_225_600;
 
 /// Writes a bundle of a pod whose images are one made-up manifest.
-fn written(pod: &Pod, dir: &Path) -> Written {
+pub fn written(pod: &Pod, dir: &Path) -> Written {
     let blobs = tempfile::tempdir().unwrap();
     let put = |bytes: &[u8]| {
         let digest = Digest::of(bytes);
@@ -20,13 +20,14 @@ fn written(pod: &Pod, dir: &Path) -> Written {
         digest
     };
     let config = put(b"{}");
-    let manifest = put(b"{\"schemaVersion\":2}");
+    let text = format!(r#"{{"schemaVersion":2,"config":{{"digest":"{config}","size":2}},"layers":[]}}"#);
+    let manifest = put(text.as_bytes());
     let images = Images::new(&["//app:web/build_image", "//db:redis/build_image"]);
     let label = "//shop:shop/build_pod".parse().unwrap();
     let request = Request {
         pod,
         label: &label,
-        images: &images.map((manifest, 19), &[config]),
+        images: &images.map((manifest, text.len() as u64), &[config]),
         blob: &|digest| blobs.path().join(digest.hex()),
         files: &OnDisk("/nowhere".into()),
         package_folder: None,

@@ -21,7 +21,7 @@ use crate::archive::section::Section;
 use crate::archive::tar_reader::{self, Kind, Limits, Place};
 use crate::archive::tar_writer::{self, Member, TarWriter};
 use crate::archive::whole_file;
-use crate::digest::Digest;
+use crate::digest::{Digest, HashingReader};
 use crate::error::{Error, Result};
 use crate::image::json;
 use crate::sys::file;
@@ -167,20 +167,38 @@ fn walk(root: &Root, folder: &RootPath, depth: usize, entries: &mut BTreeMap<Roo
 
 /// Checks a bundle, a folder or a file. The error names all that is wrong with it.
 pub fn verify(path: &Path) -> Result<Checked> {
-    let bundle = Bundle::open(path)?;
-    Check { bundle: &bundle, digests: BTreeMap::new(), faults: vec![] }.run(path).map(|(checked, _)| checked)
+    Whole::of(&Bundle::open(path)?, path).map(|whole| whole.checked)
 }
 
 /// Makes one file of a bundle that is whole: the same bytes for the same bundle.
 pub fn pack(from: &Path, to: &Path) -> Result<Checked> {
     let bundle = Bundle::open(from)?;
-    let (checked, pod) = Check { bundle: &bundle, digests: BTreeMap::new(), faults: vec![] }.run(from)?;
+    let whole = Whole::of(&bundle, from)?;
+    write(&bundle, &whole, to)?;
+    Ok(whole.checked)
+}
+
+/// What a bundle was found to be.
+struct Whole {
+    checked: Checked,
+    pod: Pod,
+    /// Of every file.
+    digests: BTreeMap<RootPath, Digest>,
+}
+
+impl Whole {
+    fn of(bundle: &Bundle, path: &Path) -> Result<Self> {
+        Check { bundle, digests: BTreeMap::new(), faults: vec![] }.run(path)
+    }
+}
+
+fn write(bundle: &Bundle, Whole { pod, digests, .. }: &Whole, to: &Path) -> Result<()> {
     let created = chrono::DateTime::parse_from_rfc3339(&pod.created)
         .map_err(|e| Error::failed(format!("pod.json: created is no time: {e}")))?;
     let none = BTreeMap::new();
     whole_file::write(to, |out| {
         let mut tar = TarWriter::new(out);
-        let mut buffer = vec![0; 1 << 20];
+        let mut buffer = vec![0; 256 << 10];
         let member = |tar: &mut TarWriter<_>, path: &[u8], kind: tar_writer::Kind, mode: u32| {
             let mtime = created.timestamp();
             tar.member(&Member { path, kind, mode, uid: 0, gid: 0, mtime, xattrs: &none, records: &[] })
@@ -196,16 +214,22 @@ pub fn pack(from: &Path, to: &Path) -> Result<Checked> {
                     // As the bundle was written: only files of the pod may be executed.
                     let mode = if *executable && path.top() == b"files" { 0o755 } else { 0o644 };
                     member(&mut tar, name.as_bytes(), tar_writer::Kind::File(*size), mode)?;
+                    let mut hashed = HashingReader::new(bundle.read(path)?);
                     if *size > 0 {
-                        tar.content_from(bundle.read(path)?, path, &mut buffer)?;
+                        tar.content_from(&mut hashed, path, &mut buffer)?;
+                    }
+                    // What was checked may be another file by now.
+                    let (packed, _) = hashed.finish().map_err(|e| Error::io("read", path.as_path(), e))?;
+                    if digests.get(path) != Some(&packed) {
+                        return Err(Error::failed(format!("{path} was changed while the bundle was packed"))
+                            .next("pack it again when nothing writes into it"));
                     }
                 }
                 Entry::Other(what) => return Err(Error::failed(format!("{path} is {what}"))),
             }
         }
         tar.finish().map(drop)
-    })?;
-    Ok(checked)
+    })
 }
 
 struct Check<'a> {
@@ -219,7 +243,7 @@ impl Check<'_> {
         self.faults.push(format!("{path}: {what}"));
     }
 
-    fn run(mut self, path: &Path) -> Result<(Checked, Pod)> {
+    fn run(mut self, path: &Path) -> Result<Whole> {
         let sums = self.bundle.document(&RootPath::new(SUMS)?)?;
         let Some(sums) = sums else {
             return Err(Error::failed(format!("{} is no bundle", path.display()))
@@ -243,7 +267,8 @@ impl Check<'_> {
                     files: sizes.clone().count(),
                     bytes: sizes.sum(),
                 };
-                Ok((checked, pod))
+                self.digests.insert(RootPath::new(SUMS)?, checked.digest);
+                Ok(Whole { checked, pod, digests: self.digests })
             }
             (_, _) => {
                 let mut error = Error::failed(format!("the bundle {} is not as it was written", path.display()));
@@ -457,4 +482,30 @@ impl Check<'_> {
 fn descriptors(list: &Value) -> Vec<(Digest, u64)> {
     let one = |value: &Value| Some((value["digest"].as_str()?.parse().ok()?, value["size"].as_u64()?));
     list.as_array().into_iter().flatten().filter_map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::bundle::tests::written;
+    use super::super::plan::tests::shop;
+    use super::*;
+
+    #[test]
+    fn a_file_that_changes_after_it_was_checked_is_not_packed() {
+        let (folder, temp) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        written(&shop(), folder.path());
+        let (bundle, to) = (Bundle::open(folder.path()).unwrap(), temp.path().join("shop.tar"));
+        for name in ["files/web.conf", SUMS] {
+            let whole = Whole::of(&bundle, folder.path()).unwrap();
+            let path = folder.path().join(name);
+            let good = std::fs::read(&path).unwrap();
+            let mut bad = good.clone();
+            bad[0] ^= 1;
+            std::fs::write(&path, bad).unwrap();
+            let error = write(&bundle, &whole, &to).unwrap_err();
+            assert!(error.what().contains(name) && !to.exists(), "{error}");
+            std::fs::write(&path, good).unwrap();
+        }
+        assert_eq!(pack(folder.path(), &to).unwrap(), verify(&to).unwrap());
+    }
 }

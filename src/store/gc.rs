@@ -191,7 +191,7 @@ pub(super) fn write_use(store: &Path, used: &BTreeSet<Digest>) -> std::io::Resul
     match fs::File::open(&path) {
         Ok(file) => file.set_modified(SystemTime::now()),
         Err(_) => {
-            let mut new = file::nameless_file(&store.join("uses")).map_err(std::io::Error::other)?;
+            let mut new = file::nameless_file(&store.join("uses"), 0o600).map_err(std::io::Error::other)?;
             std::io::Write::write_all(&mut new, &bytes)?;
             file::name_file(&new, &path).map(drop).map_err(std::io::Error::other)
         }

@@ -14,7 +14,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{BufWriter, Read};
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -25,7 +25,7 @@ use crate::archive::section::Section;
 use crate::archive::tar_reader::{self, Kind, Limits};
 use crate::archive::tar_writer::{self, Member, TarWriter};
 use crate::archive::whole_file;
-use crate::digest::Digest;
+use crate::digest::{Digest, HashingReader};
 use crate::error::{self, Error, Result};
 use crate::sys::file;
 use crate::tree::RootPath;
@@ -318,7 +318,7 @@ pub fn write(
     to: &Path,
     config: &Config,
     inputs: &BTreeSet<Input>,
-    blob: &(dyn Fn(&Digest) -> Result<Section> + Sync),
+    blob: &dyn Fn(&Digest) -> Result<Section>,
 ) -> Result<u64> {
     let described = |media_type: &str, bytes: &[u8]| Descriptor {
         media_type: media_type.into(),
@@ -362,7 +362,7 @@ pub fn write(
         blobs.insert(Digest::of(document), Content::Bytes(document));
     }
     let none = BTreeMap::new();
-    let fill = |out: &mut BufWriter<&File>| {
+    whole_file::write(to, |out| {
         let mut tar = TarWriter::new(out);
         let member = |path: &str, kind: tar_writer::Kind, tar: &mut TarWriter<_>| {
             let mode = if kind == tar_writer::Kind::Folder { 0o755 } else { 0o644 };
@@ -375,7 +375,7 @@ pub fn write(
         }
         member("blobs", tar_writer::Kind::Folder, &mut tar)?;
         member("blobs/sha256", tar_writer::Kind::Folder, &mut tar)?;
-        let mut buffer = vec![0; 1 << 20];
+        let mut buffer = vec![0; 256 << 10];
         for (digest, content) in &blobs {
             let name = format!("blobs/sha256/{}", digest.hex());
             match content {
@@ -385,33 +385,20 @@ pub fn write(
                 }
                 Content::Blob(size) => {
                     member(&name, tar_writer::Kind::File(*size), &mut tar)?;
+                    let mut hashed = HashingReader::new(blob(digest)?);
                     if *size > 0 {
-                        tar.content_from(blob(digest)?, &RootPath::new(&name)?, &mut buffer)?;
+                        tar.content_from(&mut hashed, &RootPath::new(&name)?, &mut buffer)?;
+                    }
+                    let (is, _) = hashed.finish().map_err(|e| Error::io("read", &name, e))?;
+                    if is != *digest {
+                        return Err(Error::failed(format!("the blob {digest} of the store is damaged"))
+                            .why(format!("its content has the digest {is}"))
+                            .next("tapeout fsck, then fetch again"));
                     }
                 }
             }
         }
         tar.finish().map(drop)
-    };
-    // Hashing takes as long as writing, so it has a thread of its own.
-    let hash = || {
-        inputs.iter().try_for_each(|Input { digest, .. }| {
-            let (is, _) = Digest::of_reader(blob(digest)?).map_err(|e| Error::io("read", digest.hex(), e))?;
-            match is == *digest {
-                true => Ok(()),
-                false => Err(Error::failed(format!("the blob {digest} of the store is damaged"))
-                    .why(format!("its content has the digest {is}"))
-                    .next("tapeout fsck, then fetch again")),
-            }
-        })
-    };
-    whole_file::write(to, |out| {
-        std::thread::scope(|scope| {
-            let hashed = scope.spawn(hash);
-            let written = fill(out);
-            let hashed = hashed.join().unwrap_or_else(|_| Err(Error::failed("a thread that hashes ended early")));
-            hashed.and(written)
-        })
     })?;
     fs::metadata(to).map(|data| data.len()).map_err(|e| Error::io("stat", to, e))
 }

@@ -278,13 +278,13 @@ impl Store {
 
     /// Begins a blob: nothing is there until it is finished.
     pub fn begin(&self) -> Result<Partial> {
-        let file = file::nameless_file(&self.path().join("blobs/sha256"))?;
+        let file = file::nameless_file(&self.path().join("blobs/sha256"), 0o600)?;
         Ok(Partial { store: self.clone(), file: Hashing::new(Flowing::new(file)) })
     }
 
     /// Begins a blob whose writer hashes what it writes, so that it isn't hashed twice.
     pub fn begin_unhashed(&self) -> Result<Unhashed> {
-        let file = file::nameless_file(&self.path().join("blobs/sha256"))?;
+        let file = file::nameless_file(&self.path().join("blobs/sha256"), 0o600)?;
         Ok(Unhashed { store: self.clone(), file: Flowing::new(file) })
     }
 
@@ -586,7 +586,7 @@ fn check_format(path: &Path) -> Result<()> {
             .next("use another TAPEOUT_STORE, or the tapeout that made this one")),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             // Nameless until it is whole: who comes at the same moment, from another container too, makes one of its own.
-            let mut new = file::nameless_file(path)?;
+            let mut new = file::nameless_file(path, 0o600)?;
             new.write_all(FORMAT.as_bytes()).map_err(|e| Error::io("write", &named, e))?;
             if file::name_file(&new, &named)? { Ok(()) } else { check_format(path) }
         }

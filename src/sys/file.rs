@@ -661,14 +661,14 @@ impl io::Write for Flowing {
     }
 }
 
-/// A nameless file in a folder (`O_TMPFILE`), for [`name_file`].
-pub fn nameless_file(folder: &Path) -> Result<File> {
+/// A nameless file in a folder (`O_TMPFILE`), for [`name_file`]; its mode is what the umask leaves.
+pub fn nameless_file(folder: &Path, mode: u32) -> Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     std::fs::OpenOptions::new()
         .read(true)
         .write(true)
         .custom_flags(libc::O_TMPFILE)
-        .mode(0o600)
+        .mode(mode)
         .open(folder)
         .map_err(|e| Error::io("open", folder, e))
 }

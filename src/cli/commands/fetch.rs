@@ -24,6 +24,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         keyring: args.keyring.as_ref().map(|path| directory.join(path)),
         locked: args.locked,
         offline: global.offline,
+        keychain: context::keychain(),
         only_lock: true,
         ..Settings::default()
     };
