@@ -238,7 +238,7 @@ fn a_damaged_record_means_an_analysis() {
 
 /// Damages it in many ways. Is it read while nothing was edited?
 fn is_needed(site: &Site, record: &Path) -> bool {
-    let whole = fs::read(&record).expect("read");
+    let whole = fs::read(record).expect("read");
     let mut flipped: Vec<Vec<u8>> = [0, 31, 32, 39, 60, whole.len() / 2, whole.len() - 1]
         .iter()
         .map(|at| {

@@ -17,7 +17,7 @@ macro_rules! untagged_as_text {
         const _: () = {
             #[derive(Serialize, Deserialize)]
             #[serde(remote = $text, untagged)]
-            enum Text { $($variant $(($inner))?),* }
+            enum Readable { $($variant $(($inner))?),* }
 
             #[derive(Serialize, Deserialize)]
             #[serde(remote = $text)]
@@ -25,13 +25,13 @@ macro_rules! untagged_as_text {
 
             impl Serialize for $name {
                 fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-                    if s.is_human_readable() { Text::serialize(self, s) } else { Binary::serialize(self, s) }
+                    if s.is_human_readable() { Readable::serialize(self, s) } else { Binary::serialize(self, s) }
                 }
             }
 
             impl<'de> Deserialize<'de> for $name {
                 fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-                    if d.is_human_readable() { Text::deserialize(d) } else { Binary::deserialize(d) }
+                    if d.is_human_readable() { Readable::deserialize(d) } else { Binary::deserialize(d) }
                 }
             }
         };
