@@ -75,6 +75,34 @@ fn two_rules_that_add_system_users_are_joined_right_whatever_was_built_first() {
     assert_eq!(digests[0], digests[1], "it depends on what was built first");
 }
 
+/// What `//base:build` of one workspace came to is in the store of all; the lock of each says the numbers.
+#[test]
+fn an_installation_that_is_cached_gives_its_numbers_to_the_lock_or_is_done_again() {
+    let (one, other) = (Workspace::debian(), Workspace::debian());
+    for workspace in [&one, &other] {
+        workspace.file(
+            "app/build.star",
+            r#"
+rule("build", deps = ["//base:build"], packages = ["redis-server"], run = "id -u redis >/uid")
+tapeout("tapeout", deps = [":build"], include = ["/uid"])
+image("image", deps = [":tapeout"])
+"#,
+        );
+    }
+    one.run("build //app:image").success();
+    let lock = one.read("tapeout.lock");
+    let number = lock.lines().find_map(|line| line.strip_prefix("\"redis\" = ")).expect("a number of redis").to_owned();
+    other.run("build //app:image").success().stderr_has("cached  //base:build");
+    assert_eq!(other.read("tapeout.lock"), lock);
+    other.run("build --locked //app:image").success();
+
+    let uid = || Layout::open(&other.output("app/image/build_image")).only().text("uid").trim().to_owned();
+    assert_eq!(uid(), number);
+    other.file("tapeout.lock", lock.replace(&format!("\"redis\" = {number}"), "\"redis\" = 412"));
+    other.run("build --locked //app:image").success();
+    assert_eq!(uid(), "412");
+}
+
 #[test]
 fn a_package_more_in_one_rule_leaves_the_others_cached() {
     let workspace = Workspace::debian();

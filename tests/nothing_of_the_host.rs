@@ -2,6 +2,7 @@
 //! route, not the path of our own binary.
 
 use std::collections::BTreeSet;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 
 use crate::common::image::Image;
@@ -33,7 +34,7 @@ hostname >/seen/hostname
 id >/seen/id
 umask >/seen/umask
 find / -xdev -name '*of-the-hos[t]*' >/seen/marker 2>/dev/null || true
-(wget -T 1 -O - http://127.0.0.1:PORT/ || true) >/seen/tcp 2>&1
+(echo hello | nc -w 1 127.0.0.1 PORT || true) >/seen/tcp 2>&1
 """)
 tapeout("tapeout", deps = [":build"], include = ["/seen/**"], libraries = False)
 image("image", deps = [":tapeout"])
@@ -127,6 +128,63 @@ fn there_is_no_network() {
     assert!(outside.is_empty(), "{outside:?}");
     let interfaces = lines(&image, "interfaces");
     assert!(interfaces.iter().all(|name| name == "lo"), "{interfaces:?}");
+}
+
+/// A service of the host that answers each request with "here", for as long as the test runs.
+fn service() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let port = listener.local_addr().expect("local_addr").port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a connection");
+            let mut request = [0; 1024];
+            let _ = stream.read(&mut request);
+            let _ = stream.write_all(b"here");
+        }
+    });
+    port
+}
+
+#[test]
+fn the_network_is_the_hosts_where_the_command_line_allows_it_by_name() {
+    if !have(&["busybox"]) {
+        return;
+    }
+    let workspace = Workspace::tiny();
+    workspace.file(
+        "app/build.star",
+        r#"
+rule("get", deps = ["//base:build"], network = True, run = """
+mkdir /got
+echo hello | nc -w 5 127.0.0.1 PORT >/got/answer
+cp /etc/resolv.conf /got/resolver
+""")
+rule("without", deps = ["//base:build"], run = "mkdir /got && cp /etc/resolv.conf /got/without")
+tapeout("tapeout", deps = [":get", ":without"], include = ["/got/**"], libraries = False)
+tapeout("host/tapeout", deps = [":get"], include = ["/etc/**"], libraries = False)
+image("image", deps = [":tapeout"])
+"#
+        .replace("PORT", &service().to_string()),
+    );
+    workspace.run("list //app:get").success().stdout_has("not hermetic");
+    workspace.run("build --dry-run //app:image").success().stdout_has("not hermetic");
+    workspace.run("build //app:image").failure(2).stderr_has("--allow-network //app:get");
+    workspace.run("build --allow-network //app:without //app:image").failure(2);
+    workspace
+        .run("build --offline --allow-network //app:get //app:image")
+        .failure(2)
+        .stderr_has("--offline forbids it");
+    let built = workspace.run("build --allow-network //app:get //app:image").success();
+    built.stderr_has("not hermetic");
+    let image = Layout::open(&workspace.output("app/image/build_image")).only();
+    assert_eq!(image.text("got/answer"), "here");
+    assert_eq!(image.text("got/resolver"), std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+    assert_eq!(image.text("got/without"), "");
+    // What the rule was shown of the host is in no changeset.
+    let leak = workspace.run("build --allow-network //app:get //app:host/tapeout").failure(2);
+    leak.stderr_has("\"/etc/**\" matches nothing");
+    // What came of it stays, and needs no leave again.
+    workspace.run("build //app:image").success();
 }
 
 #[test]

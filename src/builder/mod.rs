@@ -292,7 +292,7 @@ fn make_rootfs(request: &Request) -> Result<Builder> {
     rootfs::drop_left_out(&root, &mut owners)?;
     // An empty one stays empty, which is an error.
     if owners.keys().any(|path| !path.is_root()) {
-        rootfs::name_localhost(&root, &mut owners)?;
+        rootfs::complete(&root, &mut owners)?;
     }
     let packages = rootfs::installed_packages(&root)?;
     let digest = keep(store, &files, &owners, request.epoch.unwrap_or(EPOCH), request.written)?.digest;

@@ -165,9 +165,10 @@ pub fn drop_left_out(root: &Root, owners: &mut Owners) -> Result<()> {
 /// The address of `localhost`: what most images leave to the runtime, and a rule has no runtime that writes it.
 pub const HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
 
-/// Writes `/etc/hosts` where there is none, or an empty one, as `docker export` leaves it.
-pub fn name_localhost(root: &Root, owners: &mut Owners) -> Result<()> {
-    let (etc, hosts) = (RootPath::new("etc")?, RootPath::new("etc/hosts")?);
+/// Writes what a container's runtime otherwise would: `/etc/hosts` where there is none, or an empty one, as
+/// `docker export` leaves it, and an empty `/etc/resolv.conf`, on which a rule with a network finds the host's.
+pub fn complete(root: &Root, owners: &mut Owners) -> Result<()> {
+    let etc = RootPath::new("etc")?;
     let owner =
         |mode, content| Owner { uid: 0, gid: 0, mode, xattrs: BTreeMap::new(), device: None, content, implied: false };
     let top = root.folder(&RootPath::root())?;
@@ -180,17 +181,20 @@ pub fn name_localhost(root: &Root, owners: &mut Owners) -> Result<()> {
         Some(_) => return Ok(()),
     }
     let folder = root.folder(&etc)?;
-    match file::stat_at(folder.as_fd(), b"hosts")? {
-        None => {}
-        Some(stat) if file::kind(&stat) == SFlag::S_IFREG && stat.st_size == 0 => {
-            file::unlink_at(folder.as_fd(), b"hosts")?;
+    for (name, text) in [("hosts", HOSTS), ("resolv.conf", "")] {
+        match file::stat_at(folder.as_fd(), name.as_bytes())? {
+            None => {}
+            Some(stat) if file::kind(&stat) == SFlag::S_IFREG && stat.st_size == 0 && !text.is_empty() => {
+                file::unlink_at(folder.as_fd(), name.as_bytes())?;
+            }
+            Some(_) => continue,
         }
-        Some(_) => return Ok(()),
+        let path = etc.join(name.as_bytes())?;
+        let mut made = file::create_file_at(folder.as_fd(), name.as_bytes(), 0o644)?;
+        std::io::Write::write_all(&mut made, text.as_bytes())
+            .map_err(|e| Error::io("write", path.below(root.path()), e))?;
+        owners.insert(path, owner(0o644, Some((Digest::of(text.as_bytes()), text.len() as u64))));
     }
-    let mut made = file::create_file_at(folder.as_fd(), b"hosts", 0o644)?;
-    std::io::Write::write_all(&mut made, HOSTS.as_bytes())
-        .map_err(|e| Error::io("write", hosts.below(root.path()), e))?;
-    owners.insert(hosts, owner(0o644, Some((Digest::of(HOSTS.as_bytes()), HOSTS.len() as u64))));
     Ok(())
 }
 
@@ -264,7 +268,7 @@ mod tests {
             let temp = tempfile::tempdir().unwrap();
             prepare(temp.path());
             let (root, mut owners) = (Root::open(temp.path()).unwrap(), Owners::new());
-            name_localhost(&root, &mut owners).unwrap();
+            complete(&root, &mut owners).unwrap();
             std::fs::read_to_string(temp.path().join("etc/hosts")).ok()
         };
         let etc = |path: &Path| std::fs::create_dir(path.join("etc")).unwrap();
@@ -279,5 +283,10 @@ mod tests {
         assert_eq!(hosts(&with("")).unwrap(), HOSTS);
         assert_eq!(hosts(&with("1.2.3.4 localhost\n")).unwrap(), "1.2.3.4 localhost\n");
         assert_eq!(hosts(&|path| std::os::unix::fs::symlink("nowhere", path.join("etc")).unwrap()), None);
+        let temp = tempfile::tempdir().unwrap();
+        etc(temp.path());
+        std::os::unix::fs::symlink("../run/resolv.conf", temp.path().join("etc/resolv.conf")).unwrap();
+        complete(&Root::open(temp.path()).unwrap(), &mut Owners::new()).unwrap();
+        assert!(temp.path().join("etc/resolv.conf").is_symlink(), "what a builder has stays");
     }
 }

@@ -108,6 +108,9 @@ pub struct Build<'a> {
     pub(super) pulling: Mutex<()>,
 }
 
+/// What is said wherever a rule that has the network is shown.
+pub const NOT_HERMETIC: &str = "not hermetic: it has the host's network";
+
 /// What a dry run says of one instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -242,8 +245,11 @@ impl<'a> Build<'a> {
         }
         let Some((request, snapshot)) = self.request(id)? else { return Ok(None) };
         let key = request.key();
-        if let Some(digest) = rule::cached(self.store, &request) {
-            self.done("cached", id, "");
+        if request.network {
+            self.weaker(format!("{}: {NOT_HERMETIC}", self.name(id)));
+        }
+        if let Some(digest) = self.cached_rule(&request, &snapshot)? {
+            self.done("cached", id, if request.network { NOT_HERMETIC } else { "" });
             self.remember(id, (&key, &key), Some(digest), Some(&request));
             return Ok(Some(digest));
         }
@@ -252,6 +258,20 @@ impl<'a> Build<'a> {
         let digest = self.run_request(id, &request, &snapshot)?;
         self.remember(id, (&key, &key), Some(digest), Some(&request));
         Ok(Some(digest))
+    }
+
+    /// The changeset of a rule that ran before. Where it installed packages under another lock, the lock learns
+    /// the numbers that it gave, and where the lock has others, it runs again.
+    fn cached_rule(&self, request: &Request, snapshot: &Snapshot) -> Result<Option<Digest>> {
+        let found = rule::cached(self.store, request);
+        match found {
+            Some(digest) if !request.packages.is_empty() => {
+                let below: Vec<_> = snapshot.digests();
+                let holds = identity::numbers_hold(self.base, self.store, &below, &digest)?;
+                Ok(found.filter(|_| holds))
+            }
+            _ => Ok(found),
+        }
     }
 
     pub(super) fn run_request(&self, id: Id, request: &Request, snapshot: &Snapshot) -> Result<Digest> {
@@ -283,10 +303,15 @@ impl<'a> Build<'a> {
         for text in weakened {
             let text = format!("{name}: {text}");
             self.report.event(Event::Note { text: &text });
-            self.weakened.lock().unwrap_or_else(PoisonError::into_inner).insert(text);
+            self.weaker(text);
         }
-        self.done("built", id, &format!("{:.1} s", began.elapsed().as_secs_f64()));
+        let hermetic = if request.network { format!(", {NOT_HERMETIC}") } else { String::new() };
+        self.done("built", id, &format!("{:.1} s{hermetic}", began.elapsed().as_secs_f64()));
         Ok(layer.digest)
+    }
+
+    fn weaker(&self, text: String) {
+        self.weakened.lock().unwrap_or_else(PoisonError::into_inner).insert(text);
     }
 
     /// The request of a rule, and its snapshot; `None`: there is nothing to run.
@@ -467,7 +492,9 @@ impl<'a> Build<'a> {
             Spec::Rule(rule) if !fetch::all_here(self.store, &rule.sources) => None,
             Spec::Rule(_) => match self.request(id)? {
                 None => Some(Output::Changeset(None)),
-                Some((request, _)) => rule::cached(self.store, &request).map(|digest| Output::Changeset(Some(digest))),
+                Some((request, snapshot)) => {
+                    self.cached_rule(&request, &snapshot)?.map(|digest| Output::Changeset(Some(digest)))
+                }
             },
             Spec::Archive(_) | Spec::Git(_) => {
                 unpack::cached(self, instance, self.time(id))?.map(|digest| Output::Changeset(Some(digest)))

@@ -9,6 +9,7 @@ use std::io::Read;
 
 use crate::builder::ids::{Accounts, Renumbering};
 use crate::changeset::Captured;
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::base::Base;
 use crate::store::Store;
@@ -99,6 +100,23 @@ impl Renumber<'_> {
         let (old, new) = ((before("passwd")?, before("group")?), (after("passwd")?, after("group")?));
         self.base.number(Accounts { passwd: &old.0, group: &old.1 }, Accounts { passwd: &new.0, group: &new.1 })
     }
+}
+
+/// Has an installation that ran before the numbers that the lock has now? The lock learns those that it doesn't know.
+/// `below` are the changesets that it saw, the lowest first.
+pub fn numbers_hold(base: &Base, store: &Store, below: &[Digest], installed: &Digest) -> Result<bool> {
+    // The highest that has the file; in a builder nobody removes these.
+    let file = |name: &str, changesets: &[&Digest]| -> Result<Vec<u8>> {
+        let path = RootPath::new(format!("etc/{name}"))?;
+        let found = changesets.iter().rev().find_map(|changeset| store.read(changeset, &path).ok());
+        found.map_or(Ok(vec![]), |file| read_bounded(file, &path))
+    };
+    let before: Vec<_> = below.iter().collect();
+    let after: Vec<_> = below.iter().chain([installed]).collect();
+    let (old, new) =
+        ((file("passwd", &before)?, file("group", &before)?), (file("passwd", &after)?, file("group", &after)?));
+    let map = base.number(Accounts { passwd: &old.0, group: &old.1 }, Accounts { passwd: &new.0, group: &new.1 })?;
+    Ok(map.is_empty())
 }
 
 /// Rewrites the tables of users and groups in a captured changeset.

@@ -19,13 +19,13 @@ use crate::error::{Error, Result};
 use crate::execute::identity::{self, Renumber};
 use crate::execute::log::{self, Live};
 use crate::execute::request::{FORMAT, Outcome, Request};
-use crate::execute::room::Room;
+use crate::execute::room::{self, Room};
 use crate::execute::secrets::Search;
 use crate::sandbox::{self, Bind, Hit, NO_OWNERS, Secret, Spec, Status};
 use crate::store::{Cache, Scratch, Store};
 use crate::sys::file;
 use crate::sys::root::Root;
-use crate::tree::{Layer, RootPath, Stack};
+use crate::tree::{Layer, Node, RootPath, Stack};
 
 /// The changeset of a request that ran before.
 pub fn cached(store: &Store, request: &Request) -> Option<Digest> {
@@ -132,8 +132,10 @@ fn make(
 pub(super) fn spec(store: &Store, request: &Request, snapshot: &Stack, room: &Room) -> Result<Spec> {
     let packages =
         (!request.packages.is_empty()).then(|| lay_out(store, &request.packages, room.scratch())).transpose()?;
+    let packages = packages.map(|host| Bind { host, inside: DEBS.to_string(), read_only: true });
+    let resolver = if request.network && !room::is_open() { resolver(snapshot)? } else { None };
     Ok(Spec {
-        mounts: packages.into_iter().map(|host| Bind { host, inside: DEBS.to_string(), read_only: true }).collect(),
+        mounts: packages.into_iter().chain(resolver).collect(),
         steps: request.steps.clone(),
         env: request.env.clone(),
         cwd: request.working_dir.clone(),
@@ -213,6 +215,15 @@ fn forget_mount_point(root: &Root, snapshot: &Stack, inside: &str) -> Result<()>
         }
     }
     Ok(())
+}
+
+/// Who has the host's network asks the host's name servers, where its builder has a file to show them at.
+fn resolver(snapshot: &Stack) -> Result<Option<Bind>> {
+    let path = RootPath::new("etc/resolv.conf")?;
+    let has_file = snapshot.get(&path).is_some_and(|(entry, _)| matches!(entry.node, Node::File { .. }));
+    // Often a link, to what the host's own resolver writes.
+    let host = fs::canonicalize("/etc/resolv.conf").ok().filter(|host| has_file && host.is_file());
+    Ok(host.map(|host| Bind { host, inside: path.to_string(), read_only: true }))
 }
 
 /// A folder with the packages under their names. Hard links are safe here: it is mounted read-only.

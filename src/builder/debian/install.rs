@@ -56,7 +56,7 @@ pub fn prepare(
     let all = merge(packages, &debs)?;
     base.owners.extend(all.into_iter().filter(|(path, _)| path.as_bytes() != b"").collect::<Owners>());
     base.database(packages, &debs)?;
-    crate::builder::rootfs::name_localhost(&root, &mut owners)?;
+    crate::builder::rootfs::complete(&root, &mut owners)?;
     let changeset = tree_of(&root, &owners, time)?;
     Ok(Unpacked { scratch, files, changeset })
 }

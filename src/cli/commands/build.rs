@@ -246,7 +246,7 @@ fn dry_run(global: &Global, store: &Store, graph: &Graph, base: &Base, options: 
             text.push_str(&format!("  with {}", step.packages.join(", ")));
         }
         if !step.hermetic {
-            text.push_str("  (not hermetic: it has the host's network)");
+            text.push_str(&format!("  ({})", build::NOT_HERMETIC));
         }
         if !step.reproducible {
             text.push_str("  (not reproducible: the builder is this machine)");
