@@ -147,7 +147,7 @@ fn a_rule_that_finds_no_network_hears_where_downloads_belong() {
     build("wget http://example.org/x").stderr_has(hint).stderr_has("archive(").stderr_has("network = True");
     let said = [
         "curl: (6) Could not resolve host: example.org",
-        "E: Failed to fetch x  Temporary failure resolving deb.debian.org",
+        "E: Failed to fetch x  Temporary failure resolving mirror.example.org",
         "socket.gaierror: [Errno -3] Temporary failure in name resolution",
         "connect: Network is unreachable",
         "npm error request failed, reason: getaddrinfo EAI_AGAIN registry.npmjs.org",
