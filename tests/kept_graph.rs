@@ -272,7 +272,7 @@ fn only_the_newest_are_kept() {
     }
     assert!(site.is_kept(), "the last one");
     let count = fs::read_dir(site.store.path().join("graphs")).expect("graphs").count();
-    assert!(count <= 128, "{count}");
+    assert!(count <= 64, "{count}");
 }
 
 #[test]

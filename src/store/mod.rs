@@ -89,7 +89,7 @@ const FORMAT: &str = "2\n";
 const LARGEST_TREE: u64 = 4 << 30;
 
 /// Records that are kept in `graphs/`: four for each request.
-const GRAPHS: usize = 128;
+const GRAPHS: usize = 64;
 
 /// A store on disk. Cheap to clone.
 #[derive(Debug, Clone)]
