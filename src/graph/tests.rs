@@ -585,7 +585,7 @@ image('i', deps = [':tapeout'])
     let build = one(&graph, "//:build");
     assert_eq!(
         script(build),
-        r#"[Shell("cd 'zlib'\n./configure --prefix='/usr/local' '--shared' 'it'\\''s'\nmake -j3 \nmake install\n")]"#
+        r#"[Shell("cd 'zlib'\n./configure --prefix='/usr/local' '--shared' 'it'\\''s'\nmake -j3 \nmake install\nfind . -name config.log -delete\n")]"#
     );
     assert_eq!(deps(&graph, build), ["//base:build", "//:zlib"]);
     assert_eq!(one(&graph, "//:m/build").packages, ["gcc", "libc6-dev", "make", "zlib1g-dev"]);
