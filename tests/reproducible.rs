@@ -179,16 +179,8 @@ fn nothing_but_the_inputs_shows_in_any_byte() {
         ("copied snapshots", plain(), "", false, "--snapshots copy --jobs 4"),
     ];
     let mut axes = Vec::from(axes);
-    // What ci/release made of this very source; ci/test says so where there is none.
-    if let Some(binary) = std::env::var_os("TAPEOUT_STATIC_BINARY") {
-        let workspace = plain();
-        let copy = workspace.everything().join("static");
-        fs::copy(binary, &copy).expect("TAPEOUT_STATIC_BINARY");
-        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("chmod");
-        // In the place of the binary that it is given.
-        let instead =
-            vec!["/bin/sh".into(), "-c".into(), "shift; exec \"$0\" \"$@\"".into(), copy.display().to_string()];
-        axes.push(("static binary", behind(workspace, instead), "", false, ""));
+    if std::env::var_os("TAPEOUT_STATIC_BINARY").is_some() {
+        axes.push(("static binary", plain().with_static_binary(), "", false, ""));
     }
     for (name, workspace, below, backwards, options) in axes {
         let found = build(&workspace, below, backwards, options);

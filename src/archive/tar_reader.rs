@@ -111,7 +111,10 @@ pub fn index_tar(file: &File, limits: &Limits) -> Result<BTreeMap<RootPath, Plac
     let length = file.metadata().map_err(broken)?.len();
     let mut tar = Tar { reader: Walk { file, at: 0 }, limits: *limits, bytes: 0, entries: 0 };
     let mut found = BTreeMap::new();
-    while let Some((header, extended)) = tar.next()? {
+    loop {
+        let at = tar.reader.at;
+        let next = tar.next().map_err(|e| e.context(format!("at byte {at}")))?;
+        let Some((header, extended)) = next else { break };
         let pax = extended.pax.unwrap_or_default();
         let size = match pax.get(&b"size"[..]) {
             Some(text) => decimal(text, "size")?,

@@ -255,6 +255,11 @@ impl Base {
 
     // What comes from outside.
 
+    /// Is it made of packages that no lock names yet? Only a dry run gets that far.
+    pub fn lacks_lock(&self) -> bool {
+        matches!(self.from, From::Debian(_)) && self.lock.is_none()
+    }
+
     /// The packages of a Debian builder that isn't made yet, or of any for a file of inputs.
     pub fn builder_packages(&self) -> Result<Vec<LockedPackage>> {
         let Some(lock) = &self.lock else { return Ok(vec![]) };

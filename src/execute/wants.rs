@@ -27,6 +27,8 @@ const AT_ONCE: usize = 8;
 /// Something from outside.
 #[derive(Debug, Clone)]
 pub enum What {
+    /// The lock of a builder that has none yet: it says which packages.
+    Lock,
     /// The package index that the lock pins, where the lock lacks packages: its digest.
     Index(Digest),
     /// A Debian package.
@@ -59,6 +61,7 @@ impl What {
     /// For people, and what makes two of them one.
     pub fn name(&self) -> String {
         match self {
+            Self::Lock => "a tapeout.lock, which names its packages".into(),
             Self::Index(digest) => format!("package index {digest}"),
             Self::Package(package) => format!("package {} {} ({})", package.name, package.version, package.digest),
             Self::File { urls, expected } => {
@@ -83,6 +86,7 @@ impl What {
         };
         let given = |digest: &Digest| store.gives(digest).then_some(*digest);
         match self {
+            Self::Lock => Ok(Err(self.name())),
             Self::Index(digest) => one(Role::Index, "Packages".into(), None, given(digest)),
             Self::Package(package) => {
                 let name = package.file.rsplit('/').next().unwrap_or_default();
@@ -138,7 +142,7 @@ impl What {
     fn is_local(&self, build: &Build) -> bool {
         let local = |url: &String| build.options.mirrored(url).starts_with("file:") || !is_outside(url);
         match self {
-            Self::Index(_) | Self::Package(_) => build.base.has_local_mirror(),
+            Self::Lock | Self::Index(_) | Self::Package(_) => build.base.has_local_mirror(),
             Self::File { urls, .. } => urls
                 .iter()
                 .any(|url| if url.starts_with("debian:") { build.base.has_local_mirror() } else { local(url) }),
@@ -157,6 +161,9 @@ fn is_outside(url: &str) -> bool {
 /// All that the instances of a graph need from outside, each once, with the first that wants it.
 pub fn of(build: &Build) -> Result<Vec<Want>> {
     let mut wants = vec![];
+    if build.base.lacks_lock() {
+        wants.push(Want { what: What::Lock, by: None });
+    }
     for package in build.base.builder_packages()? {
         wants.push(Want { what: What::Package(package), by: None });
     }
@@ -220,9 +227,13 @@ pub fn check(build: &Build, asked: &[String]) -> Result<()> {
     if missing.is_empty() && damaged.is_empty() {
         return Ok(());
     }
-    // What is wanted by a rule whose result is known is not needed.
-    let forecast = build.forecast()?;
-    let needed = |by: &Option<Id>| by.is_none_or(|id| build.graph.instances[id].needs(forecast[id]));
+    // What is wanted by a rule whose result is known is not needed. Where what is missing keeps results from being
+    // looked for (the package index does), all of it is.
+    let forecast = build.forecast().ok();
+    let needed = |by: &Option<Id>| match (by, &forecast) {
+        (Some(id), Some(forecast)) => build.graph.instances[*id].needs(forecast[*id]),
+        _ => true,
+    };
     let mut errors: Vec<Error> = vec![];
     missing.retain(|(_, by)| needed(by));
     if !missing.is_empty() {
@@ -302,7 +313,7 @@ fn bring_one(build: &Build, want: &Want) -> Result<()> {
     };
     let instance = &build.graph.instances[id];
     let brought = match &want.what {
-        What::Package(_) | What::Index(_) => Ok(()),
+        What::Lock | What::Package(_) | What::Index(_) => Ok(()),
         What::File { urls, expected } => fetch::get(build, instance, urls, expected).map(drop),
         What::Wheel(wheel) => fetch::wheel_file(build, instance, wheel).map(drop),
         What::Commit(git) => unpack::keep_commit(build, git),

@@ -136,7 +136,9 @@ impl Http {
             let before = have;
             let reason = match self.attempt(url, limit, &mut have, sink, on_bytes)? {
                 Attempt::Done => return Ok(Some(have)),
-                Attempt::NotThere => return Ok(None),
+                Attempt::NotThere if have == 0 => return Ok(None),
+                // The sink holds a part of it, which is nobody else's beginning.
+                Attempt::NotThere => "it was there and is gone".into(),
                 Attempt::Broken(reason) => reason,
             };
             tries = if have > before { 1 } else { tries + 1 };

@@ -20,6 +20,7 @@ pub struct Workspace {
     store: PathBuf,
     env: BTreeMap<String, String>,
     prefix: Vec<String>,
+    binary: Option<PathBuf>,
     /// After this long a command is ended and the test fails.
     pub limit: Duration,
 }
@@ -61,8 +62,16 @@ impl Workspace {
             fs::create_dir(&folder).expect("create_dir");
             user.owns(&folder);
         }
-        let mut workspace =
-            Self { root, store, user, scratch, env: BTreeMap::new(), prefix: vec![], limit: Duration::from_secs(600) };
+        let mut workspace = Self {
+            root,
+            store,
+            user,
+            scratch,
+            env: BTreeMap::new(),
+            prefix: vec![],
+            binary: None,
+            limit: Duration::from_secs(600),
+        };
         for (name, value) in [
             ("HOME", workspace.home().display().to_string()),
             ("USER", workspace.user.name.clone()),
@@ -113,6 +122,17 @@ impl Workspace {
     /// With a command before the command: `faketime`, `setpriv`.
     pub fn behind(mut self, prefix: &[&str]) -> Self {
         self.prefix = prefix.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
+    /// With the static binary that ci/release made of this very source, where there is one; ci/test says so where not.
+    pub fn with_static_binary(mut self) -> Self {
+        if let Some(binary) = std::env::var_os("TAPEOUT_STATIC_BINARY") {
+            let copy = self.everything().join("static");
+            fs::copy(binary, &copy).expect("TAPEOUT_STATIC_BINARY");
+            fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("chmod");
+            self.binary = Some(copy);
+        }
         self
     }
 
@@ -201,7 +221,8 @@ impl Workspace {
 
     fn start_words(&self, arguments: &[&str]) -> Running {
         let shown = format!("{} tapeout {}", self.prefix.join(" "), arguments.join(" "));
-        Running::start(&mut self.command(&places::binary(), arguments), shown)
+        let binary = self.binary.clone().unwrap_or_else(places::binary);
+        Running::start(&mut self.command(&binary, arguments), shown)
     }
 
     /// Runs `tapeout` with these arguments, separated by spaces.

@@ -92,7 +92,14 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         secrets: context::secrets(&args.secrets, &directory)?,
     };
     if args.dry_run {
-        return dry_run(global, &store, &graph, &base, &options);
+        let planned = Build::new(&store, &graph, &base, &options, &crate::report::Silent);
+        // Without a network, what is missing is the error that the build itself would end with.
+        let checked = if global.offline { wants::check(&planned, &args.labels) } else { Ok(()) };
+        return match planned.forecast() {
+            Ok(forecasts) => print_plan(global, &graph, &base, forecasts).and(checked),
+            // What is missing may be why nothing can be forecast.
+            Err(error) => Err(checked.err().unwrap_or(error)),
+        };
     }
     if global.offline {
         let planned = Build::new(&store, &graph, &base, &options, &crate::report::Silent);
@@ -206,8 +213,7 @@ struct Planned<'a> {
     secrets: &'a [String],
 }
 
-fn dry_run(global: &Global, store: &Store, graph: &Graph, base: &Base, options: &Options) -> Result<()> {
-    let forecasts = Build::new(store, graph, base, options, &crate::report::Silent).forecast()?;
+fn print_plan(global: &Global, graph: &Graph, base: &Base, forecasts: Vec<Forecast>) -> Result<()> {
     let plan: Vec<_> = graph
         .instances
         .iter()
