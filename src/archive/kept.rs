@@ -27,3 +27,9 @@ pub fn settle(dir: BorrowedFd, path: &RootPath, node: &Node, time: i64) -> Resul
     }
     file::set_times_at(dir, path.name(), mark(path, time), time)
 }
+
+/// [`settle`] of an open folder.
+pub fn settle_folder(folder: BorrowedFd, path: &RootPath, time: i64) -> Result<()> {
+    let _ = file::keep_access_time(folder);
+    file::set_times_at(folder, b".", mark(path, time), time)
+}

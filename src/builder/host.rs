@@ -1,9 +1,9 @@
 //! `host`: this machine's own toolchain as a builder. Nothing is downloaded or copied.
 //!
-//! It has two changesets. The lower one is a list of what lies below `/usr` (and `/bin`, `/lib`, … where these
+//! It has three changesets. The lowest is a list of what lies below `/usr` (and `/bin`, `/lib`, … where these
 //! are folders of their own): its `files` in the store is a link to `/`, so whoever reads a file of it reads the
-//! host's, in place. The upper one is a skeleton of our own: every folder of these, since an overlay can't copy up a
-//! folder whose owner isn't mapped, the links of a merged `/usr`, and the little of `/etc` that programs need to
+//! host's, in place. Above it is every folder of these, empty and our own, since an overlay can't copy up a
+//! folder whose owner isn't mapped; then a skeleton: the links of a merged `/usr`, and the little of `/etc` that programs need to
 //! start: what the loader knows, alternatives, certificates, and a `passwd` with root and nobody. Nothing else of the host is
 //! there: no home, no `/root`, `/var`, `/run`, `/opt`, `/srv`, no other part of `/etc`.
 //!
@@ -17,8 +17,12 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use nix::sys::stat::SFlag;
 
 use super::{Builder, EPOCH, Request, rootfs};
+use crate::archive::kept;
 use crate::archive::unpack::{Owner, Owners, tree_of};
 use crate::changeset::digest_of;
 use crate::digest::Digest;
@@ -88,16 +92,16 @@ pub fn make(request: &Request) -> Result<Builder> {
     let store = request.archive.store;
     let time = request.epoch.unwrap_or(EPOCH);
     let scratch = store.scratch()?;
+    let folders = scratch.folder("folders")?;
+    let found = walk(&Root::open(Path::new("/"))?, &Root::open(&folders)?, time)?;
+
     let files = scratch.folder("files")?;
     let root = Root::open(&files)?;
     let mut owners = Owners::new();
-    let mut listed = BTreeMap::new();
     for top in TOPS {
         let from = Path::new("/").join(top);
-        match fs::symlink_metadata(&from) {
-            Ok(stat) if stat.is_dir() => walk(&from, &root, &mut owners, &mut listed)?,
-            Ok(stat) if stat.is_symlink() => link(&from, Path::new("/"), &root, &mut owners)?,
-            _ => {}
+        if fs::symlink_metadata(&from).is_ok_and(|stat| stat.is_symlink()) {
+            link(&from, Path::new("/"), &root, &mut owners)?;
         }
     }
     for folder in EMPTY {
@@ -124,55 +128,116 @@ pub fn make(request: &Request) -> Result<Builder> {
     let skeleton_digest = digest_of(&skeleton, |path| root.open_file(path))?;
     store.keep_changeset(skeleton_digest, skeleton, &files)?;
 
+    let made = Changeset { time, changes: found.folders.into_iter().collect() };
+    let made_digest = digest_of(&made, |path| root.open_file(path))?;
+    store.keep_changeset(made_digest, made, &folders)?;
+
     let host = Digest::of(format!("{}{time}\n", fingerprint()));
     let link = scratch.path().join("host");
     std::os::unix::fs::symlink("/", &link).map_err(|e| Error::io("symlink", &link, e))?;
-    store.keep_changeset(host, Changeset { time, changes: listed }, &link)?;
+    store.keep_changeset(host, Changeset { time, changes: found.files.into_iter().collect() }, &link)?;
     Ok(Builder {
         tag: request.tag.into(),
         from: request.written.into(),
-        changesets: vec![host, skeleton_digest],
+        changesets: vec![host, made_digest, skeleton_digest],
         packages: rootfs::installed_packages(&Root::open(Path::new("/"))?)?,
         lock: None,
         reproducible: false,
     })
 }
 
-/// Lists what lies below a top, and makes its folders in the skeleton.
-fn walk(top: &Path, root: &Root, owners: &mut Owners, listed: &mut BTreeMap<RootPath, Change>) -> Result<()> {
-    for found in walkdir::WalkDir::new(top).follow_links(false).same_file_system(true).sort_by_file_name() {
-        // A folder that only root may read has nothing for a rule either.
-        let Ok(found) = found else { continue };
-        let Ok(stat) = found.metadata() else { continue };
-        let path = inside(found.path())?;
-        let kind = stat.file_type();
-        let mode = stat.mode() & 0o7777;
-        if kind.is_dir() {
-            folder(&path, mode | 0o700, root, owners)?;
-            continue;
-        }
-        let node = if kind.is_symlink() {
-            let target = fs::read_link(found.path()).map_err(|e| Error::io("readlink", found.path(), e))?;
-            Node::Link { target: target.as_os_str().as_bytes().to_vec() }
-        } else if kind.is_file() {
-            let digest = Digest::of(format!(
-                "host {path} {} {} {} {}",
-                stat.size(),
-                stat.mtime(),
-                stat.mtime_nsec(),
-                stat.ctime()
-            ));
-            Node::File { size: stat.size(), digest, group: None }
-        } else {
-            continue;
+/// What lies below the tops.
+#[derive(Default)]
+struct Found {
+    folders: Vec<(RootPath, Change)>,
+    files: Vec<(RootPath, Change)>,
+    /// Folders that are made and still to be filled.
+    unfilled: Vec<Unfilled>,
+}
+
+struct Unfilled {
+    path: RootPath,
+    mode: u32,
+    device: u64,
+    /// Another file system is mounted on it: it stays empty.
+    is_mount: bool,
+}
+
+/// Lists what lies below the tops, and makes their folders in `into`, one level after the other. There are tens of
+/// thousands of both, most of the time of a newcomer's first build, so every processor takes part.
+fn walk(host: &Root, into: &Root, time: i64) -> Result<Found> {
+    let mut all = Found::default();
+    for top in tops() {
+        let path = RootPath::new(top)?;
+        let Some(stat) = host.stat(&path)? else { continue };
+        file::make_folder_at(into.as_fd(), path.name())?;
+        all.unfilled.push(Unfilled { path, mode: stat.st_mode & 0o7777, device: stat.st_dev, is_mount: false });
+    }
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    while !all.unfilled.is_empty() {
+        let level = std::mem::take(&mut all.unfilled);
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut found = Found::default();
+            while let Some(folder) = level.get(next.fetch_add(1, Ordering::Relaxed)) {
+                fill(folder, host, into, time, &mut found)?;
+            }
+            Ok(found)
         };
-        let mode = if kind.is_symlink() { 0o777 } else { mode };
-        let entry = Entry { node, mode, ..Entry::folder(0o755) };
-        listed.insert(path, Change { was: None, now: Some(entry) });
-        if listed.len() > PATHS {
-            return Err(Error::failed(format!("{} has more than {PATHS} files", top.display())));
+        let parts: Vec<Result<Found>> = std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let mut parts = vec![work()];
+            parts.extend(others.into_iter().map(|other| other.join().unwrap_or_else(|e| std::panic::resume_unwind(e))));
+            parts
+        });
+        for part in parts {
+            let part = part?;
+            all.folders.extend(part.folders);
+            all.files.extend(part.files);
+            all.unfilled.extend(part.unfilled);
+        }
+        if all.files.len() + all.folders.len() > PATHS {
+            return Err(Error::failed(format!(
+                "this machine has more than {PATHS} files below /{}",
+                tops().join(", /")
+            ))
+            .next("take a builder of packages instead: from = \"debian:bookworm\""));
         }
     }
+    Ok(all)
+}
+
+/// Makes the folders of a folder, lists its files, and finishes it: nothing is made directly in it after that.
+fn fill(folder: &Unfilled, host: &Root, into: &Root, time: i64, found: &mut Found) -> Result<()> {
+    let made = into.folder(&folder.path)?;
+    // A folder that only root may read has nothing for a rule either.
+    if let (false, Ok(dir)) = (folder.is_mount, host.folder(&folder.path)) {
+        for name in file::list(dir.as_fd())? {
+            let Some(stat) = file::stat_at(dir.as_fd(), &name)? else { continue };
+            let path = folder.path.join(&name)?;
+            let mode = stat.st_mode & 0o7777;
+            let (node, mode) = match file::kind(&stat) {
+                SFlag::S_IFDIR => {
+                    file::make_folder_at(made.as_fd(), &name)?;
+                    let is_mount = stat.st_dev != folder.device;
+                    found.unfilled.push(Unfilled { path, mode, device: stat.st_dev, is_mount });
+                    continue;
+                }
+                SFlag::S_IFLNK => (Node::Link { target: file::read_link_at(dir.as_fd(), &name)? }, 0o777),
+                SFlag::S_IFREG => {
+                    let (size, times) = (stat.st_size as u64, (stat.st_mtime, stat.st_mtime_nsec, stat.st_ctime));
+                    let digest = Digest::of(format!("host {path} {size} {} {} {}", times.0, times.1, times.2));
+                    (Node::File { size, digest, group: None }, mode)
+                }
+                _ => continue,
+            };
+            found.files.push((path, Change { was: None, now: Some(Entry { node, mode, ..Entry::folder(0o755) }) }));
+        }
+    }
+    let entry = Entry::folder(folder.mode | 0o700);
+    file::chmod(made.as_fd(), entry.mode)?;
+    kept::settle_folder(made.as_fd(), &folder.path, time)?;
+    found.folders.push((folder.path.clone(), Change { was: None, now: Some(entry) }));
     Ok(())
 }
 

@@ -15,6 +15,9 @@ use crate::error::{Error, Place, Result};
 use crate::label::{Label, Package, Pattern};
 use crate::nearest::nearest;
 
+/// What is wanted, in messages.
+const PARAMETER: &str = "parameter ";
+
 /// What the name of an image or a pod ends in, and what people leave out.
 const ENDS: [&str; 2] = ["/build_image", "/build_pod"];
 
@@ -208,8 +211,12 @@ impl Analysis {
         self.named("", label, place)
     }
 
-    /// The same, with a word for what is wanted.
-    pub fn named(&mut self, wanted: &str, label: &Label, place: Option<&Place>) -> Option<Rc<Defined>> {
+    /// The same, where nothing but a parameter will do.
+    pub fn defined_parameter(&mut self, label: &Label, place: Option<&Place>) -> Option<Rc<Defined>> {
+        self.named(PARAMETER, label, place)
+    }
+
+    fn named(&mut self, wanted: &str, label: &Label, place: Option<&Place>) -> Option<Rc<Defined>> {
         if place.is_none()
             && !self.packages.search_path().has(label.package())
             && let Some(error) = self.folder_of_that_name(label)
@@ -231,17 +238,14 @@ impl Analysis {
             self.errors.report(error);
             return None;
         }
-        let names = || package.defined.keys().map(String::as_str);
+        let fits = |(_, defined): &(&String, &Rc<Defined>)| wanted != PARAMETER || defined.parameter.is_some();
+        let names = || package.defined.iter().filter(fits).map(|(name, _)| name.as_str());
         // What may be left out is left out of the comparison, too: `helo` is nearer to `hello` than to `hello/build_image`.
         let short = || names().filter_map(|name| ENDS.iter().find_map(|end| name.strip_suffix(end)));
-        let longer = [
-            format!("{}/build_image", label.name()),
-            format!("{}/build_pod", label.name()),
-            format!("{}/build", label.name()),
-        ];
+        let longer = ["/build_image", "/build_pod", "/build"].map(|end| format!("{}{end}", label.name()));
         let near = longer
             .into_iter()
-            .find(|name| package.defined.contains_key(name))
+            .find(|name| names().any(|other| other == name))
             .or_else(|| nearest(label.name(), names().chain(short())));
         let mut error = Error::request(format!("there is no {wanted}{label}"));
         if let Some(place) = place {
@@ -250,6 +254,15 @@ impl Analysis {
         let file = &package.file;
         self.errors.report(match near {
             Some(near) => error.next(format!("did you mean {}:{near}?", label.package())),
+            None if label.name().chars().all(|c| matches!(c, '.' | '*' | '/')) => {
+                let package = label.package();
+                let below = if package.path().is_empty() { "//...".to_string() } else { format!("{package}/...") };
+                error.next(format!("{package}:* is all that {package} defines, and {below} what is below it as well"))
+            }
+            None if names().next().is_none() => {
+                let what = if wanted.is_empty() { "nothing" } else { "no parameter" };
+                error.why(format!("{file} defines {what}")).next(format!("define it in {file}"))
+            }
             None => error
                 .why(format!("{file} defines {}", list(names())))
                 .next(format!("define it in {file}, or name one of these")),

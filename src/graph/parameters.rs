@@ -219,7 +219,7 @@ impl Analysis {
     }
 
     fn parameter_definition(&mut self, label: &Label, place: Option<&Place>) -> Option<Rc<Defined>> {
-        let defined = self.named("parameter ", label, place)?;
+        let defined = self.defined_parameter(label, place)?;
         if defined.parameter.is_none() {
             let mut error = Error::request(format!("{label} is no parameter"));
             if let Some(place) = place {

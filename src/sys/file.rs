@@ -90,8 +90,13 @@ pub fn create_anew(path: &Path) -> Result<File> {
 
 /// mkdirat(2), then exactly this mode.
 pub fn mkdir_at(dir: BorrowedFd, name: &[u8], mode: u32) -> Result<()> {
-    done("mkdir", dir, name, nix::sys::stat::mkdirat(dir, OsStr::from_bytes(name), Mode::from_bits_truncate(0o700)))?;
+    make_folder_at(dir, name)?;
     chmod_at(dir, name, mode)
+}
+
+/// mkdirat(2): a folder that is its owner's alone, until [`chmod`].
+pub fn make_folder_at(dir: BorrowedFd, name: &[u8]) -> Result<()> {
+    done("mkdir", dir, name, nix::sys::stat::mkdirat(dir, OsStr::from_bytes(name), Mode::from_bits_truncate(0o700)))
 }
 
 /// symlinkat(2).
@@ -307,6 +312,11 @@ pub fn chmod_at(dir: BorrowedFd, name: &[u8], mode: u32) -> Result<()> {
     chmod_path(fd.as_fd(), mode).map_err(|errno| Error::io("chmod", shown(dir, name), errno))
 }
 
+/// fchmod(2).
+pub fn chmod(fd: BorrowedFd, mode: u32) -> Result<()> {
+    done("fchmod", fd, b"", nix::sys::stat::fchmod(fd, Mode::from_bits_truncate(mode)))
+}
+
 fn chmod_path(fd: BorrowedFd, mode: u32) -> nix::Result<()> {
     let bits = Mode::from_bits_truncate(mode);
     nix::sys::stat::fchmodat(
@@ -359,17 +369,20 @@ pub fn set_times_at(dir: BorrowedFd, name: &[u8], access: (i64, i64), modificati
 /// Lets reading a regular file or folder leave its access time alone (chattr(1), `A`); `false`:
 /// this file system can't.
 pub fn keep_access_time_at(dir: BorrowedFd, name: &[u8]) -> Result<bool> {
+    Ok(keep_access_time(open_at(dir, name, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)?.as_fd()))
+}
+
+/// The same of an open one.
+pub fn keep_access_time(fd: BorrowedFd) -> bool {
     const FS_NOATIME_FL: libc::c_int = 0x80;
-    let fd = open_at(dir, name, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)?;
     let mut flags: libc::c_int = 0;
     // SAFETY: both ioctls take a pointer to a C int (ioctl_iflags(2)), and this one is a live local.
-    let set = unsafe {
+    unsafe {
         libc::ioctl(fd.as_raw_fd(), libc::FS_IOC_GETFLAGS as _, &raw mut flags) == 0 && {
             flags |= FS_NOATIME_FL;
             libc::ioctl(fd.as_raw_fd(), libc::FS_IOC_SETFLAGS as _, &raw const flags) == 0
         }
-    };
-    Ok(set)
+    }
 }
 
 /// The names in a folder, sorted, without `.` and `..`.

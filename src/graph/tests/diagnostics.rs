@@ -183,6 +183,8 @@ fn parameters_that_are_wrong() {
         "parameters_that_are_wrong",
         &[
             ("undefined, typed", app, "//app:a", &["//app:jbos=8"]),
+            ("nearer to a rule than to a parameter", app, "//app:a", &["//app:b=8"]),
+            ("where there is none", "rule('a', deps = ['//base:build'])\n", "//app:a", &["//app:b=8"]),
             ("of a package that isn't there", app, "//app:a", &["//nowhere:jobs=8"]),
             ("a wrong type, typed", app, "//app:a", &["//app:jobs=many"]),
             ("a rule, typed", app, "//app:a", &["//app:a=1"]),
@@ -268,6 +270,7 @@ fn graphs_that_are_wrong() {
                 "//app:a",
                 &[],
             ),
+            ("a pattern that is none", "rule('a')\n", "//app:...", &[]),
             (
                 "several errors at once",
                 "rule('a', deps = [':x1', ':x2', '//lib:biuld'], sources = ['none.c'])\n",
