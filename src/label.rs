@@ -5,18 +5,19 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 
 /// A package: the part of a label between `//` and `:`; the workspace's own top is empty.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Package(String);
+pub struct Package(Arc<str>);
 
-/// `//package:name`.
+/// `//package:name`. A graph of ten thousand rules holds hundreds of thousands of these: a copy shares its text.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Label {
     package: Package,
-    name: String,
+    name: Arc<str>,
 }
 
 /// What a command line may name.
@@ -67,7 +68,7 @@ impl Package {
                 .why(format!("{last} is the folder that an image's or a pod's output goes to"))
                 .next("rename the folder"));
         }
-        Ok(Self(path.to_string()))
+        Ok(Self(path.into()))
     }
 
     /// The path below the workspace, without slashes around it.
@@ -98,7 +99,7 @@ impl Package {
     pub fn holds(&self, other: &Package) -> bool {
         self.0.is_empty()
             || other.0 == self.0
-            || (other.0.starts_with(&self.0) && other.0.as_bytes()[self.0.len()] == b'/')
+            || (other.0.starts_with(&*self.0) && other.0.as_bytes()[self.0.len()] == b'/')
     }
 }
 
@@ -112,7 +113,7 @@ impl Label {
     /// From its two parts.
     pub fn new(package: Package, name: &str) -> Result<Self> {
         check(name, name, "name")?;
-        Ok(Self { package, name: name.to_string() })
+        Ok(Self { package, name: name.into() })
     }
 
     /// As written where `here` is the package: `//a:b`, `:b` or `b`.
@@ -121,7 +122,7 @@ impl Label {
             Some(rest) => match rest.split_once(':') {
                 Some((package, name)) => {
                     check(text, name, "label")?;
-                    Self::new(Package::new(package)?, name)
+                    Ok(Self { package: Package::new(package)?, name: name.into() })
                 }
                 None => Err(Error::request(format!("not a label: {text:?}"))
                     .why("it has no name after the package")
@@ -130,7 +131,7 @@ impl Label {
             None => {
                 let name = text.strip_prefix(':').unwrap_or(text);
                 check(text, name, "label")?;
-                Self::new(here.clone(), name)
+                Ok(Self { package: here.clone(), name: name.into() })
             }
         }
     }
@@ -148,6 +149,11 @@ impl Label {
     /// The last part of the name: `build_image` of `web/build_image`.
     pub fn last(&self) -> &str {
         self.name.rsplit('/').next().unwrap_or(&self.name)
+    }
+
+    /// `//base:tapeout`, the joint point of all images.
+    pub fn is_base_tapeout(&self) -> bool {
+        self.package.path() == "base" && self.name() == "tapeout"
     }
 
     /// `//base:build`, where packages are installed.
@@ -173,13 +179,13 @@ impl FromStr for Label {
         if !text.starts_with("//") {
             return Err(Error::request(format!("not a full label: {text:?}")).next("write //path/to/package:name"));
         }
-        Self::parse_in(text, &Package(String::new()))
+        Self::parse_in(text, &Package("".into()))
     }
 }
 
 impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.package, self.name)
+        ["//", self.package.path(), ":", self.name()].into_iter().try_for_each(|part| f.write_str(part))
     }
 }
 
@@ -261,8 +267,19 @@ macro_rules! as_text {
 
         impl<'de> serde::Deserialize<'de> for $type {
             fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-                let text = String::deserialize(d)?;
-                $parse(&text).map_err(|e: Error| serde::de::Error::custom(e.what()))
+                struct Text;
+                impl serde::de::Visitor<'_> for Text {
+                    type Value = $type;
+
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str("a string")
+                    }
+
+                    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<$type, E> {
+                        $parse(text).map_err(|e: Error| E::custom(e.what()))
+                    }
+                }
+                d.deserialize_str(Text)
             }
         }
     };

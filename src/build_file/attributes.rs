@@ -98,7 +98,7 @@ pub fn read<'a>(kind: &'a str, label: &'a Label, values: &'a BTreeMap<String, Da
             definition.reverse_deps.extend(joint("reverse_deps"))
         }
         Spec::Image(image) => {
-            if !definition.deps.iter().any(|edge| edge.label.to_string() == JOINT) {
+            if !definition.deps.iter().any(|edge| edge.label.is_base_tapeout()) {
                 definition.deps.extend(joint("deps"));
             }
             image.base = attributes.base(&mut definition.images);

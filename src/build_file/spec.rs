@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -39,7 +40,7 @@ macro_rules! untagged_as_text {
 }
 
 /// The value of a parameter.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Value {
     /// Unset: neither given, nor a default, nor derived.
     None,
@@ -54,6 +55,9 @@ pub enum Value {
 }
 
 untagged_as_text!(Value "Value" { None, Bool(bool), Int(i64), Text(String), List(Vec<String>) });
+
+/// Values of parameters.
+pub type Values = BTreeMap<Label, Value>;
 
 /// Which instance: an index into [`Graph::instances`].
 pub type Id = usize;
@@ -99,7 +103,8 @@ pub struct Instance {
     pub label: Label,
     /// The values that it sees itself: those that its functions read, and those that they were
     /// derived from. With the label and `deps`, its identity (what its dependencies see is theirs).
-    pub parameters: BTreeMap<Label, Value>,
+    /// Shared: a map of one value takes a kilobyte, and many rules see the same.
+    pub parameters: Arc<Values>,
     /// The image for which this joint point (or what stands only on one) was instantiated.
     pub image: Option<Label>,
     /// True ordinary dependencies, as written; for a joint point, then what joined it.

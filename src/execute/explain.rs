@@ -166,7 +166,7 @@ impl Build<'_> {
             }
             _ => {}
         }
-        for (name, value) in &instance.parameters {
+        for (name, value) in instance.parameters.iter() {
             parts.insert(format!("parameter {name}"), serde_json::to_value(value).unwrap_or_default());
         }
         for (name, digest) in self.below(id) {

@@ -134,21 +134,24 @@ impl<'a> Watch<'a> {
             outcomes: outcomes.to_string(),
         };
         if let Ok(bytes) = postcard::to_stdvec(&record) {
-            let _ = self.store.keep_graph(&self.key, &bytes);
+            let _ = self.store.keep_graph(&self.key, &[&bytes]);
         }
     }
 }
 
-/// The record of such a build of this plan, if all but the builder stands as it was.
-pub fn recall(store: &Store, key: &Digest, plan: Option<Digest>) -> Option<Record> {
+/// The record of such a build, if all but the graph and the builder stands as it was.
+pub fn recall(store: &Store, key: &Digest) -> Option<Record> {
     let record: Record = postcard::from_bytes(&store.kept_graph(key)?).ok()?;
-    let stands = plan == Some(record.plan)
-        && record.stamps.hold()
-        && record.changesets.iter().all(|changeset| store.has_changeset(changeset));
+    let stands = record.stamps.hold() && record.changesets.iter().all(|changeset| store.has_changeset(changeset));
     stands.then_some(record)
 }
 
 impl Record {
+    /// Was it a build of this graph?
+    pub fn is_of(&self, plan: &Digest) -> bool {
+        self.plan == *plan
+    }
+
     /// Is it the same builder?
     pub fn stands_on(&self, base: &Base) -> bool {
         base.identity() == Some(self.base)

@@ -1,7 +1,8 @@
 //! One analysis: its state, and how it is asked and answers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::load::{Defined, Found, Packages};
 use super::memo::Recalled;
@@ -10,7 +11,7 @@ use super::parameters::{Collected, Known, Settings, SettingsId};
 use super::{Answer, Question, Wanted};
 use crate::build_file::attributes;
 use crate::build_file::data::Data;
-use crate::build_file::spec::{DefinedDependency, Definition, Spec, Value};
+use crate::build_file::spec::{DefinedDependency, Definition, Spec, Value, Values};
 use crate::error::{Error, Place, Result};
 use crate::label::{Label, Package, Pattern};
 use crate::nearest::nearest;
@@ -34,9 +35,13 @@ pub(super) struct Analysis {
     /// Parameters that are being derived, with the place that reads each.
     pub deriving: Vec<(Label, Option<Place>)>,
     pub nodes: Vec<Node>,
-    pub node_by_settings: BTreeMap<(Label, SettingsId), Option<NodeId>>,
-    pub node_by_trace: BTreeMap<Label, Vec<(Rc<Trace>, NodeId)>>,
-    pub node_by_key: BTreeMap<NodeKey, NodeId>,
+    /// Looked up by hand only: their order is nobody's.
+    pub node_by_settings: HashMap<(Label, SettingsId), Option<NodeId>>,
+    pub node_by_trace: HashMap<Label, Vec<(Arc<Trace>, NodeId)>>,
+    pub node_by_key: HashMap<NodeKey, NodeId>,
+    /// Each once: ten thousand rules mostly see the same.
+    pub seen: BTreeSet<Arc<Values>>,
+    pub traces: BTreeSet<Arc<Trace>>,
     pub stack: Vec<super::nodes::Step>,
     /// What an earlier analysis found, as far as it still holds.
     pub recalled: Recalled,
@@ -82,9 +87,11 @@ pub(super) fn run(question: &Question, recalled: Recalled) -> Result<Answer> {
         values: BTreeMap::new(),
         deriving: vec![],
         nodes: vec![],
-        node_by_settings: BTreeMap::new(),
-        node_by_trace: BTreeMap::new(),
-        node_by_key: BTreeMap::new(),
+        node_by_settings: HashMap::new(),
+        node_by_trace: HashMap::new(),
+        node_by_key: HashMap::new(),
+        seen: BTreeSet::new(),
+        traces: BTreeSet::new(),
         stack: vec![],
         recalled,
     };

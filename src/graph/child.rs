@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -94,16 +95,16 @@ fn work() -> std::io::Result<()> {
 /// The answer, as the parent reads it.
 fn written(answer: Answer, seen: Option<Seen>, from_memo: bool) -> std::io::Result<Vec<u8>> {
     let binary = std::io::Error::other::<postcard::Error>;
-    let (text, encoded) = match answer {
+    let (text, graph, memo) = match answer {
         Answer::Graph(graph, memo) => {
             let (plan, shown) = graph.in_two().map_err(binary)?;
-            (vec![], Encoded { plan, shown, memo: postcard::to_stdvec(&memo).map_err(binary)? })
+            (vec![], framed([&plan, &shown]), postcard::to_stdvec(&memo).map_err(binary)?)
         }
-        Answer::Definitions(definitions) => (serde_json::to_vec(&Ok::<_, Error>(definitions))?, Encoded::default()),
-        Answer::Error(error) => (serde_json::to_vec(&Err::<Vec<Definition>, _>(error))?, Encoded::default()),
+        Answer::Definitions(definitions) => (serde_json::to_vec(&Ok::<_, Error>(definitions))?, vec![], vec![]),
+        Answer::Error(error) => (serde_json::to_vec(&Err::<Vec<Definition>, _>(error))?, vec![], vec![]),
     };
     let seen = postcard::to_stdvec(&seen).map_err(binary)?;
-    Ok(framed([&text, &encoded.plan, &encoded.shown, &encoded.memo, &seen, &[u8::from(from_memo)]]))
+    Ok(framed([&text, &graph, &memo, &seen, &[u8::from(from_memo)]]))
 }
 
 /// Several byte strings as one, each behind its length.
@@ -117,26 +118,35 @@ pub(super) fn framed<const N: usize>(sections: [&[u8]; N]) -> Vec<u8> {
 }
 
 /// And back.
-pub(super) fn sections<const N: usize>(mut bytes: &[u8]) -> Option<[&[u8]; N]> {
-    let mut found = [&[][..]; N];
-    for section in &mut found {
-        let (length, rest) = bytes.split_first_chunk()?;
-        (*section, bytes) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
-    }
-    bytes.is_empty().then_some(found)
+pub(super) fn sections<const N: usize>(bytes: &[u8]) -> Option<[&[u8]; N]> {
+    Some(ranges(bytes)?.map(|range| &bytes[range]))
 }
 
-fn read(bytes: &[u8]) -> Option<Result<Answered>> {
-    let [text, plan, shown, memo, seen, from_memo] = sections(bytes)?;
+/// Where they stand.
+fn ranges<const N: usize>(bytes: &[u8]) -> Option<[Range<usize>; N]> {
+    let mut found = std::array::from_fn(|_| 0..0);
+    let mut end = 0;
+    for section in &mut found {
+        let length = usize::try_from(u64::from_le_bytes(*bytes.get(end..)?.first_chunk()?)).ok()?;
+        let start = end + 8;
+        end = start.checked_add(length)?;
+        *section = start..end;
+    }
+    (end == bytes.len()).then_some(found)
+}
+
+fn read(answer: Vec<u8>) -> Option<Result<Answered>> {
+    let [text, graph, memo, seen, from_memo] = ranges(&answer)?;
+    let (text, seen, from_memo) = (&answer[text], postcard::from_bytes(&answer[seen]).ok()?, answer[from_memo] == [1]);
     let said = if text.is_empty() {
-        Said::Graph(Encoded { plan: plan.to_vec(), shown: shown.to_vec(), memo: memo.to_vec() })
+        Said::Graph(Encoded { graph, memo, answer })
     } else {
         match serde_json::from_slice::<Result<Vec<Definition>>>(text).ok()? {
             Ok(definitions) => Said::Definitions(definitions),
             Err(error) => return Some(Err(error.with_kind(crate::error::Kind::Request))),
         }
     };
-    Some(Ok(Answered { said, seen: postcard::from_bytes(seen).ok()?, from_memo: from_memo == [1] }))
+    Some(Ok(Answered { said, seen, from_memo }))
 }
 
 /// No core file, no file longer than the progress may be, no endless loop, no endless memory.
@@ -177,7 +187,7 @@ pub(super) fn ask(executable: &Path, question: &Question, memo: Option<(&[String
         Ok(answer) => answer,
         Err(silent) => return Err(no_answer(question, &mut written, silent.then_some(()), status)),
     };
-    read(&answer).unwrap_or_else(|| Err(no_answer(question, &mut written, None, status)))
+    read(answer).unwrap_or_else(|| Err(no_answer(question, &mut written, None, status)))
 }
 
 /// Feeds the child and reads what it says; `Err(true)`: it took too long.

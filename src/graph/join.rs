@@ -52,6 +52,8 @@ struct Joiner<'a> {
     images: BTreeMap<NodeId, Option<Id>>,
     bases: BTreeMap<(NodeId, Vec<String>), Id>,
     base_nodes: BTreeMap<Id, NodeId>,
+    /// What a `//base:build` and all below it need themselves.
+    base_packages: BTreeMap<NodeId, Vec<String>>,
 }
 
 impl Analysis {
@@ -64,6 +66,7 @@ impl Analysis {
             images: BTreeMap::new(),
             bases: BTreeMap::new(),
             base_nodes: BTreeMap::new(),
+            base_packages: BTreeMap::new(),
         };
         joiner.run(&requested);
         joiner.graph
@@ -115,8 +118,11 @@ impl Joiner<'_> {
 
     fn context(&mut self, image: Option<NodeId>, roots: &[NodeId]) -> Context {
         let reached = self.reached(roots);
+        let nodes = &self.analysis.nodes;
+        let wanted: BTreeSet<&Label> =
+            reached.iter().flat_map(|node| &nodes[*node].reverse).map(|edge| &edge.joint).collect();
         let mut joints: BTreeMap<Label, Vec<NodeId>> = BTreeMap::new();
-        for node in &reached {
+        for node in reached.iter().filter(|node| wanted.contains(&nodes[**node].label)) {
             joints.entry(self.analysis.nodes[*node].label.clone()).or_default().push(*node);
         }
         let mut joined: BTreeMap<NodeId, Vec<Joining>> = BTreeMap::new();
@@ -187,7 +193,7 @@ impl Joiner<'_> {
         let replaces = self.analysis.nodes[node].deps.iter().any(|edge| context.replaced.contains_key(&edge.to));
         let joining: Vec<NodeId> =
             context.joined.get(&node).map(|list| list.iter().map(|joining| joining.node).collect()).unwrap_or_default();
-        let is_joint = !joining.is_empty() || self.analysis.nodes[node].label.to_string() == JOINT;
+        let is_joint = !joining.is_empty() || self.analysis.nodes[node].label.is_base_tapeout();
         let mut of_context = is_joint || replaces;
         let mut deps = Deps::default();
         let mut whole = true;
@@ -244,7 +250,7 @@ impl Joiner<'_> {
         if base_nodes.next().is_some() {
             let found = &self.analysis.nodes[node];
             let what = format!("{} stands on two different {BASE}: their parameters differ", found.label);
-            let error = Error::request(what).at(found.defined.place.clone(), "");
+            let error = Error::request(what).at(found.place.clone(), "");
             self.analysis.errors.report(error.next("let all that joins it see the same values"));
             return None;
         }
@@ -254,8 +260,7 @@ impl Joiner<'_> {
         }
         let mut base_build = None;
         if let Some(base_node) = base_node {
-            let base_packages = self.base_packages(base_node);
-            packages.extend(base_packages);
+            packages.extend(self.base_packages(base_node).iter().cloned());
             let below = self.base_deps(base_node)?;
             let id = self.base(base_node, packages.iter().cloned().collect(), below);
             deps.ids.insert(deps.base_at.unwrap_or(0), id);
@@ -275,7 +280,7 @@ impl Joiner<'_> {
             packages: packages.into_iter().collect(),
             base_build,
             folder: found.folder.clone(),
-            place: found.defined.place.clone(),
+            place: found.place.clone(),
             doc: found.doc.clone(),
             annotations: found.annotations.clone(),
             spec,
@@ -305,9 +310,13 @@ impl Joiner<'_> {
         Some(deps)
     }
 
-    fn base_packages(&self, base: NodeId) -> Vec<String> {
-        let reached = self.reached(&[base]);
-        reached.iter().flat_map(|node| self.analysis.nodes[*node].packages.clone()).collect()
+    fn base_packages(&mut self, base: NodeId) -> &[String] {
+        if !self.base_packages.contains_key(&base) {
+            let reached = self.reached(&[base]);
+            let packages = reached.iter().flat_map(|node| self.analysis.nodes[*node].packages.clone());
+            self.base_packages.insert(base, packages.collect());
+        }
+        &self.base_packages[&base]
     }
 
     /// The instance of `//base:build` for a union.
@@ -326,7 +335,7 @@ impl Joiner<'_> {
             packages: key.1.clone(),
             base_build: None,
             folder: found.folder.clone(),
-            place: found.defined.place.clone(),
+            place: found.place.clone(),
             doc: found.doc.clone(),
             annotations: found.annotations.clone(),
             spec: found.spec.clone(),
@@ -368,11 +377,8 @@ impl Joiner<'_> {
         let instance = &self.graph.instances[image];
         let Spec::Image(spec) = &instance.spec else { return };
         let reached = self.below(&[image]);
-        let joint = reached
-            .iter()
-            .copied()
-            .filter(|id| self.graph.instances[*id].label.to_string() == JOINT)
-            .collect::<Vec<_>>();
+        let joint =
+            reached.iter().copied().filter(|id| self.graph.instances[*id].label.is_base_tapeout()).collect::<Vec<_>>();
         let in_joint = self.below(&joint);
         let tapeouts: Vec<Id> =
             reached.iter().copied().filter(|id| matches!(self.graph.instances[*id].spec, Spec::Tapeout(_))).collect();
@@ -439,7 +445,7 @@ impl Joiner<'_> {
             packages: packages.into_iter().collect(),
             base_build: None,
             folder: found.folder.clone(),
-            place: found.defined.place.clone(),
+            place: found.place.clone(),
             doc: found.doc.clone(),
             annotations: found.annotations.clone(),
             spec,
@@ -467,10 +473,10 @@ impl Joiner<'_> {
                 Some((joining.by, joining.written.clone(), "joins"))
             };
             if let Some((by, written, word)) = ordinary.or_else(joined) {
-                let defined = self.analysis.nodes[by].defined.clone();
-                let place = self.analysis.attribute_place(&defined, written.attribute, Some(&written.literal));
+                let own = self.analysis.nodes[by].own.clone();
+                let place = self.analysis.place_in(&own.label, &own.place, written.attribute, Some(&written.literal));
                 let condition = if written.is_conditional { ", on a condition that is true" } else { "" };
-                error = error.at(place, format!("{} {word} {}{condition}", defined.label, written.literal));
+                error = error.at(place, format!("{} {word} {}{condition}", own.label, written.literal));
             }
         }
         self.analysis.errors.report(error.next("a rule can't join what it depends on: remove one of these edges"));

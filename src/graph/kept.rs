@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::store::Store;
 
 /// Raised when the same question would be answered by another record.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// What is read first.
 #[derive(Serialize, Deserialize)]
@@ -137,11 +137,10 @@ impl<'a> Asking<'a> {
             Some((_, _, before)) => answered.seen.and_then(|seen| before.with(seen)),
             None => answered.seen,
         };
-        let plan = Digest::of(&encoded.plan);
+        let plan = Digest::of(encoded.plan());
         let told = seen.is_some();
         if let Some(seen) = seen {
-            let graph = child::framed([&encoded.plan, &encoded.shown]);
-            self.keep(plan, seen, &[("graph", &graph), ("memo", &encoded.memo)]);
+            self.keep(plan, seen, &[("graph", encoded.graph()), ("memo", encoded.memo())]);
         }
         Ok(Answered { asking: self, plan: told.then_some(plan), held: Held::Memory(encoded) })
     }
@@ -181,8 +180,11 @@ impl<'a> Asking<'a> {
     /// One of the files beside the head, if it is of the same analysis.
     fn part(&self, name: &str, mark: &Digest) -> Option<Vec<u8>> {
         let mut part = self.store.kept_graph(&self.part_key(name))?;
-        let content = part.split_off(32.min(part.len()));
-        (part == mark.as_bytes()).then_some(content)
+        if !part.starts_with(mark.as_bytes()) {
+            return None;
+        }
+        part.drain(..mark.as_bytes().len());
+        Some(part)
     }
 
     /// A graph that can't be kept is analysed again: who needs the disk will say that it is full.
@@ -192,7 +194,7 @@ impl<'a> Asking<'a> {
         let mark =
             Digest::of(format!("{} {:?}", Digest::of(looks).hex(), digests.map(|d| d.hex()).collect::<Vec<_>>()));
         for (name, part) in parts {
-            if self.store.keep_graph(&self.part_key(name), &[&mark.as_bytes()[..], part].concat()).is_err() {
+            if self.store.keep_graph(&self.part_key(name), &[mark.as_bytes(), part]).is_err() {
                 return;
             }
         }
@@ -201,7 +203,7 @@ impl<'a> Asking<'a> {
 
     fn keep_head(&self, head: &Head) {
         let Ok(head) = postcard::to_stdvec(head) else { return };
-        let _ = self.store.keep_graph(&self.key, &head);
+        let _ = self.store.keep_graph(&self.key, &[&head]);
     }
 }
 

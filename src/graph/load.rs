@@ -52,24 +52,6 @@ pub(super) struct Defined {
     pub parameter: Option<Parameter>,
 }
 
-impl Defined {
-    /// What is left of a definition that isn't read again: enough for its node.
-    pub fn kept(label: Label, kind: String, place: Place) -> Self {
-        Self {
-            label,
-            kind,
-            place,
-            arguments: BTreeMap::new(),
-            is_broken: false,
-            doc: String::new(),
-            annotations: BTreeMap::new(),
-            deps: vec![],
-            reverse_deps: vec![],
-            parameter: None,
-        }
-    }
-}
-
 /// `parameter(…)`
 pub(super) struct Parameter {
     pub type_name: Type,

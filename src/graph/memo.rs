@@ -8,19 +8,17 @@
 //!
 //! An analysis from a memo answers only when nothing is wrong. Otherwise the whole is done, so that errors are the same.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::analysis::Analysis;
-use super::load::Defined;
 use super::nodes::{Node, NodeEdge, NodeId, ReverseEdge, Trace, Written, agrees, merge};
 use super::parameters::{Settings, SettingsId};
 use crate::build_file::search_path::BUILD_FILE;
-use crate::build_file::spec::{Spec, Value};
+use crate::build_file::spec::{Spec, Values};
 use crate::error::{Error, Place};
 use crate::label::{Label, Package};
 
@@ -28,7 +26,11 @@ use crate::label::{Label, Package};
 #[derive(Default, Serialize, Deserialize)]
 pub(super) struct Memo {
     files: BTreeMap<Package, File>,
-    rules: Vec<Arc<Kept>>,
+    /// Each once: what many rules see, and what they looked up.
+    seen: Vec<Arc<Values>>,
+    traces: Vec<Arc<Trace>>,
+    /// Which of both, and the rest.
+    rules: Vec<(usize, usize, Arc<Own>)>,
 }
 
 /// A build file.
@@ -40,41 +42,39 @@ struct File {
     rules: Vec<String>,
 }
 
-/// A rule under values, without what is below it.
+/// What a rule says itself under values, without what is below it.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Kept {
-    label: Label,
-    kind: String,
-    place: Place,
-    folder: Option<PathBuf>,
-    seen: BTreeMap<Label, Value>,
-    own: Own,
-    reverse: Vec<Way>,
-    spec: Spec,
-    packages: Vec<String>,
-    doc: String,
-    annotations: BTreeMap<String, String>,
-}
-
-/// What only the next analysis needs of a node.
-#[derive(Clone, Default, Serialize, Deserialize)]
 pub(super) struct Own {
+    pub label: Label,
+    pub kind: String,
+    pub place: Place,
+    pub folder: Option<PathBuf>,
+    /// The values that it sees.
+    #[serde(skip)]
+    pub seen: Arc<Values>,
     /// What its functions looked up among the given values, what is below left out.
-    pub trace: Trace,
+    #[serde(skip)]
+    pub looked_up: Arc<Trace>,
     /// Its true edges.
-    pub deps: Vec<Way>,
+    pub ways: Vec<Way>,
     /// An image's base, a pod's images.
-    pub images: Vec<Way>,
+    pub image_ways: Vec<Way>,
+    /// Its true reverse edges.
+    pub reverse_ways: Vec<Way>,
+    pub spec: Spec,
+    pub packages: Vec<String>,
+    pub doc: String,
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// Where an edge leads, and the values that it sets.
-pub(super) type Way = (Label, BTreeMap<Label, Value>);
+pub(super) type Way = (Label, Values);
 
 /// A memo, less what the edited files had a part in.
 #[derive(Default)]
 pub(super) struct Recalled {
     files: BTreeMap<Package, File>,
-    rules: BTreeMap<Label, Vec<Arc<Kept>>>,
+    rules: HashMap<Label, Vec<Arc<Own>>>,
 }
 
 impl Recalled {
@@ -88,9 +88,14 @@ impl Recalled {
             .map(|path| by_path.get(path.as_str()).map(|package| (*package).clone()))
             .collect::<Option<_>>()?;
         memo.files.retain(|package, _| !stale.contains(package));
-        let mut rules: BTreeMap<Label, Vec<Arc<Kept>>> = BTreeMap::new();
-        for kept in memo.rules.into_iter().filter(|kept| kept.from().all(|package| !stale.contains(package))) {
-            rules.entry(kept.label.clone()).or_default().push(kept);
+        let mut rules: HashMap<Label, Vec<Arc<Own>>> = HashMap::with_capacity(memo.rules.len());
+        for (seen, looked_up, mut own) in memo.rules {
+            let whole = Arc::get_mut(&mut own)?;
+            whole.seen = memo.seen.get(seen)?.clone();
+            whole.looked_up = memo.traces.get(looked_up)?.clone();
+            if !own.is_from(&stale) {
+                rules.entry(own.label.clone()).or_default().push(own);
+            }
         }
         Some(Self { files: memo.files, rules })
     }
@@ -101,80 +106,57 @@ impl Recalled {
     }
 
     /// The rule, if it says the same under these settings.
-    pub fn find(&self, label: &Label, settings: &Settings) -> Option<Arc<Kept>> {
-        self.rules.get(label)?.iter().find(|kept| agrees(&kept.own.trace, settings)).cloned()
+    pub fn find(&self, label: &Label, settings: &Settings) -> Option<Arc<Own>> {
+        self.rules.get(label)?.iter().find(|own| agrees(&own.looked_up, settings)).cloned()
     }
 }
 
-impl Kept {
-    /// The packages whose build files had a part in it.
-    fn from(&self) -> impl Iterator<Item = &Package> {
-        let set =
-            self.own.deps.iter().chain(&self.own.images).chain(&self.reverse).flat_map(|(_, values)| values.keys());
-        [&self.label].into_iter().chain(self.seen.keys()).chain(set).map(Label::package)
+impl Own {
+    /// Did one of these packages' build files have a part in it?
+    fn is_from(&self, packages: &BTreeSet<Package>) -> bool {
+        let ways = [&self.ways, &self.image_ways, &self.reverse_ways].into_iter().flatten();
+        let set = ways.flat_map(|(_, values)| values.keys());
+        [&self.label].into_iter().chain(self.seen.keys()).chain(set).any(|label| packages.contains(label.package()))
     }
 }
 
 impl Analysis {
     /// The node of a kept rule; `None`: something is wrong.
-    pub fn revive(&mut self, kept: &Arc<Kept>, settings: SettingsId) -> Option<NodeId> {
-        let defined = Rc::new(Defined::kept(kept.label.clone(), kept.kind.clone(), kept.place.clone()));
-        let mut trace = Some(Trace::new());
+    pub fn revive(&mut self, own: &Arc<Own>, settings: SettingsId) -> Option<NodeId> {
+        let mut trace = Some(Arc::default());
         let mut deps: Vec<NodeEdge> = vec![];
-        for way in &kept.own.deps {
-            let (to, written) = self.again(way, &defined, settings, &mut trace)?;
+        for way in &own.ways {
+            let to = self.again(way, settings, &mut trace)?;
             if matches!(self.nodes[to].spec, Spec::Image(_) | Spec::Pod(_)) {
                 return self.wrong();
             }
             if !deps.iter().any(|known| known.to == to) {
-                deps.push(NodeEdge { to, written });
+                deps.push(NodeEdge { to, written: Written::before() });
             }
         }
         let mut images = vec![];
-        for way in &kept.own.images {
-            let (to, _) = self.again(way, &defined, settings, &mut trace)?;
+        for way in &own.image_ways {
+            let to = self.again(way, settings, &mut trace)?;
             if !matches!(self.nodes[to].spec, Spec::Image(_)) {
                 return self.wrong();
             }
             images.push(to);
         }
-        merge(&mut trace, &kept.own.trace, &BTreeMap::new());
-        let reverse = kept.reverse.iter().map(|(joint, parameters)| ReverseEdge {
+        merge(&mut trace, &own.looked_up, &Values::new());
+        let reverse = own.reverse_ways.iter().map(|(joint, parameters)| ReverseEdge {
             joint: joint.clone(),
             parameters: parameters.clone(),
-            written: Written::kept(joint),
+            written: Written::before(),
         });
-        self.add(Node {
-            label: kept.label.clone(),
-            defined,
-            folder: kept.folder.clone(),
-            seen: kept.seen.clone(),
-            settings,
-            deps,
-            images,
-            reverse: reverse.collect(),
-            spec: kept.spec.clone(),
-            packages: kept.packages.clone(),
-            doc: kept.doc.clone(),
-            annotations: kept.annotations.clone(),
-            base: None,
-            trace: trace.map(Rc::new),
-            own: kept.own.clone(),
-        })
+        let reverse = reverse.collect();
+        self.add(Node { own: own.clone(), settings, deps, images, reverse, base: None, trace })
     }
 
-    fn again(
-        &mut self,
-        (label, values): &Way,
-        defined: &Rc<Defined>,
-        settings: SettingsId,
-        trace: &mut Option<Trace>,
-    ) -> Option<(NodeId, Written)> {
-        let written = Written::kept(label);
+    fn again(&mut self, (label, values): &Way, settings: SettingsId, trace: &mut Option<Arc<Trace>>) -> Option<NodeId> {
         let below = self.below_edge(settings, values)?;
-        let to = self.node(label, below, Some((defined, &written)))?;
+        let to = self.node(label, below, None)?;
         self.trace_below(to, values, trace);
-        Some((to, written))
+        Some(to)
     }
 
     /// Whoever asked does it all again, and says what is wrong in better words.
@@ -192,21 +174,32 @@ impl Analysis {
             let rules = rules.map(|defined| defined.label.name().to_string()).collect();
             (package.clone(), File { path, rules })
         }));
-        let rules = std::mem::take(&mut self.nodes).into_iter().map(|node| {
-            Arc::new(Kept {
-                kind: node.defined.kind.clone(),
-                place: node.defined.place.clone(),
-                label: node.label,
-                folder: node.folder,
-                seen: node.seen,
-                own: node.own,
-                reverse: node.reverse.into_iter().map(|edge| (edge.joint, edge.parameters)).collect(),
-                spec: node.spec,
-                packages: node.packages,
-                doc: node.doc,
-                annotations: node.annotations,
-            })
-        });
-        Memo { files, rules: rules.collect() }
+        let (mut seen, mut traces) = (Numbered::default(), Numbered::default());
+        let rules = self.nodes.iter().map(|node| (seen.of(&node.seen), traces.of(&node.looked_up), node.own.clone()));
+        let rules = rules.collect();
+        Memo { files, seen: seen.each, traces: traces.each, rules }
+    }
+}
+
+/// Each of many once, by its number.
+struct Numbered<T> {
+    each: Vec<Arc<T>>,
+    number: BTreeMap<Arc<T>, usize>,
+}
+
+impl<T> Default for Numbered<T> {
+    fn default() -> Self {
+        Self { each: vec![], number: BTreeMap::new() }
+    }
+}
+
+impl<T: Ord> Numbered<T> {
+    fn of(&mut self, one: &Arc<T>) -> usize {
+        if let Some(number) = self.number.get(one) {
+            return *number;
+        }
+        self.each.push(one.clone());
+        self.number.insert(one.clone(), self.each.len() - 1);
+        self.each.len() - 1
     }
 }

@@ -22,6 +22,7 @@ mod parameters;
 pub mod show;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -151,20 +152,32 @@ impl Said {
     }
 }
 
-/// A graph as the child wrote it.
-#[derive(Default)]
+/// A graph as the child wrote it, in the child's answer: these are megabytes, and not copied.
 struct Encoded {
-    /// All that a build depends on.
-    plan: Vec<u8>,
-    /// What only people read of it.
-    shown: Vec<u8>,
-    /// For the next analysis.
-    memo: Vec<u8>,
+    answer: Vec<u8>,
+    graph: Range<usize>,
+    memo: Range<usize>,
 }
 
 impl Encoded {
+    /// As it is kept: [`plan`](Self::plan), and what only people read of it.
+    fn graph(&self) -> &[u8] {
+        &self.answer[self.graph.clone()]
+    }
+
+    /// All that a build depends on.
+    fn plan(&self) -> &[u8] {
+        child::sections::<2>(self.graph()).map_or(&[], |[plan, _]| plan)
+    }
+
+    /// For the next analysis.
+    fn memo(&self) -> &[u8] {
+        &self.answer[self.memo.clone()]
+    }
+
     fn read(&self, question: &Question) -> Result<Graph> {
-        let graph = Graph::of_two(&self.plan, &self.shown).ok_or_else(child::nonsense)?;
+        let [plan, shown] = child::sections(self.graph()).ok_or_else(child::nonsense)?;
+        let graph = Graph::of_two(plan, shown).ok_or_else(child::nonsense)?;
         child::check(&graph, question)?;
         Ok(graph)
     }

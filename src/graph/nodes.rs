@@ -2,9 +2,11 @@
 //! ordinary edges lead to; two rules that agree in all three are one node, however they were
 //! reached and whatever else is set.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
+use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::analysis::Analysis;
 use super::load::{Defined, fault_errors};
@@ -14,7 +16,7 @@ use crate::build_file::attributes::{self, Edge};
 use crate::build_file::data::Data;
 use crate::build_file::reference::article;
 use crate::build_file::seen;
-use crate::build_file::spec::{Spec, Value};
+use crate::build_file::spec::{Spec, Value, Values};
 use crate::build_file::starlark::{Function, progress};
 use crate::error::{Error, Place};
 use crate::label::Label;
@@ -27,7 +29,7 @@ pub(super) type NodeId = usize;
 pub(super) type Trace = BTreeMap<Label, Option<Value>>;
 
 /// What makes a node one: the rule, what it sees, its edges, its reverse edges' parameters.
-pub(super) type NodeKey = (Label, BTreeMap<Label, Value>, Vec<NodeId>, Vec<(Label, BTreeMap<Label, Value>)>);
+pub(super) type NodeKey = (Label, Arc<Values>, Vec<NodeId>, Vec<(Label, Values)>);
 
 /// Rules below one another.
 const DEPTH: usize = 20_000;
@@ -41,24 +43,25 @@ pub(super) const BASE: &str = "//base:build";
 
 /// A rule under values.
 pub(super) struct Node {
-    pub label: Label,
-    pub defined: Rc<Defined>,
-    pub folder: Option<PathBuf>,
-    pub seen: BTreeMap<Label, Value>,
+    pub own: Arc<Own>,
     /// Settings under which it was reached first.
     pub settings: SettingsId,
     pub deps: Vec<NodeEdge>,
     /// An image's base, a pod's images.
     pub images: Vec<NodeId>,
     pub reverse: Vec<ReverseEdge>,
-    pub spec: Spec,
-    pub packages: Vec<String>,
-    pub doc: String,
-    pub annotations: BTreeMap<String, String>,
     /// The node of `//base:build` that it reaches.
     pub base: Option<NodeId>,
-    pub trace: Option<Rc<Trace>>,
-    pub own: Own,
+    /// `None`: of too much.
+    pub trace: Option<Arc<Trace>>,
+}
+
+impl Deref for Node {
+    type Target = Own;
+
+    fn deref(&self) -> &Own {
+        &self.own
+    }
 }
 
 /// A true ordinary edge.
@@ -78,7 +81,7 @@ pub(super) struct Written {
 /// A true reverse edge.
 pub(super) struct ReverseEdge {
     pub joint: Label,
-    pub parameters: BTreeMap<Label, Value>,
+    pub parameters: Values,
     pub written: Written,
 }
 
@@ -192,15 +195,15 @@ impl Analysis {
         found.into_iter().for_each(|error| self.errors.report(error));
         whole &= faults.is_empty() && !defined.is_broken;
         whole &= self.check_files(defined, package.folder.as_deref(), &definition.needs);
-        let mut trace = Some(Trace::new());
-        let mut own = Own::default();
+        let mut trace = Some(Arc::default());
+        let (mut ways, mut image_ways) = (vec![], vec![]);
         let mut deps: Vec<NodeEdge> = vec![];
         for edge in &definition.deps {
             match self.follow(edge, defined, settings, &mut collected, &mut trace) {
                 Follow::To(to, values) => {
                     let may = self.may_depend(defined, edge, to);
                     whole &= may;
-                    own.deps.push((edge.label.clone(), values));
+                    ways.push((edge.label.clone(), values));
                     if may && !deps.iter().any(|known| known.to == to) {
                         deps.push(NodeEdge { to, written: written(edge) });
                     }
@@ -214,11 +217,11 @@ impl Analysis {
             match self.follow(edge, defined, settings, &mut collected, &mut trace) {
                 Follow::To(to, values) if matches!(self.nodes[to].spec, Spec::Image(_)) => {
                     images.push(to);
-                    own.images.push((edge.label.clone(), values));
+                    image_ways.push((edge.label.clone(), values));
                 }
                 Follow::To(to, _) => {
                     let place = self.attribute_place(defined, edge.attribute, Some(&edge.written));
-                    let kind = self.nodes[to].defined.kind.clone();
+                    let kind = self.nodes[to].kind.clone();
                     let error = Error::request(format!(
                         "{}: {} is {} {kind}, not an image",
                         defined.label,
@@ -251,26 +254,24 @@ impl Analysis {
         if !whole {
             return None;
         }
-        merge(&mut trace, &collected.trace, &BTreeMap::new());
-        own.trace = collected.trace;
-        let node = Node {
+        let looked_up = shared(&mut self.traces, collected.trace);
+        merge(&mut trace, &looked_up, &Values::new());
+        let own = Own {
             label: defined.label.clone(),
-            defined: defined.clone(),
+            kind: defined.kind.clone(),
+            place: defined.place.clone(),
             folder: package.folder.clone(),
-            seen: collected.seen,
-            settings,
-            deps,
-            images,
-            reverse,
+            seen: shared(&mut self.seen, collected.seen),
+            looked_up,
+            ways,
+            image_ways,
+            reverse_ways: reverse.iter().map(|edge| (edge.joint.clone(), edge.parameters.clone())).collect(),
             spec: definition.spec,
             packages: definition.packages,
             doc: definition.doc,
             annotations: definition.annotations,
-            base: None,
-            trace: trace.map(Rc::new),
-            own,
         };
-        self.add(node)
+        self.add(Node { own: Arc::new(own), settings, deps, images, reverse, base: None, trace })
     }
 
     /// The arguments, each function called; false: one failed, was reported, and is still a function.
@@ -329,7 +330,7 @@ impl Analysis {
         defined: &Rc<Defined>,
         settings: SettingsId,
         collected: &mut Collected,
-        trace: &mut Option<Trace>,
+        trace: &mut Option<Arc<Trace>>,
     ) -> Follow {
         match self.is_true(edge, defined, settings, collected) {
             Some(true) => {}
@@ -348,7 +349,7 @@ impl Analysis {
     }
 
     /// Adds what was looked up by a node below an edge that sets these values.
-    pub fn trace_below(&self, to: NodeId, values: &BTreeMap<Label, Value>, trace: &mut Option<Trace>) {
+    pub fn trace_below(&self, to: NodeId, values: &Values, trace: &mut Option<Arc<Trace>>) {
         match &self.nodes[to].trace {
             Some(inner) => merge(trace, inner, values),
             None => *trace = None,
@@ -384,7 +385,7 @@ impl Analysis {
         defined: &Rc<Defined>,
         settings: SettingsId,
         collected: &mut Collected,
-    ) -> Option<BTreeMap<Label, Value>> {
+    ) -> Option<Values> {
         match &edge.parameters {
             Data::Function(function) => {
                 let data = self.call(&function.clone(), defined, edge.attribute, settings, collected)?;
@@ -410,7 +411,7 @@ impl Analysis {
 
     /// Rules stand on rules; images and pods are the end of the way.
     fn may_depend(&mut self, defined: &Rc<Defined>, edge: &Edge, to: NodeId) -> bool {
-        let kind = self.nodes[to].defined.kind.clone();
+        let kind = self.nodes[to].kind.clone();
         if kind != "image" && kind != "pod" {
             return true;
         }
@@ -438,9 +439,7 @@ impl Analysis {
         if bases.iter().any(|base| *base != bases[0]) {
             let what = format!("{} stands on two different {BASE}: their parameters differ", node.label);
             self.errors.report(
-                Error::request(what)
-                    .at(node.defined.place.clone(), "")
-                    .next("let all its dependencies see the same values"),
+                Error::request(what).at(node.place.clone(), "").next("let all its dependencies see the same values"),
             );
             return None;
         }
@@ -452,7 +451,7 @@ impl Analysis {
             node.label.clone(),
             node.seen.clone(),
             node.deps.iter().map(|edge| edge.to).chain(node.images.iter().copied()).collect::<Vec<_>>(),
-            node.reverse.iter().map(|edge| (edge.joint.clone(), edge.parameters.clone())).collect::<Vec<_>>(),
+            node.reverse_ways.clone(),
         );
         let id = self.nodes.len();
         if let Some(known) = self.node_by_key.get(&key) {
@@ -484,14 +483,14 @@ impl Analysis {
         } else {
             return true;
         };
-        let place = self.attribute_place(&node.defined, "deps", None);
+        let place = self.place_in(&node.label, &node.place, "deps", None);
         self.errors.report(Error::request(what).at(place, "").next(format!("add {BASE:?} to its deps")));
         false
     }
 }
 
 enum Follow {
-    To(NodeId, BTreeMap<Label, Value>),
+    To(NodeId, Values),
     False,
     Broken,
 }
@@ -502,8 +501,8 @@ fn written(edge: &Edge) -> Written {
 
 impl Written {
     /// Of an edge that was followed before: what an error would say of it is said by another analysis.
-    pub fn kept(label: &Label) -> Self {
-        Self { attribute: "deps", literal: label.to_string(), is_conditional: false }
+    pub fn before() -> Self {
+        Self { attribute: "deps", literal: String::new(), is_conditional: false }
     }
 }
 
@@ -513,14 +512,30 @@ pub(super) fn agrees(trace: &Trace, given: &Settings) -> bool {
 }
 
 /// Adds what was looked up below an edge: what the edge itself sets doesn't come from above.
-pub(super) fn merge(trace: &mut Option<Trace>, inner: &Trace, set: &BTreeMap<Label, Value>) {
+pub(super) fn merge(trace: &mut Option<Arc<Trace>>, inner: &Arc<Trace>, set: &Values) {
     let Some(made) = trace else { return };
-    for (label, value) in inner.iter().filter(|(label, _)| !set.contains_key(*label)) {
-        made.insert(label.clone(), value.clone());
+    if made.is_empty() && set.is_empty() {
+        *made = inner.clone();
+    } else if !Arc::ptr_eq(made, inner) {
+        for (label, value) in inner.iter().filter(|(label, _)| !set.contains_key(*label)) {
+            if made.get(label) != Some(value) {
+                Arc::make_mut(made).insert(label.clone(), value.clone());
+            }
+        }
     }
     if made.len() > TRACE {
         *trace = None;
     }
+}
+
+/// The same of all that are equal.
+fn shared<T: Ord>(known: &mut BTreeSet<Arc<T>>, one: T) -> Arc<T> {
+    if let Some(known) = known.get(&one) {
+        return known.clone();
+    }
+    let one = Arc::new(one);
+    known.insert(one.clone());
+    one
 }
 
 /// A file of the same folder with nearly this name.

@@ -426,9 +426,14 @@ impl Analysis {
 
     /// Where an attribute of a definition stands.
     pub fn attribute_place(&mut self, defined: &Defined, attribute: &str, literal: Option<&str>) -> Place {
-        match self.package(defined.label.package(), None) {
-            Some(package) => argument_place(&package.text, &defined.place, attribute, literal),
-            None => defined.place.clone(),
+        self.place_in(&defined.label, &defined.place, attribute, literal)
+    }
+
+    /// The same, of the definition of this label at this place.
+    pub fn place_in(&mut self, label: &Label, call: &Place, attribute: &str, literal: Option<&str>) -> Place {
+        match self.package(label.package(), None) {
+            Some(package) => argument_place(&package.text, call, attribute, literal),
+            None => call.clone(),
         }
     }
 }

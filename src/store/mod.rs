@@ -428,9 +428,14 @@ impl Store {
 
     /// Writes a small file whole or not at all.
     fn replace(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        self.replace_by(path, &[bytes])
+    }
+
+    fn replace_by(&self, path: &Path, parts: &[&[u8]]) -> Result<()> {
         let scratch = self.scratch()?;
         let new = scratch.path().join("new");
-        fs::write(&new, bytes).map_err(|e| Error::io("write", &new, e))?;
+        let written = File::create(&new).and_then(|mut file| parts.iter().try_for_each(|part| file.write_all(part)));
+        written.map_err(|e| Error::io("write", &new, e))?;
         fs::rename(&new, path).map_err(|e| Error::io("rename", path, e))
     }
 
@@ -489,18 +494,25 @@ impl Store {
     /// What was kept under this key, if it is whole.
     pub fn kept_graph(&self, key: &Digest) -> Option<Vec<u8>> {
         let mut record = fs::read(self.path().join("graphs").join(key.hex())).ok()?;
-        let graph = record.split_off(32.min(record.len()));
-        if Digest::of(&graph).as_bytes()[..] != record {
+        let (sum, graph) = record.split_first_chunk::<32>()?;
+        if Digest::of(graph).as_bytes() != sum {
             return None;
         }
+        record.drain(..32);
         self.used(key);
-        Some(graph)
+        Some(record)
     }
 
-    /// Keeps it, and forgets the oldest where there are many.
-    pub fn keep_graph(&self, key: &Digest, graph: &[u8]) -> Result<()> {
+    /// Keeps it, in as many parts as it comes in, and forgets the oldest where there are many.
+    pub fn keep_graph(&self, key: &Digest, graph: &[&[u8]]) -> Result<()> {
         let folder = self.path().join("graphs");
-        self.replace(&folder.join(key.hex()), &[Digest::of(graph).as_bytes(), graph].concat())?;
+        let mut sum = Hashing::new(io::sink());
+        for part in graph {
+            sum.write_all(part).map_err(|e| Error::io("write", &folder, e))?;
+        }
+        let (_, sum, _) = sum.finish();
+        let parts: Vec<&[u8]> = [&sum.as_bytes()[..]].into_iter().chain(graph.iter().copied()).collect();
+        self.replace_by(&folder.join(key.hex()), &parts)?;
         let entries = fs::read_dir(&folder).map_err(|e| Error::io("readdir", &folder, e))?.filter_map(|e| e.ok());
         let mut kept: Vec<_> = entries.filter_map(|e| Some((e.metadata().ok()?.modified().ok()?, e.path()))).collect();
         kept.sort();

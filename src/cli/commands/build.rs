@@ -52,11 +52,17 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     } else {
         None
     };
-    // A graph that holds a secret is refused; kept before that, it would stay on the disk.
-    let asked = if args.secrets.is_empty() { Some(graph::kept::ask(&store, &request)?) } else { None };
+    // The graph and the record of the last build are looked at at once: both mostly ask the kernel about thousands of files.
+    let (asked, recalled) = std::thread::scope(|scope| {
+        let recalled = key.as_ref().map(|key| scope.spawn(|| unchanged::recall(&store, key)));
+        // A graph that holds a secret is refused; kept before that, it would stay on the disk.
+        let asked = args.secrets.is_empty().then(|| graph::kept::ask(&store, &request)).transpose();
+        (asked, recalled.and_then(|recalled| recalled.join().ok().flatten()))
+    });
+    let asked = asked?;
     let plan = asked.as_ref().and_then(|asked| asked.plan());
     let mut planned = None;
-    if let Some(record) = key.as_ref().and_then(|key| unchanged::recall(&store, key, plan)) {
+    if let Some(record) = recalled.filter(|record| plan.is_some_and(|plan| record.is_of(&plan))) {
         let base = Base::planned(&store, wanted(&request.workspace), &settings, &progress)?;
         if record.stands_on(&base) {
             record.tell(&store, &progress);

@@ -147,7 +147,7 @@ image('i', deps = [':t'])
     let mut read = false;
     for instance in &mut graph.instances {
         read |= instance.label.to_string().starts_with("//:x") && !instance.parameters.is_empty();
-        instance.parameters.clear();
+        instance.parameters = Default::default();
         instance.folder = None;
         instance.place = crate::error::Place { file: String::new(), line: 1, column: 1, length: 1, source: None };
     }
