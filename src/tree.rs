@@ -121,9 +121,16 @@ impl Ord for RootPath {
     fn cmp(&self, other: &Self) -> Ordering {
         // A slash sorts before every other byte, so that `a/b` comes before `a-b`.
         let key = |b: &u8| if *b == b'/' { 0 } else { *b };
-        let same = self.0.iter().zip(&other.0).take_while(|(a, b)| a == b).count();
+        let same = same_at_first(&self.0, &other.0);
         self.0.get(same).map(key).cmp(&other.0.get(same).map(key))
     }
+}
+
+/// How many bytes two begin with: eight at a time, since paths of one tree have most of their bytes in common, and
+/// maps of them compare them all the time.
+fn same_at_first(one: &[u8], other: &[u8]) -> usize {
+    let eights = one.as_chunks::<8>().0.iter().zip(other.as_chunks().0).take_while(|(a, b)| a == b).count() * 8;
+    eights + one[eights..].iter().zip(&other[eights..]).take_while(|(a, b)| a == b).count()
 }
 
 impl PartialOrd for RootPath {
@@ -483,9 +490,13 @@ mod tests {
 
     #[test]
     fn the_order_is_that_of_a_walk() {
-        let mut paths = [path("a-b"), path("a/b"), path("a"), path("a/b/c"), path("a.b")];
-        paths.sort();
-        assert_eq!(paths.map(|p| p.to_string()), ["/a", "/a/b", "/a/b/c", "/a-b", "/a.b"]);
+        for length in 0..20 {
+            let folder = "f".repeat(length);
+            let mut paths = ["a-b", "a/b", "a", "a/b/c", "a.b"].map(|name| path(&format!("{folder}{name}")));
+            paths.sort();
+            let sorted = ["a", "a/b", "a/b/c", "a-b", "a.b"].map(|name| format!("/{folder}{name}"));
+            assert_eq!(paths.map(|p| p.to_string()), sorted);
+        }
     }
 
     #[test]

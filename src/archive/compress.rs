@@ -15,6 +15,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use libdeflater::{CompressionLvl, Compressor as Deflate};
+use zstd::zstd_safe::CParameter;
 
 /// A writer that compresses; [`Compressor::finish`] ends it and gives back what it wrote to.
 pub enum Compressor<W: Write> {
@@ -33,6 +34,8 @@ pub const ZSTD_MOST: u8 = 19;
 /// Fixed, so that the bytes are: zstd would choose it from the window otherwise. Each worker holds
 /// a few of these.
 const ZSTD_JOB: u32 = 4 << 20;
+/// So much is written at once: a file system takes it in fewer steps than zstd's own 32 KiB.
+const ZSTD_OUT: usize = 256 << 10;
 /// More workers would only want more memory.
 const MOST_WORKERS: usize = 6;
 
@@ -45,10 +48,11 @@ impl<W: Write> Compressor<W> {
     /// Compresses with zstd on so many threads. Levels: 1 to [`ZSTD_MOST`].
     pub fn zstd(out: W, level: Option<u8>, threads: NonZeroUsize) -> io::Result<Self> {
         let level = level.unwrap_or(ZSTD_LEVEL).clamp(1, ZSTD_MOST);
-        let mut encoder = zstd::stream::write::Encoder::new(out, level.into())?;
-        encoder.set_parameter(zstd::zstd_safe::CParameter::NbWorkers(threads.get().min(MOST_WORKERS) as u32))?;
-        encoder.set_parameter(zstd::zstd_safe::CParameter::JobSize(ZSTD_JOB))?;
-        Ok(Self::Zstd(Box::new(encoder)))
+        let mut encoder = zstd::stream::raw::Encoder::new(level.into())?;
+        encoder.set_parameter(CParameter::NbWorkers(threads.get().min(MOST_WORKERS) as u32))?;
+        encoder.set_parameter(CParameter::JobSize(ZSTD_JOB))?;
+        let writer = zstd::stream::zio::Writer::new_with_capacity(out, encoder, ZSTD_OUT);
+        Ok(Self::Zstd(Box::new(zstd::stream::write::Encoder::with_writer(writer))))
     }
 
     /// Compresses with gzip on so many threads. Levels: 1 to [`GZIP_MOST`].

@@ -186,22 +186,27 @@ impl Build<'_> {
         self.prune(id, image, &mut selections)?;
         self.clash(id, &names, &selections)?;
         let below = self.stands_on(image)?;
-        let base_files = match &below {
-            None => Selection::new(),
-            Some(below) => self.read_selection(&below.files)?,
+        let files = {
+            let base_files = match &below {
+                None => Selection::new(),
+                Some(below) => self.read_selection(&below.files)?,
+            };
+            tapeout::settle::settle(std::slice::from_ref(&base_files), &mut selections);
+            if image.layers == Layers::Single {
+                names = vec![instance.label.to_string()];
+                selections = vec![selections.into_iter().flatten().collect()];
+            }
+            tapeout::lookup::merged(std::iter::once(&base_files).chain(&selections))
         };
-        tapeout::settle::settle(std::slice::from_ref(&base_files), &mut selections);
-        if image.layers == Layers::Single {
-            names = vec![instance.label.to_string()];
-            selections = vec![selections.into_iter().flatten().collect()];
-        }
-        let files = tapeout::lookup::merged(std::iter::once(&base_files).chain(&selections));
         tapeout::program::check(image, &files).map_err(|e| e.at(instance.place.clone(), ""))?;
         let user = self.numbers(id, image, &files)?;
+        let kept = self.keep_selection(&files)?;
+        // While layers are written memory holds what they need: of a hundred thousand files each list is 60 MB.
+        let checked_files = (!image.check.is_empty()).then_some(files);
         let mut layers = below.map(|below| below.layers).unwrap_or_default();
-        for (created_by, selection) in names.into_iter().zip(&selections).filter(|(_, selection)| !selection.is_empty())
+        for (created_by, selection) in names.into_iter().zip(selections).filter(|(_, selection)| !selection.is_empty())
         {
-            let info = self.layer(selection, image, new)?;
+            let info = self.layer(&selection, image, new)?;
             layers.push(ImageLayer { info, created_by });
         }
         let named = (!image.user.is_empty()).then_some(user);
@@ -213,19 +218,18 @@ impl Build<'_> {
                 .insert(NOT_REPRODUCIBLE.to_string(), "built with the tools of one machine (builder host)".to_string());
         }
         let manifest = config::manifest(&config, &layers, &annotations)?;
-        if !image.check.is_empty() {
+        if let Some(files) = checked_files {
             let log = self.store.log_path(&self.image_key(id, image)?);
             check::run(self.store, image, user, &files, self.options.epoch, &log)
                 .map_err(|e| e.at(instance.place.clone(), "its check"))?;
         }
-        let kept = postcard::to_stdvec(&files).map_err(|e| Error::failed(format!("can't keep a selection: {e}")))?;
         let built = Built {
             name,
             tag: image.version.clone().unwrap_or_else(|| "latest".to_string()),
             manifest: self.store.put(&manifest)?,
             config: self.store.put(&config)?,
             layers,
-            files: self.store.put(&kept)?.digest,
+            files: kept,
             user,
             path: None,
         };
@@ -330,14 +334,18 @@ impl Build<'_> {
             .map_err(|e| e.at(self.graph.instances[id].place.clone(), "user"))
     }
 
-    /// A layer, compressed once for the same files. One that is made now goes into the new layout too.
-    fn layer(&self, selection: &Selection, image: &Image, new: Option<&layout::New>) -> Result<LayerInfo> {
+    fn layer_key(&self, selection: &Selection, image: &Image) -> Result<Digest> {
         // Why a file was picked is no part of the layer.
         let content: BTreeMap<&RootPath, (&Option<Entry>, &Content)> =
             selection.iter().map(|(path, p)| (path, (&p.entry, &p.content))).collect();
         let document = postcard::to_stdvec(&(content, image.compression, image.level, self.options.epoch))
             .map_err(|e| Error::failed(format!("can't write a request: {e}")))?;
-        let action = own_key("layer", &document);
+        Ok(own_key("layer", &document))
+    }
+
+    /// A layer, compressed once for the same files. One that is made now goes into the new layout too.
+    fn layer(&self, selection: &Selection, image: &Image, new: Option<&layout::New>) -> Result<LayerInfo> {
+        let action = self.layer_key(selection, image)?;
         if let Some(info) =
             self.store.action(&action).and_then(|bytes| serde_json::from_slice::<LayerInfo>(&bytes).ok())
             && self.store.has_blob(&info.digest)

@@ -54,8 +54,7 @@ impl Build<'_> {
             return Ok(Output::Selection { selection, own });
         }
         let picked = self.pick(id, own)?;
-        let bytes = postcard::to_stdvec(&picked).map_err(|e| Error::failed(format!("can't keep a selection: {e}")))?;
-        let selection = self.store.put(&bytes)?.digest;
+        let selection = self.keep_selection(&picked)?;
         self.store.record_action(&key, selection.to_string().as_bytes())?;
         let files = picked.values().filter(|p| p.entry.as_ref().is_some_and(|e| !e.is_folder())).count();
         self.done("picked", id, &counted(files, "file"));
@@ -156,14 +155,23 @@ impl Build<'_> {
         })
     }
 
+    /// A selection as a blob.
+    pub(super) fn keep_selection(&self, selection: &Selection) -> Result<Digest> {
+        let bytes =
+            postcard::to_stdvec(selection).map_err(|e| Error::failed(format!("can't keep a selection: {e}")))?;
+        Ok(self.store.put(&bytes)?.digest)
+    }
+
     /// A selection, read back.
     pub(super) fn read_selection(&self, digest: &Digest) -> Result<Selection> {
         let path = self.store.blob_path(digest);
         let bytes = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
-        postcard::from_bytes(&bytes).map_err(|e| {
+        // A map is written as its pairs. Made of all of them at once it is half as large as of one after the other.
+        let pairs: Vec<_> = postcard::from_bytes(&bytes).map_err(|e| {
             Error::failed(format!("{} is damaged: {e}", path.display()))
                 .next("tapeout fsck --repair removes it, and its rule picks again")
-        })
+        })?;
+        Ok(pairs.into_iter().collect())
     }
 
     /// Picks: by the rule's own lists, or at `//base:tapeout` the closure over what joined.

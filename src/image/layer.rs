@@ -146,7 +146,7 @@ impl TarLayer<'_> {
                     None => self.roots.entry(*changeset).or_insert((self.files)(changeset)?),
                 };
                 let mut file = root.open_file(at)?;
-                self.tar.content_by(|out, most| out.take_from(&mut file, most), path)?;
+                self.tar.content_by(|out, most| out.take_from(&file, most), path)?;
                 match file.read(&mut [0]) {
                     Ok(0) => Ok(()),
                     Ok(_) => Err(Error::failed(format!("a file of a changeset is longer than it was: {path}"))

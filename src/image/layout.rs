@@ -20,7 +20,6 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use oci_spec::image::{
     ANNOTATION_REF_NAME, Descriptor, ImageConfiguration, ImageIndexBuilder, ImageManifest, MediaType, OciLayoutBuilder,
@@ -105,13 +104,10 @@ pub struct Written(BTreeMap<Digest, Stamp>);
 /// Device, inode, size, and when content and inode last changed.
 type Stamp = (u64, u64, u64, (i64, i64), (i64, i64));
 
-/// As long as two changes may have one time (a tick of the kernel's clock).
-const TICK: Duration = Duration::from_millis(10);
-
 impl Written {
     fn of(layout: &Path, images: &[LayoutImage]) -> Result<Self> {
-        // A change in the same tick as ours would leave no trace.
-        std::thread::sleep(TICK);
+        // A change that has the same time as ours would leave no trace.
+        file::wait_for_other_time();
         let stamps = blobs(images).into_iter().map(|digest| {
             let path = layout.join(BLOBS).join(digest.hex());
             let data = fs::symlink_metadata(&path).map_err(|e| Error::io("stat", &path, e))?;

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{AtFlags, OFlag, RenameFlags};
 use nix::sys::stat::{FileStat, Mode, SFlag};
@@ -556,6 +557,16 @@ pub fn now() -> (i64, i64) {
     (now.tv_sec, now.tv_nsec)
 }
 
+/// Waits until a file that changes now gets another time than one that changed before: a tick of the kernel's clock,
+/// of which the slowest has a hundred in a second.
+pub fn wait_for_other_time() {
+    const SLOWEST: Duration = Duration::from_millis(10);
+    let (began, stamp) = (Instant::now(), now());
+    while now() == stamp && began.elapsed() < SLOWEST {
+        std::thread::sleep(SLOWEST / 20);
+    }
+}
+
 /// Does a write through a shared mapping change the times of a file, as POSIX wants it (tmpfs does
 /// not)? Tried with an empty file, open for reading and writing.
 pub fn tells_mapped_writes(file: &File) -> io::Result<bool> {
@@ -640,8 +651,9 @@ pub struct Flowing {
     begun: u64,
 }
 
-/// So much is written before the disk begins: large enough to lie in one piece.
-const FLOW: u64 = 8 << 20;
+/// So much is written before the disk begins: little at first, as small files want it, then as much again each time,
+/// until it is large enough to lie in one piece.
+const FLOW: std::ops::RangeInclusive<u64> = 1 << 20..=8 << 20;
 
 impl Flowing {
     /// An empty file that is open for writing.
@@ -659,7 +671,7 @@ impl io::Write for Flowing {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let n = self.file.write(bytes)?;
         self.written += n as u64;
-        if self.written - self.begun >= FLOW {
+        if self.written - self.begun >= self.begun.clamp(*FLOW.start(), *FLOW.end()) {
             let (from, length) = (self.begun as i64, (self.written - self.begun) as i64);
             // Only a hint: a file system that can't has everything to do at the end.
             // SAFETY: sync_file_range takes an open descriptor and numbers.
@@ -672,6 +684,26 @@ impl io::Write for Flowing {
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
     }
+}
+
+/// Reads once, at most so many bytes, behind what a buffer holds and never beyond its capacity; 0: the end of the file.
+pub fn read_onto(file: &File, buffer: &mut Vec<u8>, most: usize) -> io::Result<usize> {
+    let spare = buffer.spare_capacity_mut();
+    let most = most.min(spare.len());
+    let read = loop {
+        // SAFETY: the kernel writes at most `most` bytes, and so many are there behind the pointer.
+        let read = unsafe { libc::read(file.as_raw_fd(), spare.as_mut_ptr().cast(), most) };
+        match usize::try_from(read) {
+            Ok(read) => break read,
+            Err(_) => match io::Error::last_os_error() {
+                e if e.kind() == io::ErrorKind::Interrupted => {}
+                e => return Err(e),
+            },
+        }
+    };
+    // SAFETY: the kernel wrote so many bytes right behind those that were there.
+    unsafe { buffer.set_len(buffer.len() + read) };
+    Ok(read)
 }
 
 /// A nameless file in a folder (`O_TMPFILE`), for [`name_file`]; its mode is what the umask leaves.

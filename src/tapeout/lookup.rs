@@ -255,6 +255,12 @@ impl Lookup for World<'_> {
 pub fn merged<'s>(layers: impl IntoIterator<Item = &'s Selection>) -> BTreeMap<RootPath, Picked> {
     let mut all: BTreeMap<RootPath, Picked> = BTreeMap::new();
     for layer in layers {
+        if all.is_empty() {
+            // At once: most images have one large layer below small ones.
+            let there = layer.iter().filter(|(_, picked)| picked.entry.is_some());
+            all = there.map(|(path, picked)| (path.clone(), picked.clone())).collect();
+            continue;
+        }
         for (path, picked) in layer {
             let folder_stays = picked.entry.as_ref().is_some_and(Entry::is_folder);
             if !folder_stays && all.get(path).and_then(|p| p.entry.as_ref()).is_some_and(Entry::is_folder) {
