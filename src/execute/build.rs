@@ -1,5 +1,6 @@
 //! One build: every instance of the graph, in order, from what its dependencies came to.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
@@ -14,12 +15,13 @@ use crate::execute::base::Base;
 use crate::execute::log::Live;
 use crate::execute::request::{FORMAT, Request};
 use crate::execute::rule::Onlooker;
-use crate::execute::schedule::{self, Order};
+use crate::execute::schedule::{self, Order, Turn};
 use crate::execute::secrets::{self, Secrets};
 use crate::execute::snapshot::{self, Snapshot};
 use crate::execute::{environment, fetch, identity, room, rule, sources, unpack};
 use crate::label::Package;
 use crate::report::{Event, Report, Silent};
+use crate::sandbox;
 use crate::store::Store;
 use crate::tree::Layer;
 
@@ -179,12 +181,12 @@ impl<'a> Build<'a> {
                 }
             }
         }
-        let result = schedule::run(&deps, self.options.jobs, |id| {
+        let result = schedule::run(&deps, self.options.jobs, |id, turn| {
             if !wanted(id) {
                 return Ok(());
             }
             let instance = &self.graph.instances[id];
-            let output = self.instance(id).map_err(|e| {
+            let output = self.instance(id, turn).map_err(|e| {
                 let e = if e.places().is_empty() { e.at(instance.place.clone(), "") } else { e };
                 rule::on_full_disk(e, &[self.store.path(), &self.options.output]).context(format!(
                     "{} {}",
@@ -225,17 +227,20 @@ impl<'a> Build<'a> {
             .ok_or_else(|| Error::request(format!("{} has not run as it is now", self.graph.instances[id].label)))
     }
 
-    fn instance(&self, id: Id) -> Result<Output> {
+    fn instance(&self, id: Id, turn: &Turn) -> Result<Output> {
+        if !matches!(&self.graph.instances[id].spec, Spec::Rule(_)) {
+            turn.take()?;
+        }
         match &self.graph.instances[id].spec {
-            Spec::Rule(_) | Spec::Archive(_) | Spec::Git(_) => self.changeset(id).map(Output::Changeset),
-            Spec::Tapeout(_) => self.tapeout(id),
+            Spec::Rule(_) | Spec::Archive(_) | Spec::Git(_) => self.changeset(id, turn).map(Output::Changeset),
+            Spec::Tapeout(_) => self.tapeout(id, turn),
             Spec::Image(image) => self.image(id, image).map(Output::Image),
             Spec::Pod(pod) => self.pod(id, pod).map(Output::Pod),
         }
     }
 
     /// The changeset of a rule or archive: cached, or made now.
-    fn changeset(&self, id: Id) -> Result<Option<Digest>> {
+    fn changeset(&self, id: Id, turn: &Turn) -> Result<Option<Digest>> {
         let instance = &self.graph.instances[id];
         if let Spec::Archive(_) | Spec::Git(_) = &instance.spec {
             let digest = unpack::unpacked(self, instance, self.time(id))?;
@@ -255,7 +260,7 @@ impl<'a> Build<'a> {
         }
         self.permit_network(instance, &request)?;
         self.base.bring_named(&request.packages, self.report)?;
-        let digest = self.run_request(id, &request, &snapshot)?;
+        let digest = self.run_request(id, &request, &snapshot, turn)?;
         self.remember(id, (&key, &key), Some(digest), Some(&request));
         Ok(Some(digest))
     }
@@ -274,12 +279,17 @@ impl<'a> Build<'a> {
         }
     }
 
-    pub(super) fn run_request(&self, id: Id, request: &Request, snapshot: &Snapshot) -> Result<Digest> {
+    pub(super) fn run_request(&self, id: Id, request: &Request, snapshot: &Snapshot, turn: &Turn) -> Result<Digest> {
         let instance = &self.graph.instances[id];
         let name = self.name(id);
-        let began = Instant::now();
+        let began = Cell::new(Instant::now());
         room::tell(self.store, self.report)?;
-        self.report.event(Event::Started { what: &name, total: None });
+        let begin = || {
+            turn.take()?;
+            began.set(Instant::now());
+            self.report.event(Event::Started { what: &name, total: None });
+            Ok(())
+        };
         let made = snapshot.stack(self.store, self.graph, &self.order).and_then(|stack| {
             let renumber = identity::Renumber { base: self.base, below: &stack, store: self.store };
             // It is for who looks into it: without it the build is no worse.
@@ -292,11 +302,14 @@ impl<'a> Build<'a> {
                 &stack,
                 (!request.packages.is_empty()).then_some(&renumber),
                 &self.options.secrets.of(&request.secrets),
-                Onlooker { live, left: &left },
+                Onlooker { live, left: &left, turn: sandbox::Turn { begin: &begin, ended: &|| turn.give() } },
             )
         });
         self.report.event(Event::Ended { what: &name });
         let (layer, weakened) = made.map_err(|e| {
+            if turn.is_called_off() {
+                return e;
+            }
             self.remember(id, (&request.key(), &request.key()), None, Some(request));
             e.next(format!("see all that it printed: tapeout log {}", instance.label)).at(instance.place.clone(), "")
         })?;
@@ -306,7 +319,7 @@ impl<'a> Build<'a> {
             self.weaker(text);
         }
         let hermetic = if request.network { format!(", {NOT_HERMETIC}") } else { String::new() };
-        self.done("built", id, &format!("{:.1} s{hermetic}", began.elapsed().as_secs_f64()));
+        self.done("built", id, &format!("{:.1} s{hermetic}", began.get().elapsed().as_secs_f64()));
         Ok(layer.digest)
     }
 

@@ -12,7 +12,7 @@ use crate::build_file::spec::Image;
 use crate::error::{Error, Result};
 use crate::execute::secrets::Search;
 use crate::execute::{log, room};
-use crate::sandbox::{Snapshots, Spec, Status};
+use crate::sandbox::{Snapshots, Spec, Status, Turn};
 use crate::store::{Scratch, Store};
 use crate::sys::file;
 use crate::sys::root::Root;
@@ -24,7 +24,7 @@ pub fn run(store: &Store, image: &Image, user: (u32, u32), files: &Selection, ep
     let (scratch, mut spec) = finished(store, image, user, files, epoch)?;
     spec.steps = image.check.clone();
     let log_path = scratch.path().join("log");
-    let outcome = log::run(&spec, &log_path, &Search::default(), None)?;
+    let outcome = log::run(&spec, &log_path, &Search::default(), None, Turn::NOW)?;
     fs::rename(&log_path, kept).map_err(|e| Error::io("rename", kept, e))?;
     let how = match outcome.status {
         Status::Exited(0) => return Ok(()),

@@ -10,20 +10,20 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::execute::secrets::Search;
 use crate::report::{Event, Report};
-use crate::sandbox::{self, Outcome, Spec};
+use crate::sandbox::{self, Outcome, Spec, Turn};
 
 /// A log is cut here: a rule that prints without end must not fill the disk.
 const LONGEST: u64 = 256 << 20;
 
 /// Runs the sandbox with its output going to `path`, and to `live` while it runs; an error when one of these secrets is
 /// printed.
-pub fn run(spec: &Spec, path: &Path, secrets: &Search, live: Option<Live<'_>>) -> Result<Outcome> {
+pub fn run(spec: &Spec, path: &Path, secrets: &Search, live: Option<Live<'_>>, turn: Turn<'_>) -> Result<Outcome> {
     let mut file = File::create_new(path).map_err(|e| Error::io("create", path, e))?;
     let (mut reader, writer) = io::pipe().map_err(|e| Error::io("pipe", path, e))?;
     std::thread::scope(|scope| {
         let kept = scope.spawn(move || keep(&mut reader, &mut file, secrets, live));
         // It owns our end of the pipe: when it returns, the last writer is gone.
-        let outcome = sandbox::run(spec, File::from(OwnedFd::from(writer)));
+        let outcome = sandbox::run_in_turn(spec, File::from(OwnedFd::from(writer)), turn);
         let kept = kept.join().unwrap_or_else(|_| Err(io::Error::other("the thread that keeps it ended")));
         let outcome = outcome?;
         match kept.map_err(|e| Error::io("write", path, e))? {

@@ -21,7 +21,7 @@ use crate::execute::log::{self, Live};
 use crate::execute::request::{FORMAT, Outcome, Request};
 use crate::execute::room::{self, Room};
 use crate::execute::secrets::Search;
-use crate::sandbox::{self, Bind, Hit, NO_OWNERS, Secret, Spec, Status};
+use crate::sandbox::{self, Bind, Hit, NO_OWNERS, Secret, Snapshots, Spec, Status, Turn};
 use crate::store::{Cache, Scratch, Store};
 use crate::sys::file;
 use crate::sys::root::Root;
@@ -39,12 +39,14 @@ pub struct Onlooker<'a> {
     pub live: Option<Live<'a>>,
     /// Where a step fails, it gets the folder with what was changed, and may move it.
     pub left: &'a dyn Fn(&Path),
+    /// When its steps may begin.
+    pub turn: Turn<'a>,
 }
 
 impl Onlooker<'_> {
     /// Nobody does.
     pub fn nobody() -> Self {
-        Self { live: None, left: &|_| {} }
+        Self { live: None, left: &|_| {}, turn: Turn::NOW }
     }
 }
 
@@ -84,6 +86,14 @@ fn make(
 ) -> Result<(Layer, Vec<String>)> {
     let search = Search::of(secrets);
     let caches = caches(store, request)?;
+    let turn = match room::place(store)?.snapshots {
+        Snapshots::Overlay => onlooker.turn,
+        // A kept tree is one rule's at a time, and for a second one the whole builder would be copied.
+        Snapshots::Copy => {
+            (onlooker.turn.begin)()?;
+            Turn::NOW
+        }
+    };
     let room = Room::of(store, snapshot)?;
     let log_path = room.scratch().path().join("log");
     let mut spec = spec(store, request, snapshot, &room)?;
@@ -95,7 +105,7 @@ fn make(
     }));
     // The clock of the file system that the caches lie on.
     let began = fs::metadata(&spec.tmp).map_err(|e| Error::io("stat", &spec.tmp, e))?;
-    let outcome = log::run(&spec, &log_path, &search, onlooker.live);
+    let outcome = log::run(&spec, &log_path, &search, onlooker.live, turn);
     for (inside, cache) in &caches {
         search.refuses_in_cache(cache.folder(), inside, (began.ctime(), began.ctime_nsec()))?;
     }

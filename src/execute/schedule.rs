@@ -1,8 +1,9 @@
 //! Order: each instance after all that it depends on, as many at once as there are jobs.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
-use std::sync::{Condvar, Mutex};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::build_file::spec::{Graph, Id};
 use crate::error::{Error, Result};
@@ -82,12 +83,78 @@ struct State {
     ready: BTreeSet<Id>,
     missing: Vec<usize>,
     left: usize,
+    turns: usize,
     errors: Vec<Error>,
 }
 
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, now: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(now).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An instance's turn: no more than there are jobs have one. A rule takes it for its script alone, so that while one
+/// script runs the next one's sandbox is made ready, and what the last one left is captured.
+pub struct Turn<'a> {
+    shared: &'a Shared,
+    at: Cell<At>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum At {
+    Before,
+    Has,
+    After,
+    CalledOff,
+}
+
+impl Turn<'_> {
+    /// Waits for it; once it was had, there is nothing to wait for. An error: something failed, and nothing new begins.
+    pub fn take(&self) -> Result<()> {
+        if matches!(self.at.get(), At::Has | At::After) {
+            return Ok(());
+        }
+        let mut now = self.shared.lock();
+        while now.errors.is_empty() && now.turns == 0 {
+            now = self.shared.wait(now);
+        }
+        if !now.errors.is_empty() {
+            self.at.set(At::CalledOff);
+            return Err(Error::failed("called off, because something else failed"));
+        }
+        now.turns -= 1;
+        self.at.set(At::Has);
+        Ok(())
+    }
+
+    /// Gives it to the next. Who fails keeps it, so that nothing begins before the error is known.
+    pub fn give(&self) {
+        if self.at.get() == At::Has {
+            self.at.set(At::After);
+            self.shared.lock().turns += 1;
+            self.shared.changed.notify_all();
+        }
+    }
+
+    /// Was there an error instead of a turn? Then it is nobody's.
+    pub fn is_called_off(&self) -> bool {
+        self.at.get() == At::CalledOff
+    }
+}
+
 /// Calls `run` for each instance after its dependencies, in the graph's order among those that
-/// are ready. After an error nothing new begins; what runs is waited for, and all errors are told.
-pub fn run(deps: &[Vec<Id>], jobs: NonZeroUsize, run: impl Fn(Id) -> Result<()> + Sync) -> Result<()> {
+/// are ready; one more than there are jobs, which waits for its [`Turn`]. After an error nothing new
+/// begins; what runs is waited for, and all errors are told.
+pub fn run(deps: &[Vec<Id>], jobs: NonZeroUsize, run: impl Fn(Id, &Turn) -> Result<()> + Sync) -> Result<()> {
     let missing: Vec<_> = deps.iter().map(|d| d.iter().collect::<BTreeSet<_>>().len()).collect();
     let mut dependents = vec![vec![]; deps.len()];
     for (id, deps) in deps.iter().enumerate() {
@@ -96,26 +163,27 @@ pub fn run(deps: &[Vec<Id>], jobs: NonZeroUsize, run: impl Fn(Id) -> Result<()> 
         }
     }
     let ready = (0..deps.len()).filter(|&id| missing[id] == 0).collect();
-    let state = Mutex::new(State { ready, missing, left: deps.len(), errors: vec![] });
-    let changed = Condvar::new();
-    let lock = || state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let state = State { ready, missing, left: deps.len(), turns: jobs.get(), errors: vec![] };
+    let shared = Shared { state: Mutex::new(state), changed: Condvar::new() };
     let work = || {
         loop {
-            let mut now = lock();
+            let mut now = shared.lock();
             let id = loop {
                 if now.left == 0 || !now.errors.is_empty() {
                     return;
                 }
                 match now.ready.pop_first() {
                     Some(id) => break id,
-                    None => now = changed.wait(now).unwrap_or_else(|poisoned| poisoned.into_inner()),
+                    None => now = shared.wait(now),
                 }
             };
             drop(now);
-            let result = run(id);
-            let mut now = lock();
+            let turn = Turn { shared: &shared, at: Cell::new(At::Before) };
+            let result = run(id, &turn);
+            let mut now = shared.lock();
             now.left -= 1;
             match result {
+                Err(_) if turn.is_called_off() => {}
                 Err(error) => now.errors.push(error),
                 Ok(()) => {
                     for &dependent in &dependents[id] {
@@ -126,24 +194,30 @@ pub fn run(deps: &[Vec<Id>], jobs: NonZeroUsize, run: impl Fn(Id) -> Result<()> 
                     }
                 }
             }
-            // One that is ready is this thread's own: who waits is woken for more, and at the end.
-            if now.ready.len() > 1 || now.left == 0 || !now.errors.is_empty() {
-                changed.notify_all();
+            let gives = turn.at.get() == At::Has;
+            now.turns += usize::from(gives);
+            // One that is ready is this thread's own: who waits is woken for more, for a turn, and at the end.
+            if gives || now.ready.len() > 1 || now.left == 0 || !now.errors.is_empty() {
+                shared.changed.notify_all();
             }
         }
     };
     std::thread::scope(|scope| {
-        for _ in 1..jobs.get().min(deps.len()) {
+        for _ in 1..jobs.get().saturating_add(1).min(deps.len()) {
             scope.spawn(work);
         }
         work();
     });
-    let state = state.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let state = shared.state.into_inner().unwrap_or_else(PoisonError::into_inner);
     Error::all(state.errors).map_or(Ok(()), Err)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -165,7 +239,8 @@ mod tests {
         let deps = vec![vec![], vec![0], vec![0, 0], vec![1, 2], vec![]];
         for n in [1, 4] {
             let seen = Mutex::new(vec![]);
-            run(&deps, jobs(n), |id| {
+            run(&deps, jobs(n), |id, turn| {
+                turn.take()?;
                 let mut seen = seen.lock().unwrap();
                 assert!(deps[id].iter().all(|d| seen.contains(d)));
                 seen.push(id);
@@ -185,11 +260,45 @@ mod tests {
     fn after_an_error_nothing_new_begins() {
         let deps = vec![vec![], vec![0], vec![1]];
         let seen = Mutex::new(vec![]);
-        let error = run(&deps, jobs(2), |id| {
+        let error = run(&deps, jobs(2), |id, turn| {
+            turn.take()?;
             seen.lock().unwrap().push(id);
             if id == 1 { Err(Error::failed("one")) } else { Ok(()) }
         });
         assert_eq!(error.unwrap_err().what(), "one");
         assert_eq!(*seen.lock().unwrap(), [0, 1]);
+    }
+
+    #[test]
+    fn no_more_have_a_turn_than_there_are_jobs_and_one_more_works_without() {
+        for n in [1, 3] {
+            let (have, all) = (AtomicUsize::new(0), Barrier::new(n + 1));
+            run(&vec![vec![]; n + 1], jobs(n), |_, turn| {
+                turn.take()?;
+                turn.take()?;
+                assert!(have.fetch_add(1, Ordering::SeqCst) < n);
+                std::thread::sleep(Duration::from_millis(10));
+                have.fetch_sub(1, Ordering::SeqCst);
+                turn.give();
+                turn.give();
+                // No one is done before the last has had its turn.
+                all.wait();
+                Ok(())
+            })
+            .unwrap();
+        }
+    }
+
+    #[test]
+    fn what_waits_for_its_turn_when_something_fails_is_called_off_and_no_error() {
+        let seen = Mutex::new(vec![]);
+        let error = run(&[vec![], vec![], vec![]], jobs(1), |id, turn| {
+            turn.take()?;
+            seen.lock().unwrap().push(id);
+            std::thread::sleep(Duration::from_millis(20));
+            Err(Error::failed(format!("failed: {}", seen.lock().unwrap().len())))
+        });
+        assert_eq!(error.unwrap_err().what(), "failed: 1");
+        assert_eq!(seen.lock().unwrap().len(), 1);
     }
 }

@@ -9,6 +9,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::build::{Build, Output};
 use crate::execute::request::own_key;
+use crate::execute::schedule::Turn;
 use crate::execute::{rule, snapshot};
 use crate::label::Label;
 use crate::report::{Event, counted};
@@ -37,12 +38,12 @@ pub(super) fn is_base_tapeout(label: &Label) -> bool {
 
 impl Build<'_> {
     /// Runs a tapeout rule's `run` and picks.
-    pub(super) fn tapeout(&self, id: Id) -> Result<Output> {
+    pub(super) fn tapeout(&self, id: Id, turn: &Turn) -> Result<Output> {
         let own = match self.request(id)? {
             None => None,
             Some((request, _)) => match rule::cached(self.store, &request) {
                 Some(digest) => Some((request.key(), digest)),
-                None => self.changeset_of_run(id)?.map(|digest| (request.key(), digest)),
+                None => self.changeset_of_run(id, turn)?.map(|digest| (request.key(), digest)),
             },
         };
         let (ran, own) = own.unzip();
@@ -231,10 +232,10 @@ impl Build<'_> {
     }
 
     /// What an instance's `run` changed; it runs now.
-    fn changeset_of_run(&self, id: Id) -> Result<Option<Digest>> {
+    fn changeset_of_run(&self, id: Id, turn: &Turn) -> Result<Option<Digest>> {
         match self.request(id)? {
             None => Ok(None),
-            Some((request, snapshot)) => self.run_request(id, &request, &snapshot).map(Some),
+            Some((request, snapshot)) => self.run_request(id, &request, &snapshot, turn).map(Some),
         }
     }
 }

@@ -38,4 +38,4 @@ pub use plan::{Operation, plan};
 pub use range::give_back;
 pub use seen::{Facts, Known, KnownFile};
 pub use spec::{Above, Bind, Hit, Outcome, Recorded, Secret, Spec, Standard, Status};
-pub use start::{run, run_on_terminal, run_with};
+pub use start::{Turn, run, run_in_turn, run_on_terminal, run_with};

@@ -41,17 +41,36 @@ static OUTSIDE: Mutex<Option<Nursery>> = Mutex::new(None);
 /// No reply is longer: a record has some 50 bytes, so that this is more than ten million files.
 const LONGEST_REPLY: u64 = 512 << 20;
 
+/// When the steps may begin, and who hears of their end. Making a room and taking one apart need no turn.
+#[derive(Clone, Copy)]
+pub struct Turn<'a> {
+    /// Comes back when they may begin; an error: they mustn't any more.
+    pub begin: &'a dyn Fn() -> Result<()>,
+    /// They ended well, and no process of theirs is left.
+    pub ended: &'a dyn Fn(),
+}
+
+impl Turn<'_> {
+    /// At once.
+    pub const NOW: Turn<'static> = Turn { begin: &|| Ok(()), ended: &|| {} };
+}
+
 /// Runs the steps of `spec`; what they write to 1 and 2 goes to `output`, which should be a pipe
 /// (a rule can read the path of a file that it has open). When this returns, nothing of the
 /// sandbox is alive. An error means that the sandbox could not be made, or a step not be started.
 pub fn run(spec: &Spec, output: File) -> Result<Outcome> {
-    converse(spec, output.into(), None)
+    run_in_turn(spec, output, Turn::NOW)
+}
+
+/// The same, when it is their turn.
+pub fn run_in_turn(spec: &Spec, output: File, turn: Turn<'_>) -> Result<Outcome> {
+    converse(spec, output.into(), None, turn)
 }
 
 /// The same, for [`Standard::Given`](crate::sandbox::Standard): standard input, output and error.
 pub fn run_with(spec: &Spec, standard: [OwnedFd; 3]) -> Result<Outcome> {
     let null = File::open("/dev/null").map_err(|e| Error::io("open", "/dev/null", e))?;
-    converse(spec, null.into(), Some(standard))
+    converse(spec, null.into(), Some(standard), Turn::NOW)
 }
 
 /// The same, for [`Standard::Terminal`](crate::sandbox::Standard): `relay` gets our side of the
@@ -65,11 +84,11 @@ pub fn run_on_terminal(spec: &Spec, relay: impl FnOnce(OwnedFd) + Send) -> Resul
                 relay(terminal);
             }
         });
-        converse(spec, theirs.into(), None)
+        converse(spec, theirs.into(), None, Turn::NOW)
     })
 }
 
-fn converse(spec: &Spec, output: OwnedFd, standard: Option<[OwnedFd; 3]>) -> Result<Outcome> {
+fn converse(spec: &Spec, output: OwnedFd, standard: Option<[OwnedFd; 3]>, turn: Turn<'_>) -> Result<Outcome> {
     let mut order = Order::new(spec)?;
     let group = order.memory.and_then(Group::with);
     let door = group.as_ref().and_then(Group::door);
@@ -79,7 +98,7 @@ fn converse(spec: &Spec, output: OwnedFd, standard: Option<[OwnedFd; 3]>) -> Res
     }
     let counted = door.is_some();
     let tmp = Tmp::put_in(spec)?;
-    let reply = talk(spec, &order, output, standard, door);
+    let reply = talk(spec, &order, output, standard, door, turn);
     tmp.take_out()?;
     match reply? {
         Reply::Done(mut outcome) => {
@@ -99,6 +118,7 @@ fn talk(
     output: OwnedFd,
     standard: Option<[OwnedFd; 3]>,
     door: Option<File>,
+    turn: Turn<'_>,
 ) -> Result<Reply> {
     let (ours, theirs) = UnixStream::pair().map_err(|e| Error::io("socketpair", "", e))?;
     let mut pass: Vec<BorrowedFd> = vec![theirs.as_fd(), output.as_fd()];
@@ -119,6 +139,7 @@ fn talk(
     if early {
         send()?;
     }
+    (turn.begin)()?;
     let child = make(birth, &pass)?;
     drop(theirs);
     drop((output, standard, door));
@@ -126,6 +147,12 @@ fn talk(
     if reply.is_err() {
         // It has nobody to talk to any more, whatever it is doing.
         child.kill();
+    }
+    // Init takes its namespaces down when nobody else is left in them: that takes as long as a small script.
+    if let Ok(Reply::Done(outcome)) = &reply
+        && outcome.status.success()
+    {
+        (turn.ended)();
     }
     // Only now is it sure that nothing inside writes to the upper folder any more.
     child.wait()?;

@@ -7,11 +7,15 @@
 //! children die with it (`PR_SET_PDEATHSIG`). What a child without a PID namespace leaves behind when it is
 //! killed becomes the nursery's, which ends it when it is asked to ([`Nursery::sweep`]).
 //!
+//! Namespaces take the kernel a while, the network's above all. So while one child works, the nursery makes the next
+//! ([`Spare`]): it has nothing but its namespaces, belongs to nobody, and is used once.
+//!
 //! A nursery that we start is in our user namespace, and so are all that it makes: only our own ID can be
 //! mapped there. Where subordinate IDs are wanted, it must come from outside. So before we enter that
 //! namespace a copy of ourselves stays behind ([`stay_outside`]), which does nothing but start
 //! a nursery when it is asked to.
 
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::process::Stdio;
 use std::sync::OnceLock;
@@ -295,6 +299,8 @@ pub fn serve(run: fn(Newborn) -> i32) -> ! {
     let outside = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     // Those whose orphans we would get.
     let mut children: Vec<(Pid, OwnedFd)> = vec![];
+    // What was asked for last, and a child for when it is asked for again.
+    let (mut last, mut spare): (Option<CloneFlags>, Option<Spare>) = (None, None);
     loop {
         let mut request = [0u8; LENGTH];
         let Ok((length, passed)) = receive(socket.as_fd(), &mut request) else { std::process::exit(0) };
@@ -314,6 +320,21 @@ pub fn serve(run: fn(Newborn) -> i32) -> ! {
         let Some(birth) = Birth::parse(&request) else { std::process::exit(1) };
         if !birth.namespaces.contains(CloneFlags::CLONE_NEWPID) && process::adopt_orphans().is_err() {
             std::process::exit(1);
+        }
+        // With a PID namespace nothing that it leaves can outlive it; where a range is mapped, we do that at birth.
+        let repeats = birth.namespaces.contains(CloneFlags::CLONE_NEWPID) && !birth.range;
+        let fits = |spare: &Spare| repeats && spare.namespaces == birth.namespaces;
+        if let Some(ready) = spare.take() {
+            if !fits(&ready) {
+                ready.end();
+            } else if let Some(pidfd) = ready.give(&request, &passed) {
+                drop(passed);
+                if send(socket.as_fd(), &0i32.to_le_bytes(), &[pidfd.as_fd()]).is_err() {
+                    std::process::exit(0);
+                }
+                spare = Spare::make(birth.namespaces, run, outside);
+                continue;
+            }
         }
         let Ok((mapped, gate)) = nix::unistd::pipe2(OFlag::O_CLOEXEC) else { std::process::exit(1) };
         let answer = match clone(birth.namespaces) {
@@ -350,6 +371,59 @@ pub fn serve(run: fn(Newborn) -> i32) -> ! {
         if answer.is_err() {
             std::process::exit(0);
         }
+        drop(passed);
+        // Who asks once may never ask again.
+        if repeats && last == Some(birth.namespaces) {
+            spare = Spare::make(birth.namespaces, run, outside);
+        }
+        last = Some(birth.namespaces);
+    }
+}
+
+/// A child that was made before it is asked for. It waits for its birth, and ends when nobody is there to give it one.
+struct Spare {
+    namespaces: CloneFlags,
+    socket: OwnedFd,
+    pidfd: OwnedFd,
+}
+
+impl Spare {
+    /// `None`: where the kernel has no room for one more, the next is made when it is needed.
+    fn make(namespaces: CloneFlags, run: fn(Newborn) -> i32, outside: (u32, u32)) -> Option<Self> {
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).ok()?;
+        match clone(namespaces).ok()? {
+            Some((_, pidfd)) => Some(Self { namespaces, socket: ours, pidfd }),
+            None => {
+                // Held by us, neither socket would tell that the nursery is dead, and no pipe that somebody closed it.
+                drop(ours);
+                process::close_all_but(&[theirs.as_fd()]);
+                let _ = File::open("/dev/null").map(|null| process::set_standard(null.as_fd(), 0));
+                // SAFETY: no handler is set; a child waits for children of its own.
+                let _ = unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) };
+                let mut request = [0u8; LENGTH];
+                let birth = match receive(theirs.as_fd(), &mut request) {
+                    Ok((LENGTH, passed)) => Birth::parse(&request).map(|birth| (birth, passed)),
+                    _ => None,
+                };
+                let Some((birth, passed)) = birth else { std::process::exit(0) };
+                drop(theirs);
+                std::process::exit(run(Newborn { birth, passed, outside, mapped: None }));
+            }
+        }
+    }
+
+    /// Its birth. `None`: somebody killed it.
+    fn give(self, request: &[u8], passed: &[OwnedFd]) -> Option<OwnedFd> {
+        let passed: Vec<_> = passed.iter().map(AsFd::as_fd).collect();
+        // Dead, it may be so before its socket is closed.
+        let given = is_alive(self.pidfd.as_fd()) && send(self.socket.as_fd(), request, &passed).is_ok();
+        given.then_some(self.pidfd)
+    }
+
+    /// Ends it, and waits: its namespaces count as the user's until then.
+    fn end(self) {
+        drop(self.socket);
+        let _ = poll(&mut [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE);
     }
 }
 
