@@ -87,43 +87,6 @@ fn the_examples_are_the_same_in_every_corner_of_snapshots_isolation_user_and_job
     }
 }
 
-/// The other example workspaces, from all that they need in one file, at the corner that is farthest from the build that all
-/// tests share (which a user started, with overlays, in namespaces, with as many jobs as processors).
-fn at_the_farthest_corner(which: &str, options: &str) {
-    let images: Vec<_> = examples::ALL.iter().filter(|example| example.workspace == which).collect();
-    let targets: Vec<_> = images.iter().map(|example| format!("//{}:{}", example.package, example.name)).collect();
-    let targets = targets.join(" ");
-    let expected = examples::output(which, "zstd");
-    let first = Workspace::debian();
-    first.copy(&examples::source().join(which), "");
-    first.run(&format!("fetch {targets} -o inputs")).success();
-    let inputs = first.path("inputs").display().to_string();
-    let mut workspace = Workspace::empty(User::root());
-    workspace.limit = std::time::Duration::from_secs(540);
-    workspace.copy(&examples::source().join(which), "").file("tapeout.lock", first.read("tapeout.lock"));
-    let parameter = "--parameter //images:compression=zstd";
-    workspace.run(&format!("build --offline --inputs {inputs} {parameter} {options} {targets}")).success();
-    for example in images {
-        let image = format!("{}/{}/build_image", example.package, example.name);
-        let digest = |output: &Path| Layout::open(&output.join(&image)).only().digest;
-        assert_eq!(digest(&workspace.output("")), digest(&expected), "{image} with {options}");
-    }
-}
-
-#[test]
-fn the_programs_are_the_same_at_the_farthest_corner() {
-    if have(&["root"]) {
-        at_the_farthest_corner("programs", "--isolation chroot --jobs 4");
-    }
-}
-
-#[test]
-fn the_languages_are_the_same_at_the_farthest_corner() {
-    if have(&["root", "registries"]) {
-        at_the_farthest_corner("languages", "--isolation chroot --jobs 1");
-    }
-}
-
 /// A workspace in the builder of busybox alone that uses what could differ: sources with modes and links, owners,
 /// devices, hard links, times, rules side by side, every compression, a base, a pod with a volume.
 const EVERYTHING: &str = r#"
