@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::common::image::fingerprint;
 use serde_json::Value;
 
-use crate::common::{Layout, Outcome, User, Workspace, examples, have, needs};
+use crate::common::{Layout, Outcome, User, Workspace, examples, have};
 
 /// A web server of one folder, which counts what it is asked for.
 struct Server {
@@ -534,48 +534,6 @@ fn the_example_workspace_behind_an_air_gap_has_the_digests_that_it_had_with_a_ne
     if have(&["root", "unshare"]) {
         behind_an_air_gap("", 64107, "//...");
     }
-}
-
-/// The same of another example workspace, and at the corner of the digest matrix that is farthest from the build that all
-/// tests share (which a user started, with overlays, in namespaces, with as many jobs as processors). Not with
-/// `--isolation chroot`: a JVM and rustc need `/proc`, which isn't there.
-fn behind_an_air_gap_at_the_farthest_corner(example: &str, options: &str, labels: &str) {
-    let expected = fingerprint(&examples::output(example, "zstd"));
-    let online = Workspace::debian();
-    online.copy(&examples::source().join(example), "");
-    online.run(&format!("fetch {labels} -o inputs.oci.tar")).success();
-
-    let mut fresh = Workspace::empty(User::root()).behind(&["/usr/bin/unshare", "-n"]).with_static_binary();
-    fresh.limit = std::time::Duration::from_secs(540);
-    fresh.copy(&examples::source().join(example), "");
-    fs::hard_link(online.path("inputs.oci.tar"), fresh.path("inputs.oci.tar")).expect("link");
-    fresh.run(&format!("--offline build {options} --inputs inputs.oci.tar {labels}")).success();
-    let built = fingerprint(&fresh.output(""));
-    let differs: Vec<_> = expected.keys().filter(|path| built.get(*path) != expected.get(*path)).collect();
-    assert!(differs.is_empty() && built.len() == expected.len(), "{differs:#?}");
-    let layouts = built.keys().filter(|path| path.ends_with("build_image/index.json")).count();
-    assert_eq!(layouts, examples::ALL.iter().filter(|one| one.workspace == example).count(), "{built:#?}");
-}
-
-#[test]
-fn the_seven_programs_behind_an_air_gap_have_the_digests_that_they_had_with_a_network() {
-    if have(&["root", "unshare"]) {
-        behind_an_air_gap_at_the_farthest_corner("programs", "--snapshots copy --jobs 4", "//...");
-    }
-}
-
-#[test]
-fn the_languages_behind_an_air_gap_have_the_digests_that_they_had_with_a_network() {
-    if !have(&["root", "unshare", "registries"]) {
-        return;
-    }
-    let mut labels = "//cc/... //node/... //python/... //rust/...".to_string();
-    // Its commit is nowhere else; `one_file_of_inputs_builds_what_was_built_with_a_network` has others.
-    match needs::answers("github.com") {
-        true => labels += " //git/...",
-        false => eprintln!("left out: //git, for github.com doesn't answer"),
-    }
-    behind_an_air_gap_at_the_farthest_corner("languages", "--snapshots copy --jobs 1", &labels);
 }
 
 /// Every socket that is opened anywhere below, but for pairs of our own: rules have a network namespace of their

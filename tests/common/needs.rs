@@ -24,8 +24,7 @@ fn there(need: &str) -> bool {
     }
 }
 
-/// Does a host of the network answer?
-pub fn answers(host: &str) -> bool {
+fn answers(host: &str) -> bool {
     let addresses = (host, 443).to_socket_addrs().into_iter().flatten();
     addresses.take(2).any(|address| TcpStream::connect_timeout(&address, Duration::from_secs(5)).is_ok())
 }
