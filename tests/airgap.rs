@@ -505,14 +505,14 @@ fn behind_an_air_gap(example: &str, user: u32, labels: &str) {
     // What other tests look at too is built once.
     let images = examples::output(example, "zstd");
     let mut online = Workspace::debian();
-    online.limit = Duration::from_secs(540);
+    online.limit = Duration::from_secs(900);
     online.copy(&examples::source().join(example), "");
     online.run(&format!("fetch {labels} -o inputs.oci.tar")).success();
     let expected = digests(&online.run(&format!("--json build {labels}")).success());
 
     let fresh = Workspace::empty(User::numbered(user)).behind(&["/usr/bin/unshare", "-r", "-n"]);
     let mut fresh = fresh.with_static_binary();
-    fresh.limit = Duration::from_secs(540);
+    fresh.limit = Duration::from_secs(900);
     fresh.copy(&examples::source().join(example), "");
     fs::hard_link(online.path("inputs.oci.tar"), fresh.path("inputs.oci.tar")).expect("link");
     let options = "--snapshots copy --jobs 4 --inputs inputs.oci.tar";
@@ -543,11 +543,11 @@ fn the_seven_programs_behind_an_air_gap_have_the_digests_that_they_had_with_a_ne
     }
 }
 
-/// All but the commit of `//git`, whose host isn't there for every machine.
+/// Their images, that is: `//cc` has none, and the host of the commit of `//git` isn't there for every machine.
 #[test]
 fn the_languages_behind_an_air_gap_have_the_digests_that_they_had_with_a_network() {
     if have(&["root", "unshare", "registries"]) {
-        behind_an_air_gap("languages", 64109, "//cc/... //node/... //python/... //rust/...");
+        behind_an_air_gap("languages", 64109, "//node/... //python/... //rust/...");
     }
 }
 

@@ -108,7 +108,7 @@ pub fn output(which: &str, compression: &str) -> PathBuf {
     places::once(&name, |folder| {
         let mut workspace = Workspace::debian();
         workspace.copy(&source().join(which), "");
-        workspace.limit = Duration::from_secs(540);
+        workspace.limit = Duration::from_secs(900);
         workspace.user.owns(folder);
         let parameter = format!("//images:compression={compression}");
         let folder = folder.display().to_string();
