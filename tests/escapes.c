@@ -1,8 +1,8 @@
 // Attempts to leave a rule's sandbox, each named after what it tries. One that succeeds returns 1.
 // A static program: the snapshot that it runs in has no library.
 //
-// escapes SECRET ABSTRACT PORT PID STORE MARK: a file of the host, a socket in its abstract namespace, a port of its
-// loopback, a process, the store, and a word that stands in the command line and environment of what started us.
+// escapes SECRET ABSTRACT PORT PID STORE MARK [NAME...]: a file of the host, a socket in its abstract namespace, a port of its
+// loopback, a process, the store, and a word that stands in the command line and environment of what started us. With names, those attempts alone.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <dirent.h>
@@ -44,6 +44,7 @@
 #include <unistd.h>
 
 static const char *secret, *abstract, *port, *host_pid, *store, *mark;
+static pid_t init;
 
 static int opens(const char *path, int flags) {
     int fd = open(path, flags | O_CLOEXEC | O_NONBLOCK);
@@ -120,27 +121,27 @@ static int open_a_descriptor_of_init(void) {
     return 0;
 }
 static int take_a_descriptor_of_init(void) {
-    int init = syscall(SYS_pidfd_open, 1, 0);
-    for (int i = 0; i < 64; i++) if (init >= 0 && syscall(SYS_pidfd_getfd, init, i, 0) >= 0) return 1;
+    int open = syscall(SYS_pidfd_open, init, 0);
+    for (int i = 0; i < 64; i++) if (open >= 0 && syscall(SYS_pidfd_getfd, open, i, 0) >= 0) return 1;
     return 0;
 }
 static int inherit_a_descriptor_of_the_host(void) {
     for (int i = 3; i < 1024; i++) if (fcntl(i, F_GETFD) >= 0) return 1;
     return 0;
 }
-static int trace_init(void) { return ptrace(PTRACE_ATTACH, 1, 0, 0) == 0 || ptrace(PTRACE_SEIZE, 1, 0, 0) == 0; }
+static int trace_init(void) { return ptrace(PTRACE_ATTACH, init, 0, 0) == 0 || ptrace(PTRACE_SEIZE, init, 0, 0) == 0; }
 static int trace_init_from_a_namespace_of_its_own(void) { return own(0) && trace_init(); }
 static int read_the_memory_of_init(void) { return opens("/proc/1/mem", O_RDONLY); }
 static int write_the_memory_of_init(void) { return opens("/proc/1/mem", O_RDWR); }
 static int read_the_memory_of_init_by_a_call(void) {
     char byte;
     struct iovec here = {&byte, 1}, there = {(void *)0x400000, 1};
-    return process_vm_readv(1, &here, 1, &there, 1, 0) >= 0 || errno != EPERM;
+    return process_vm_readv(init, &here, 1, &there, 1, 0) >= 0 || errno != EPERM;
 }
 static int write_the_memory_of_init_by_a_call(void) {
     char byte = 0;
     struct iovec here = {&byte, 1}, there = {(void *)0x400000, 1};
-    return process_vm_writev(1, &here, 1, &there, 1, 0) >= 0 || errno != EPERM;
+    return process_vm_writev(init, &here, 1, &there, 1, 0) >= 0 || errno != EPERM;
 }
 static int read_where_the_memory_of_init_is(void) { return tells("/proc/1/maps") || tells("/proc/1/auxv"); }
 static int read_the_environment_of_init(void) { return tells("/proc/1/environ"); }
@@ -452,11 +453,15 @@ static const struct { const char *name; int (*attempt)(void); } attempts[] = {
 
 int main(int argc, char **argv) {
     if (argc == 2 && !strcmp(argv[1], "sleep")) for (;;) pause();
-    if (argc != 7) return 2;
+    if (argc < 7) return 2;
     secret = argv[1], abstract = argv[2], port = argv[3], host_pid = argv[4], store = argv[5], mark = argv[6];
+    init = getppid();
     setvbuf(stdout, NULL, _IOLBF, 0);
     int escaped = 0;
     for (size_t i = 0; i < sizeof attempts / sizeof *attempts; i++) {
+        int wanted = argc == 7;
+        for (int n = 7; n < argc; n++) wanted |= !strcmp(argv[n], attempts[i].name);
+        if (!wanted) continue;
         pid_t child = fork();
         if (child == 0) _exit(attempts[i].attempt() ? 1 : 0);
         int status = 0;

@@ -11,7 +11,7 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::{Layout, Workspace, have, places};
+use crate::common::{Layout, User, Workspace, have, places};
 
 const SECRET: &str = "what no rule may read: 4711-0815";
 
@@ -106,6 +106,41 @@ exec /tmp/escapes '{}' '{mark}' {port} {} '{}' '{mark}'
     let after = fs::metadata(&secret).expect("metadata");
     let told = |data: &fs::Metadata| (data.uid(), data.gid(), data.mode(), data.ctime(), data.ctime_nsec());
     assert_eq!(told(&after), told(&before), "a host file was changed");
+}
+
+/// In a changed root init has no more capabilities than the rule where the container has none that the rule loses: that it
+/// can't be dumped is then all that keeps a rule out of it.
+#[test]
+fn nobody_looks_into_the_init_of_a_changed_root() {
+    if !have(&["root", "setpriv", "gcc"]) {
+        return;
+    }
+    const KEPT: &str = "-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+setfcap,+net_bind_service,\
+                        +sys_chroot";
+    let prefix = ["/usr/bin/setpriv", &format!("--bounding-set={KEPT}"), "--inh-caps=-all"];
+    let workspace = Workspace::tiny_of(User::root()).behind(&prefix);
+    workspace.file("try/escapes", fs::read(program()).expect("read"));
+    let attempts = [
+        "take_a_descriptor_of_init",
+        "trace_init",
+        "read_the_memory_of_init_by_a_call",
+        "write_the_memory_of_init_by_a_call",
+    ];
+    workspace.file(
+        "try/build.star",
+        format!(
+            r#"rule("build", deps = ["//base:build"], sources = ["escapes"], run = """
+cp escapes /tmp/escapes; chmod 0755 /tmp/escapes
+exec /tmp/escapes /none none 1 1 /none none {}
+""")
+"#,
+            attempts.join(" "),
+        ),
+    );
+    let built = workspace.run("build --isolation chroot //try:build").success();
+    let log = workspace.run("log //try:build").success();
+    let refused: Vec<_> = log.stdout.lines().filter_map(|line| line.strip_prefix("refused ")).collect();
+    assert_eq!(refused, attempts, "{built}{log}");
 }
 
 const PLANTED: &str = r#"

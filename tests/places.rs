@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::common::containers::Containers;
 use super::common::outcome::Running;
-use super::common::{Outcome, User, Workspace, have, places};
+use super::common::{Layout, Outcome, User, Workspace, have, places};
 
 /// What overlay file systems and copies do differently, if they are let.
 const RULES: &str = r#"
@@ -319,6 +319,45 @@ rule("other/build", deps = ["//base:build"], user = "www-data", run = "true")
         let refused = in_a_closed_place(&workspace, "build --isolation chroot //app:other/build").failure(2);
         assert!(refused.stderr.contains("can't run a rule as user 33"), "{refused}");
     }
+}
+
+/// Who has the network asks the machine's name servers, whatever stands at the place of their file; what shows them is in
+/// no changeset.
+#[test]
+fn a_rule_with_the_network_has_the_name_servers_in_a_changed_root_and_behind_a_link() {
+    if !have(&["root"]) {
+        return;
+    }
+    const RULES: &str = r#"
+rule("file", deps = ["//base:build"], network = True, run = "cat /etc/resolv.conf >/shown")
+rule("link", deps = ["//base:build"], run = "ln -sf ../run/systemd/resolve/stub.conf /etc/resolv.conf")
+rule("linked", deps = [":link"], network = True, run = "cat /etc/resolv.conf >/shown")
+rule("own", deps = ["//base:build"], network = True, run = "rm -f /etc/resolv.conf; echo mine >/etc/resolv.conf")
+tapeout("tapeout", deps = [":file"], include = ["/shown"], libraries = False)
+tapeout("own/tapeout", deps = [":own"], include = ["/etc/**"], libraries = False)
+image("image", deps = [":tapeout"])
+image("own/image", deps = [":own/tapeout"])
+"#;
+    let servers = fs::read("/etc/resolv.conf").expect("/etc/resolv.conf");
+    let digests = |workspace: &Workspace, arguments: &str, rules: &[&str]| {
+        workspace.file("app/build.star", RULES);
+        let digest = |rule| {
+            let built = workspace.run(&format!("build --json --allow-network //app:{rule} {arguments} //app:{rule}"));
+            built.success().json()[0]["digest"].clone()
+        };
+        rules.iter().map(digest).collect::<Vec<_>>()
+    };
+    let (user, root) = (Workspace::tiny(), Workspace::tiny_of(User::root()));
+    let expected = digests(&user, "", &["file", "linked"]);
+    assert_eq!(digests(&root, "--isolation chroot", &["file", "linked"]), expected);
+    let built = |workspace: &Workspace, arguments: &str, rule: &str, image: &str| {
+        workspace.run(&format!("build --allow-network //app:{rule} {arguments} //app:{image}")).success();
+        Layout::open(&workspace.output(&format!("app/{image}/build_image"))).only()
+    };
+    for (workspace, arguments) in [(&user, ""), (&root, "--isolation chroot")] {
+        assert_eq!(built(workspace, arguments, "file", "image").file("shown").content, servers);
+    }
+    assert_eq!(built(&root, "--isolation chroot", "own", "own/image").text("etc/resolv.conf"), "mine\n");
 }
 
 #[test]

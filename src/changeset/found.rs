@@ -1,5 +1,5 @@
 //! What a walk finds: the same from the upper folder of an overlay (`upper.rs`) and from a kept tree
-//! (`kept_tree.rs`). Each file becomes an entry, with its owner, and gets the kept form on disk.
+//! (`kept_tree/take.rs`). Each file becomes an entry, with its owner, and gets the kept form on disk.
 
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;

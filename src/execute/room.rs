@@ -2,6 +2,8 @@
 //! gives; and what it left, captured.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,8 +16,9 @@ use crate::execute::squash;
 use crate::report::{Event, Report};
 use crate::sandbox::{Above, Isolation, Place, Recorded, Snapshots, Spec, Wish};
 use crate::store::{self, Scratch, Store};
+use crate::sys::file;
 use crate::sys::root::Root;
-use crate::tree::{Layer, Stack};
+use crate::tree::{Layer, RootPath, Stack};
 
 static WISH: OnceLock<Wish> = OnceLock::new();
 static PLACE: Mutex<Option<Place>> = Mutex::new(None);
@@ -89,12 +92,14 @@ impl Room {
 
     /// What a sandbox needs to know of it. `/tmp` inside is the folder `tmp` of the scratch folder.
     pub fn spec(&self) -> Result<Spec> {
+        let work = self.scratch.folder("work")?;
         Ok(Spec {
             lower: self.lower.clone(),
             places: self.places.clone(),
             upper: self.upper(),
-            work: self.scratch.folder("work")?,
-            root: self.scratch.folder("root")?,
+            // The kernel has it open when something is mounted on it, and nobody else asks for it.
+            root: work.clone(),
+            work,
             tmp: self.scratch.folder("tmp")?,
             tree: self.tree.as_ref().map(|tree| tree.path().to_path_buf()),
             isolation: self.isolation,
@@ -125,6 +130,18 @@ impl Room {
         }
     }
 
+    /// Shows a file of the host at a path of the snapshot where nothing can be mounted on it.
+    pub fn lend(&self, host: &Path, path: RootPath) -> Result<Lent> {
+        let (root, aside) = (self.changed()?, self.scratch.root()?);
+        let content = fs::read(host).map_err(|e| Error::io("read", host, e))?;
+        let mode = fs::metadata(host).map_err(|e| Error::io("stat", host, e))?.permissions().mode() & 0o777;
+        let folder = root.folder(&path.parent().unwrap_or_default())?;
+        file::rename_at(folder.as_fd(), path.name(), aside.as_fd(), LENT)?;
+        let mut shown = file::create_file_at(folder.as_fd(), path.name(), mode)?;
+        shown.write_all(&content).map_err(|e| Error::io("write", path.as_path(), e))?;
+        Ok(Lent { root, path, aside, content })
+    }
+
     /// Takes what the rule changed; `keep` names it and gives it to the store.
     pub fn capture<T>(
         self,
@@ -151,6 +168,30 @@ impl Room {
             drop(tree.capture(&root, snapshot, recorded, &Options::default()));
         }
         left(&upper);
+        Ok(())
+    }
+}
+
+/// The name of what lies aside meanwhile.
+const LENT: &[u8] = b"lent";
+
+/// A file of the host that stands for one of the snapshot while a rule runs.
+pub struct Lent {
+    root: Root,
+    path: RootPath,
+    aside: Root,
+    content: Vec<u8>,
+}
+
+impl Lent {
+    /// The snapshot's own is there again, unless the rule put something else there.
+    pub fn give_back(self) -> Result<()> {
+        let mut found = vec![];
+        let read = self.root.open_file(&self.path).map(|file| file.take(self.content.len() as u64 + 1));
+        if read.is_ok_and(|mut file| file.read_to_end(&mut found).is_ok()) && found == self.content {
+            let folder = self.root.folder(&self.path.parent().unwrap_or_default())?;
+            file::rename_at(self.aside.as_fd(), LENT, folder.as_fd(), self.path.name())?;
+        }
         Ok(())
     }
 }

@@ -19,13 +19,13 @@ use crate::error::{Error, Result};
 use crate::execute::identity::{self, Renumber};
 use crate::execute::log::{self, Live};
 use crate::execute::request::{FORMAT, Outcome, Request};
-use crate::execute::room::{self, Room};
+use crate::execute::room::{self, Lent, Room};
 use crate::execute::secrets::Search;
 use crate::sandbox::{self, Bind, Hit, NO_OWNERS, Secret, Snapshots, Spec, Status, Turn};
 use crate::store::{Cache, Scratch, Store};
 use crate::sys::file;
 use crate::sys::root::Root;
-use crate::tree::{Layer, Node, RootPath, Stack};
+use crate::tree::{Layer, Met, Node, RootPath, Stack, walk};
 
 /// The changeset of a request that ran before.
 pub fn cached(store: &Store, request: &Request) -> Option<Digest> {
@@ -103,6 +103,9 @@ fn make(
         inside: inside.to_string(),
         read_only: false,
     }));
+    let resolver = if request.network { resolver(snapshot)? } else { None };
+    let lent =
+        resolver.filter(|shown| !can_be_mounted(shown)).map(|(host, path)| room.lend(&host, path)).transpose()?;
     // The clock of the file system that the caches lie on.
     let began = fs::metadata(&spec.tmp).map_err(|e| Error::io("stat", &spec.tmp, e))?;
     let outcome = log::run(&spec, &log_path, &search, onlooker.live, turn);
@@ -110,6 +113,7 @@ fn make(
         search.refuses_in_cache(cache.folder(), inside, (began.ctime(), began.ctime_nsec()))?;
     }
     let outcome = outcome?;
+    lent.map_or(Ok(()), Lent::give_back)?;
     for (inside, _) in caches.iter().rev() {
         forget_mount_point(&room.changed()?, snapshot, inside)?;
     }
@@ -143,7 +147,9 @@ pub(super) fn spec(store: &Store, request: &Request, snapshot: &Stack, room: &Ro
     let packages =
         (!request.packages.is_empty()).then(|| lay_out(store, &request.packages, room.scratch())).transpose()?;
     let packages = packages.map(|host| Bind { host, inside: DEBS.to_string(), read_only: true });
-    let resolver = if request.network && !room::is_open() { resolver(snapshot)? } else { None };
+    let resolver = if request.network { resolver(snapshot)? } else { None };
+    let resolver =
+        resolver.filter(can_be_mounted).map(|(host, path)| Bind { host, inside: path.to_string(), read_only: true });
     Ok(Spec {
         mounts: packages.into_iter().chain(resolver).collect(),
         steps: request.steps.clone(),
@@ -227,13 +233,31 @@ fn forget_mount_point(root: &Root, snapshot: &Stack, inside: &str) -> Result<()>
     Ok(())
 }
 
-/// Who has the host's network asks the host's name servers, where its builder has a file to show them at.
-fn resolver(snapshot: &Stack) -> Result<Option<Bind>> {
-    let path = RootPath::new("etc/resolv.conf")?;
-    let has_file = snapshot.get(&path).is_some_and(|(entry, _)| matches!(entry.node, Node::File { .. }));
-    // Often a link, to what the host's own resolver writes.
-    let host = fs::canonicalize("/etc/resolv.conf").ok().filter(|host| has_file && host.is_file());
-    Ok(host.map(|host| Bind { host, inside: path.to_string(), read_only: true }))
+/// Who has the host's network asks the host's name servers, where its builder has a file to show them at: often a link, to
+/// what a resolver writes below `/run`, which is made anew for each rule. The host's file, and where it is shown.
+fn resolver(snapshot: &Stack) -> Result<Option<(PathBuf, RootPath)>> {
+    let path = walk(&RootPath::new("etc/resolv.conf")?, true, |next| match snapshot.get(next) {
+        Some((entry, _)) => Some(match &entry.node {
+            Node::Link { target } => Met::Link(target),
+            Node::Folder => Met::Folder,
+            _ => Met::File,
+        }),
+        None => is_made_anew(next).then_some(Met::Folder),
+    });
+    let is_file =
+        |path: &RootPath| snapshot.get(path).is_some_and(|(entry, _)| matches!(entry.node, Node::File { .. }));
+    let path = path.filter(|path| is_made_anew(path) || is_file(path));
+    // Often a link as well.
+    let host = fs::canonicalize("/etc/resolv.conf").ok().filter(|host| host.is_file());
+    Ok(host.zip(path))
+}
+
+fn is_made_anew(path: &RootPath) -> bool {
+    path.as_bytes().starts_with(b"run/")
+}
+
+fn can_be_mounted((_, path): &(PathBuf, RootPath)) -> bool {
+    !room::is_open() || is_made_anew(path)
 }
 
 /// A folder with the packages under their names. Hard links are safe here: it is mounted read-only.

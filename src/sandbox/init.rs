@@ -1,5 +1,5 @@
-//! Inside, PID 1: carries out the plan, then starts one step after the other and answers what they
-//! ask. It has one thread and clean memory, since it is a child of the nursery, which is a program of
+//! Inside, PID 1: carries out the plan, waits for its turn, then starts one step after the other and answers what
+//! they ask. It has one thread and clean memory, since it is a child of the nursery, which is a program of
 //! its own: `main` begins with [`take_over_if_asked`].
 
 use std::fs::File;
@@ -113,7 +113,9 @@ fn serve(newborn: &mut Newborn, pipes: &Pipes<'_>, standard: Vec<OwnedFd>) -> Re
     }
     let upper = room.upper.take().ok_or_else(|| Error::failed("the plan has no snapshot"))?;
     let devices = std::mem::take(&mut room.devices);
-    let watch = Watch::new(pipes, &order, Owners::new(upper, &order, devices)?, weakened, terminal)?;
+    let owners = Owners::new(upper, &order, devices)?;
+    start::wait_for_go(control)?;
+    let watch = Watch::new(pipes, &order, owners, weakened, terminal)?;
     let outcome = watch.run();
     if order.chroot {
         // No namespace ends with us.

@@ -34,6 +34,9 @@ pub(super) const PROBE: u32 = 1;
 /// What a child of the nursery is for: to try whether there is an overlay.
 pub(super) const OVERLAY: u32 = 2;
 
+/// Said to an init when its steps may begin.
+const GO: u8 = 1;
+
 static NURSERY: Mutex<Option<Nursery>> = Mutex::new(None);
 /// The one outside of our user namespace, where subordinate IDs can be mapped.
 static OUTSIDE: Mutex<Option<Nursery>> = Mutex::new(None);
@@ -41,7 +44,8 @@ static OUTSIDE: Mutex<Option<Nursery>> = Mutex::new(None);
 /// No reply is longer: a record has some 50 bytes, so that this is more than ten million files.
 const LONGEST_REPLY: u64 = 512 << 20;
 
-/// When the steps may begin, and who hears of their end. Making a room and taking one apart need no turn.
+/// When the steps may begin, and who hears of their end. Making a room and its mounts, and taking them apart, need no
+/// turn.
 #[derive(Clone, Copy)]
 pub struct Turn<'a> {
     /// Comes back when they may begin; an error: they mustn't any more.
@@ -139,11 +143,19 @@ fn talk(
     if early {
         send()?;
     }
-    (turn.begin)()?;
+    if birth.range {
+        // What init gives to other IDs is ours again only at the end of its steps: so it begins nothing in vain.
+        (turn.begin)()?;
+    }
     let child = make(birth, &pass)?;
     drop(theirs);
     drop((output, standard, door));
-    let reply = if early { Ok(()) } else { send() }.and_then(|()| receive(&ours));
+    let sent = if early { Ok(()) } else { send() };
+    let reply = sent.and_then(|()| (turn.begin)()).and_then(|()| {
+        // Where it is dead, it has said why.
+        let _ = (&ours).write_all(&[GO]);
+        receive(&ours)
+    });
     if reply.is_err() {
         // It has nobody to talk to any more, whatever it is doing.
         child.kill();
@@ -231,6 +243,14 @@ fn died() -> Error {
     Error::failed("the sandbox's init died before its steps were done")
         .why("it was killed from outside, or the machine ran out of memory")
         .next("look for \"Out of memory\" in the kernel's log (dmesg), then try again with fewer jobs")
+}
+
+/// Inside, when all is ready: comes back when the steps may begin.
+pub(super) fn wait_for_go(mut socket: &UnixStream) -> Result<()> {
+    match socket.read_exact(&mut [0]) {
+        Ok(()) => Ok(()),
+        Err(e) => Err(Error::io("read", "go", e)),
+    }
 }
 
 /// Length, then bytes.

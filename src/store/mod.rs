@@ -14,7 +14,7 @@
 //! caches/HEX/files/       the content of a cache: HEX is the digest of its path inside, which `path` holds
 //! caches/HEX/lock         flock: held by the rule that has it mounted
 //! logs/HEX                what the steps of that request printed
-//! trees/N/                snapshots where no overlay can be had (changeset/kept_tree.rs); may be removed
+//! trees/N/                snapshots where no overlay can be had (changeset/kept_tree/); may be removed
 //! squashed/HEX/           many changesets as one folder, hard-linked (execute/squash.rs); may be removed
 //! runs/LABEL-VALUES       what a rule came to last, for `log` and `explain` (runs.rs)
 //! failed/LABEL-VALUES/    what it left when it failed, for `shell --failed`
@@ -48,7 +48,7 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +60,7 @@ use crate::sys::root::Root;
 use crate::tree::{Changeset, Layer, RootPath};
 
 pub use cache::Cache;
+use scratch::Den;
 pub use scratch::{Scratch, help_removing, wait_until_clean};
 
 /// What a store has from the start; the first is itself.
@@ -108,6 +109,8 @@ struct Inner {
     inputs: OnceLock<inputs::Inputs>,
     /// What this command used.
     used: Mutex<BTreeSet<Digest>>,
+    /// Gone while there is no scratch folder.
+    den: Mutex<Weak<Den>>,
     /// Held for as long as the store is open.
     _lock: File,
 }
@@ -191,6 +194,7 @@ impl Store {
             single: Mutex::default(),
             inputs: OnceLock::new(),
             used: Mutex::default(),
+            den: Mutex::default(),
             _lock: lock,
         };
         let store = Self(Arc::new(inner));
@@ -221,7 +225,18 @@ impl Store {
 
     /// A private folder below `tmp`, removed when it is dropped.
     pub fn scratch(&self) -> Result<Scratch> {
-        Scratch::new(&self.path().join("tmp"))
+        Scratch::new(self.den()?)
+    }
+
+    /// Where this process has its scratch folders, while it has any.
+    fn den(&self) -> Result<Arc<Den>> {
+        let mut den = self.0.den.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(den) = den.upgrade() {
+            return Ok(den);
+        }
+        let new = Den::new(&self.path().join("tmp"))?;
+        *den = Arc::downgrade(&new);
+        Ok(new)
     }
 
     /// The cache for a path inside; waits while another rule has it. Nothing else in the store depends
@@ -432,11 +447,15 @@ impl Store {
     }
 
     fn replace_by(&self, path: &Path, parts: &[&[u8]]) -> Result<()> {
-        let scratch = self.scratch()?;
-        let new = scratch.path().join("new");
+        let den = self.den()?;
+        let new = den.unused();
         let written = File::create(&new).and_then(|mut file| parts.iter().try_for_each(|part| file.write_all(part)));
-        written.map_err(|e| Error::io("write", &new, e))?;
-        fs::rename(&new, path).map_err(|e| Error::io("rename", path, e))
+        let written = written.map_err(|e| Error::io("write", &new, e));
+        let done = written.and_then(|()| fs::rename(&new, path).map_err(|e| Error::io("rename", path, e)));
+        if done.is_err() {
+            let _ = fs::remove_file(&new);
+        }
+        done
     }
 
     /// Brings all results of this command to the disk.

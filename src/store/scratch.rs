@@ -3,9 +3,9 @@
 use std::fs::{self, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SendError, Sender, channel};
+use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Result};
 use crate::sys::file::{self, Lock};
@@ -13,20 +13,20 @@ use crate::sys::root::Root;
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
-/// A private folder in the store, removed with all that is in it when it is dropped.
+/// Where the scratch folders of one process lie: `tmp/PROCESS-NUMBER/`. It is locked while it is there, which is while
+/// anything is in it: for a small rule a folder, a lock and their removal more would count.
 #[derive(Debug)]
-pub struct Scratch {
+pub(super) struct Den {
     path: PathBuf,
-    /// Held while this process lives: what nobody holds is stale.
-    lock: Option<File>,
+    /// What nobody holds is stale.
+    _lock: File,
 }
 
-impl Scratch {
-    pub(super) fn new(tmp: &Path) -> Result<Self> {
+impl Den {
+    pub(super) fn new(tmp: &Path) -> Result<Arc<Self>> {
         // Process IDs repeat in other PID namespaces that share the store, so a taken name is passed over.
         loop {
-            let name = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-            let path = tmp.join(name);
+            let path = unused(tmp, &format!("{}-", std::process::id()));
             match fs::DirBuilder::new().mode(0o700).create(&path) {
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => continue,
                 Err(e) => return Err(Error::io("mkdir", &path, e)),
@@ -39,11 +39,43 @@ impl Scratch {
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(Error::io("create", &lock_path, e)),
                 Ok(lock) if file::lock(&lock, Lock::TryExclusive).unwrap_or(false) && path.is_dir() => {
-                    return Ok(Self { path, lock: Some(lock) });
+                    return Ok(Arc::new(Self { path, _lock: lock }));
                 }
                 Ok(_) => continue,
             }
         }
+    }
+
+    /// A path in it that nobody has.
+    pub(super) fn unused(&self) -> PathBuf {
+        unused(&self.path, "")
+    }
+}
+
+/// What can't be removed now is stale for the next process.
+impl Drop for Den {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(self.path.join("lock"));
+        let _ = fs::remove_dir(&self.path);
+    }
+}
+
+fn unused(folder: &Path, prefix: &str) -> PathBuf {
+    folder.join(format!("{prefix}{}", NEXT.fetch_add(1, Ordering::Relaxed)))
+}
+
+/// A private folder in the store, removed with all that is in it when it is dropped.
+#[derive(Debug)]
+pub struct Scratch {
+    path: PathBuf,
+    den: Arc<Den>,
+}
+
+impl Scratch {
+    pub(super) fn new(den: Arc<Den>) -> Result<Self> {
+        let path = den.unused();
+        fs::DirBuilder::new().mode(0o700).create(&path).map_err(|e| Error::io("mkdir", &path, e))?;
+        Ok(Self { path, den })
     }
 
     /// Its path.
@@ -69,16 +101,17 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let (Some(lock), path) = (self.lock.take(), std::mem::take(&mut self.path)) else { return };
-        if let Err(SendError(Job::Remove(path, lock))) = cleaner().send(Job::Remove(path, lock)) {
-            remove(&path, lock);
+        let job = Job::Remove(std::mem::take(&mut self.path), self.den.clone());
+        if let Err(SendError(Job::Remove(path, _den))) = cleaner().send(job) {
+            remove_all(&path);
         }
     }
 }
 
 /// What the cleaner does.
 enum Job {
-    Remove(PathBuf, File),
+    /// What is removed, and in what it lies.
+    Remove(PathBuf, Arc<Den>),
     Tell(Sender<()>),
 }
 
@@ -91,7 +124,7 @@ fn cleaner() -> &'static Sender<Job> {
         let _ = std::thread::Builder::new().name("cleaner".into()).spawn(move || {
             for job in jobs {
                 match job {
-                    Job::Remove(path, lock) => remove(&path, lock),
+                    Job::Remove(path, _den) => remove_all(&path),
                     Job::Tell(done) => drop(done.send(())),
                 }
             }
@@ -117,11 +150,6 @@ fn remove_all(path: &Path) {
     }
 }
 
-/// The lock is held until the folder is gone. What can't be removed now is stale for the next process.
-fn remove(path: &Path, _lock: File) {
-    remove_all(path);
-}
-
 /// Waits until all that was dropped is gone.
 pub fn wait_until_clean() {
     let (done, is_done) = channel();
@@ -130,13 +158,15 @@ pub fn wait_until_clean() {
     }
 }
 
-/// Removes the scratch folders whose process is gone. A folder without a lock yet is being made,
+/// Removes the folders whose process is gone. One without a lock yet is being made,
 /// unless it is old.
 pub(super) fn remove_stale(tmp: &Path) {
     for entry in fs::read_dir(tmp).into_iter().flatten().filter_map(|e| e.ok()) {
         let path = entry.path();
-        let stale = match File::open(path.join("lock")) {
-            Ok(lock) => file::lock(&lock, Lock::TryExclusive).unwrap_or(false),
+        // Held until all is gone: whoever has just made it must not take it for theirs.
+        let lock = File::open(path.join("lock"));
+        let stale = match &lock {
+            Ok(lock) => file::lock(lock, Lock::TryExclusive).unwrap_or(false),
             Err(_) => entry
                 .metadata()
                 .and_then(|m| m.modified())
@@ -155,14 +185,19 @@ mod tests {
     #[test]
     fn a_scratch_folder_goes_when_it_is_dropped_and_stays_while_it_is_held() {
         let temp = tempfile::tempdir().unwrap();
-        let scratch = Scratch::new(temp.path()).unwrap();
-        fs::create_dir_all(scratch.path().join("a/b")).unwrap();
+        let den = Den::new(temp.path()).unwrap();
+        let (one, other) = (Scratch::new(den.clone()).unwrap(), Scratch::new(den).unwrap());
+        fs::create_dir_all(one.path().join("a/b")).unwrap();
         remove_stale(temp.path());
-        assert!(scratch.path().join("a/b").is_dir());
-        let path = scratch.path().to_path_buf();
-        drop(scratch);
+        assert!(one.path().join("a/b").is_dir() && other.path().is_dir());
+        let path = one.path().to_path_buf();
+        drop(one);
         wait_until_clean();
-        assert!(!path.exists());
+        assert!(!path.exists() && other.path().is_dir());
+        // The last one leaves nothing.
+        drop(other);
+        wait_until_clean();
+        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 0);
     }
 
     #[test]

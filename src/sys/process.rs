@@ -155,6 +155,9 @@ pub fn map_ids(inside: (u32, u32), outside: (u32, u32)) -> Result<(), Refusal> {
 // --- What a process does to itself.
 
 /// Nobody may look into this process, and it dies with the thread that started it.
+///
+/// In a user namespace of its own init has capabilities that no step has, and the kernel lets nobody trace who may more.
+/// Where there is none, both may have the same, and only the first of these keeps a step out of init.
 pub fn harden_self() -> Result<()> {
     nix::sys::prctl::set_dumpable(false).map_err(|errno| Error::io("prctl(PR_SET_DUMPABLE)", "", errno))?;
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(|errno| Error::io("prctl(PR_SET_PDEATHSIG)", "", errno))
