@@ -211,7 +211,7 @@ image("one", deps = [":one/tapeout"])
 tapeout("two/tapeout", files = [file("/two", content = "2")])
 image("two", deps = [":two/tapeout"])
 tapeout("tapeout", files = [file("/x", content = "x")])
-image("app", base = ":two", deps = [":tapeout"], cmd = ["/x"])
+image("app", base = ":two", deps = [":tapeout"])
 pod("pod", containers = [container("app", image = ":app")])
 "#,
     );
@@ -232,7 +232,7 @@ fn an_output_that_was_damaged_is_written_again() {
         "app/build.star",
         r#"
 tapeout("tapeout", files = [file("/x", content = "x" * 10000)])
-image("app", deps = [":tapeout"], cmd = ["/x"])
+image("app", deps = [":tapeout"])
 pod("pod", containers = [container("app", image = ":app")])
 "#,
     );

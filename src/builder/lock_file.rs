@@ -106,10 +106,14 @@ impl Lock {
     }
 
     fn take_in(&mut self, other: Self, path: &Path) -> Result<()> {
+        let renewed = || {
+            Error::failed(format!("another command has changed {} meanwhile", path.display()))
+                .why("what it wrote and what this one would write don't go together")
+                .next("run this one again")
+        };
         let of = |lock: &Self| (lock.suite.clone(), lock.architecture.clone(), lock.index.clone());
         if of(self) != of(&other) {
-            return Err(Error::failed(format!("another command has renewed {} meanwhile", path.display()))
-                .next("run this one again"));
+            return Err(renewed());
         }
         for (name, package) in other.packages {
             self.packages.entry(name).or_insert(package);
@@ -117,6 +121,9 @@ impl Lock {
         for (mine, theirs) in [(&mut self.users, other.users), (&mut self.groups, other.groups)] {
             for (name, number) in theirs {
                 mine.entry(name).or_insert(number);
+            }
+            if mine.values().collect::<BTreeSet<_>>().len() != mine.len() {
+                return Err(renewed());
             }
         }
         Ok(())
@@ -470,24 +477,26 @@ mod tests {
         let path = temp.path().join("tapeout.lock");
         let was = lock();
         was.write(&path).unwrap();
-        let with = |name: &str| {
+        let with = |name: &str, number| {
             let mut lock = was.clone();
             let package = lock.packages.values().next().unwrap().clone();
             lock.packages.insert(name.into(), LockedPackage { name: name.into(), ..package });
-            lock.users.insert(name.into(), 300);
+            lock.users.insert(name.into(), number);
             lock
         };
-        with("one").write_after(Some(&was), &path).unwrap();
-        let mut second = with("two");
+        with("one", 300).write_after(Some(&was), &path).unwrap();
+        let mut second = with("two", 301);
         second.write_after(Some(&was), &path).unwrap();
         let both = Lock::read(&path).unwrap().unwrap();
         assert_eq!(both, second);
         assert!(["one", "two"].iter().all(|name| both.packages.contains_key(*name) && both.users.contains_key(*name)));
+        let error = with("three", 300).write_after(Some(&was), &path).unwrap_err();
+        assert!(error.what().contains("changed"), "{error}");
         let mut newer = was.clone();
         newer.index[0].date = "2027-01-01T00:00:00Z".into();
         newer.write(&path).unwrap();
-        let error = with("two").write_after(Some(&was), &path).unwrap_err();
-        assert!(error.what().contains("renewed") && error.next_step().is_some(), "{error}");
+        let error = with("two", 301).write_after(Some(&was), &path).unwrap_err();
+        assert!(error.what().contains("changed") && error.next_step().is_some(), "{error}");
         assert_eq!(Lock::read(&path).unwrap().unwrap(), newer);
     }
 }
