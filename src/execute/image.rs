@@ -2,6 +2,7 @@
 //! it is written the check inside of it.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::archive::compress::Earlier;
 use crate::build_file::spec::{Id, Image, Layers, Spec};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -206,7 +208,7 @@ impl Build<'_> {
         let mut layers = below.map(|below| below.layers).unwrap_or_default();
         for (created_by, selection) in names.into_iter().zip(selections).filter(|(_, selection)| !selection.is_empty())
         {
-            let info = self.layer(&selection, image, new)?;
+            let info = self.layer(&created_by, &selection, image, new)?;
             layers.push(ImageLayer { info, created_by });
         }
         let named = (!image.user.is_empty()).then_some(user);
@@ -344,7 +346,13 @@ impl Build<'_> {
     }
 
     /// A layer, compressed once for the same files. One that is made now goes into the new layout too.
-    fn layer(&self, selection: &Selection, image: &Image, new: Option<&layout::New>) -> Result<LayerInfo> {
+    fn layer(
+        &self,
+        created_by: &str,
+        selection: &Selection,
+        image: &Image,
+        new: Option<&layout::New>,
+    ) -> Result<LayerInfo> {
         let action = self.layer_key(selection, image)?;
         if let Some(info) =
             self.store.action(&action).and_then(|bytes| serde_json::from_slice::<LayerInfo>(&bytes).ok())
@@ -364,14 +372,35 @@ impl Build<'_> {
             refused: None,
         };
         let files = |digest: &Digest| self.store.changeset_files(digest);
-        let written = layer::write_layer(selection, &files, packing, self.options.epoch, &mut both);
-        let info = written.map_err(|e| both.refused.take().unwrap_or(e))?;
+        let packed_key = packed_key(created_by, packing)?;
+        let earlier = self.earlier(&packed_key);
+        let written =
+            layer::write_layer_after(earlier.as_ref(), selection, &files, packing, self.options.epoch, &mut both);
+        let (info, packed) = written.map_err(|e| both.refused.take().unwrap_or(e))?;
         both.kept.finish(Blob { digest: info.digest, size: info.size })?;
         both.written.map_or(Ok(()), |written| written.finish(&info.digest))?;
         let document = serde_json::to_vec(&info).map_err(|e| Error::failed(e.to_string()))?;
         self.store.record_action(&action, &document)?;
+        if !packed.is_empty() {
+            let document = postcard::to_stdvec(&(info.digest, packed)).map_err(|e| Error::failed(e.to_string()))?;
+            self.store.record_action(&packed_key, &document)?;
+        }
         Ok(info)
     }
+
+    /// The layer that was made before of the same rule, if it is still there.
+    fn earlier(&self, packed_key: &Digest) -> Option<Earlier> {
+        let bytes = self.store.action(packed_key)?;
+        let (digest, files) = postcard::from_bytes::<(Digest, _)>(&bytes).ok()?;
+        Some(Earlier { file: File::open(self.store.blob_path(&digest)).ok()?, files })
+    }
+}
+
+/// Where it stands which large files the last layer of a rule has, and where they are in it.
+fn packed_key(created_by: &str, packing: Packing) -> Result<Digest> {
+    let document = postcard::to_stdvec(&(created_by, packing.compression, packing.level))
+        .map_err(|e| Error::failed(format!("can't write a request: {e}")))?;
+    Ok(own_key("packed files", &document))
 }
 
 /// Is this very image there already?
