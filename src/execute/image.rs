@@ -3,16 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::archive::compress::Earlier;
 use crate::build_file::spec::{Id, Image, Layers, Spec};
-use crate::digest::Digest;
+use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
 use crate::execute::build::{Build, Output};
 use crate::execute::check;
@@ -24,8 +25,9 @@ use crate::image::layout::{self, LayoutImage};
 use crate::label::Label;
 use crate::report::counted;
 use crate::store::{Blob, Unhashed};
+use crate::sys::memory;
 use crate::tapeout;
-use crate::tree::{Content, Entry, Node, RootPath, Selection};
+use crate::tree::{Content, Entry, Node, Picked, RootPath, Selection};
 
 /// A finished image: its documents and layers are blobs in the store.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -193,18 +195,25 @@ impl Build<'_> {
                 None => Selection::new(),
                 Some(below) => self.read_selection(&below.files)?,
             };
-            tapeout::settle::settle(std::slice::from_ref(&base_files), &mut selections);
+            let files = tapeout::settle::settle(&base_files, &mut selections);
             if image.layers == Layers::Single {
                 names = vec![instance.label.to_string()];
                 selections = vec![selections.into_iter().flatten().collect()];
+                tapeout::lookup::merged(std::iter::once(&base_files).chain(&selections))
+            } else {
+                files
             }
-            tapeout::lookup::merged(std::iter::once(&base_files).chain(&selections))
         };
         tapeout::program::check(image, &files).map_err(|e| e.at(instance.place.clone(), ""))?;
         let user = self.numbers(id, image, &files)?;
         let kept = self.keep_selection(&files)?;
-        // While layers are written memory holds what they need: of a hundred thousand files each list is 60 MB.
+        // While layers are written memory holds what they need: of a hundred thousand files each list is 30 MB.
+        let many = files.len() > memory::MANY_FILES;
         let checked_files = (!image.check.is_empty()).then_some(files);
+        if many {
+            self.store.forget_large(&self.base.changesets);
+            memory::give_back();
+        }
         let mut layers = below.map(|below| below.layers).unwrap_or_default();
         for (created_by, selection) in names.into_iter().zip(selections).filter(|(_, selection)| !selection.is_empty())
         {
@@ -248,14 +257,16 @@ impl Build<'_> {
     fn whole_builder(&self, id: Id) -> Result<Selection> {
         let view = self.snapshot(id, None)?.stack(self.store, self.graph, &self.order)?;
         let workspace = RootPath::new("workspace")?;
-        let all = view.below(&RootPath::root()).into_iter().filter(|(path, _)| !path.starts_with(&workspace));
+        let root = RootPath::root();
+        let all = view.visible(&root).into_iter().filter(|(path, _)| !path.starts_with(&workspace));
+        let why: Arc<str> = "tapeouts = ALL".into();
         Ok(all
             .map(|(path, (entry, changeset))| {
                 let content = match entry.node {
                     Node::File { .. } => Content::Stored { changeset, path: path.clone() },
                     _ => Content::None,
                 };
-                (path, crate::tree::Picked { entry: Some(entry), content, why: "tapeouts = ALL".to_string() })
+                (path.clone(), Picked { entry: Some(entry.clone()), content, why: why.clone() })
             })
             .collect())
     }
@@ -337,12 +348,13 @@ impl Build<'_> {
     }
 
     fn layer_key(&self, selection: &Selection, image: &Image) -> Result<Digest> {
-        // Why a file was picked is no part of the layer.
-        let content: BTreeMap<&RootPath, (&Option<Entry>, &Content)> =
-            selection.iter().map(|(path, p)| (path, (&p.entry, &p.content))).collect();
-        let document = postcard::to_stdvec(&(content, image.compression, image.level, self.options.epoch))
-            .map_err(|e| Error::failed(format!("can't write a request: {e}")))?;
-        Ok(own_key("layer", &document))
+        let document = (Layered(selection), image.compression, image.level, self.options.epoch);
+        let hashing = BufWriter::with_capacity(64 << 10, Hashing::new(io::sink()));
+        let hashed = postcard::to_io(&document, hashing)
+            .map_err(|e| Error::failed(e.to_string()))
+            .and_then(|out| out.into_inner().map_err(|e| Error::io("write", "a request", e.into_error())));
+        let (_, digest, _) = hashed?.finish();
+        Ok(own_key("layer", digest.as_bytes()))
     }
 
     /// A layer, compressed once for the same files. One that is made now goes into the new layout too.
@@ -407,6 +419,15 @@ fn packed_key(created_by: &str, packing: Packing) -> Result<Digest> {
 fn is_written(path: &Path, built: &Built) -> bool {
     let found = layout::Layout::open(path).and_then(|layout| layout.image_tagged(Some(&built.tag)));
     found.is_ok_and(|found| found.digest == built.manifest.digest)
+}
+
+/// What of a selection a layer depends on: not why a file was picked.
+struct Layered<'a>(&'a Selection);
+
+impl Serialize for Layered<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(path, picked)| (path, (&picked.entry, &picked.content))))
+    }
 }
 
 /// A layer on its way to the store, and to a layout.

@@ -173,11 +173,7 @@ mod tests {
     }
 
     fn inline(content: &[u8]) -> Picked {
-        Picked {
-            entry: Some(Entry::file(content, 0o644)),
-            content: Content::Inline(content.to_vec()),
-            why: String::new(),
-        }
+        Picked { entry: Some(Entry::file(content, 0o644)), content: Content::Inline(content.to_vec()), why: "".into() }
     }
 
     fn nothing(_: &Digest) -> Result<Root> {
@@ -193,11 +189,9 @@ mod tests {
 
     fn sample() -> Selection {
         let mut selection = Selection::new();
-        selection.insert(
-            path("etc"),
-            Picked { entry: Some(Entry::folder(0o755)), content: Content::None, why: String::new() },
-        );
-        selection.insert(path("etc/gone"), Picked { entry: None, content: Content::None, why: String::new() });
+        selection
+            .insert(path("etc"), Picked { entry: Some(Entry::folder(0o755)), content: Content::None, why: "".into() });
+        selection.insert(path("etc/gone"), Picked { entry: None, content: Content::None, why: "".into() });
         for i in 0..300 {
             selection.insert(path(format!("etc/{i}")), inline(format!("{i}").repeat(i * 50).as_bytes()));
         }
@@ -236,7 +230,7 @@ mod tests {
         for (name, entry) in [(".wh.x", Entry::file(b"", 0o644)), ("a", device)] {
             let selection = Selection::from([(
                 path(name),
-                Picked { entry: Some(entry), content: Content::Inline(vec![]), why: String::new() },
+                Picked { entry: Some(entry), content: Content::Inline(vec![]), why: "".into() },
             )]);
             assert!(layer(&selection, Compression::None, 1).is_err());
         }
@@ -246,8 +240,7 @@ mod tests {
     fn an_error_of_the_reader_or_the_writer_is_seen() {
         let stored = Content::Stored { changeset: Digest::of("x"), path: path("a") };
         let mut selection = sample();
-        selection
-            .insert(path("a"), Picked { entry: Some(Entry::file(b"x", 0o644)), content: stored, why: String::new() });
+        selection.insert(path("a"), Picked { entry: Some(Entry::file(b"x", 0o644)), content: stored, why: "".into() });
         assert_eq!(layer(&selection, Compression::Zstd, 2).unwrap_err().what(), "no changeset");
 
         struct Full;
