@@ -187,6 +187,11 @@ impl Build<'_> {
             names.push(label.to_string());
             selections.push(selection);
         }
+        let many = selections.iter().map(Selection::len).sum::<usize>() > memory::MANY_FILES;
+        if many {
+            self.store.forget_large(&self.base.changesets);
+            memory::give_back();
+        }
         self.prune(id, image, &mut selections)?;
         self.clash(id, &names, &selections)?;
         let below = self.stands_on(image)?;
@@ -208,10 +213,8 @@ impl Build<'_> {
         let user = self.numbers(id, image, &files)?;
         let kept = self.keep_selection(&files)?;
         // While layers are written memory holds what they need: of a hundred thousand files each list is 30 MB.
-        let many = files.len() > memory::MANY_FILES;
         let checked_files = (!image.check.is_empty()).then_some(files);
         if many {
-            self.store.forget_large(&self.base.changesets);
             memory::give_back();
         }
         let mut layers = below.map(|below| below.layers).unwrap_or_default();

@@ -236,6 +236,10 @@ impl Build<'_> {
             env: &image.map(|image| image.env.clone()).unwrap_or_default(),
         };
         let closed = tapeout::libraries::close(&request)?;
+        if base.iter().chain(&selections).map(Selection::len).sum::<usize>() > memory::MANY_FILES {
+            drop((base, selections));
+            memory::give_back();
+        }
         for warning in &closed.warnings {
             self.report.event(Event::Note { text: warning });
         }
