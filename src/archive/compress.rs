@@ -406,16 +406,19 @@ impl Packer {
 
     /// One block: no name and no time stand in its header.
     fn pack(&mut self, bytes: &[u8]) -> io::Result<Vec<u8>> {
-        match self {
-            Self::Plain => Ok(bytes.to_vec()),
-            Self::Zstd(zstd) => zstd.compress(bytes),
+        let mut out = match self {
+            Self::Plain => bytes.to_vec(),
+            Self::Zstd(zstd) => zstd.compress(bytes)?,
             Self::Gzip(deflate) => {
                 let mut out = vec![0; deflate.gzip_compress_bound(bytes.len())];
                 let size = deflate.gzip_compress(bytes, &mut out).map_err(io::Error::other)?;
                 out.truncate(size);
-                Ok(out)
+                out
             }
-        }
+        };
+        // It had room for what doesn't pack, and may wait for its turn.
+        out.shrink_to_fit();
+        Ok(out)
     }
 }
 
