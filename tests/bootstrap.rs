@@ -102,3 +102,53 @@ fn a_lock_with_another_digest_stops_the_build_and_names_the_package() {
     fresh.file("tapeout.toml", crate::common::workspace::DEBIAN_TOML).file("tapeout.lock", wrong);
     fresh.run("bootstrap bookworm").fails().stderr_has("zlib1g");
 }
+
+/// `rule://`: what a rule that depends on it sees is the builder of another workspace.
+#[test]
+fn a_builder_with_rules_already_built_in_is_what_their_dependents_see() {
+    if !have(&["busybox"]) {
+        return;
+    }
+    let first = Workspace::tiny();
+    first.file("sdk/source", "a source").file(
+        "sdk/build.star",
+        r#"
+rule("lib", deps = ["//base:build"], run = "mkdir /opt; echo one >/opt/one; chown 33:33 /opt/one; rm /bin/vi; echo x >/opt/gone")
+rule("build", deps = [":lib"], sources = ["source"], run = "rm /opt/gone; cat source >/opt/two; mv /opt /sdk")
+tapeout("tapeout", deps = [":build"], include = ["/sdk"])
+image("image", deps = [":tapeout"])
+"#,
+    );
+    first.run("bootstrap warm --from rule://sdk:build").success().says("built").stdout_has("builder warm is ready");
+    first.run("bootstrap warm --from rule://sdk:build").success().says("cached").says_not("built");
+    for (arguments, says) in [
+        ("tiny --from rule://sdk:build", "can't take its place"),
+        ("warm --from rule://sdk:image/build_image", "is of kind image"),
+        ("warm --from rule://sdk:nosuch", "nosuch"),
+        ("warm --from rule:sdk:build", "no label from the top"),
+        ("warm --from rule://sdk:build --include bc", "says itself what is in the builder"),
+    ] {
+        first.run(&format!("bootstrap {arguments}")).failure(2).stderr_has(says).stderr_has("next:");
+    }
+
+    let second = Workspace::empty(User::plain()).stored_in(first.store().to_owned());
+    second.file("app/build.star", r#"
+rule("build", deps = ["//base:build"], run = "test ! -e /bin/vi && test ! -e /opt && test ! -e /workspace/sdk && cat /sdk/two >>/sdk/one")
+tapeout("tapeout", deps = [":build"], include = ["/sdk/one"])
+image("app", deps = [":tapeout"])
+"#);
+    let named = "[builder]\ntag = \"warm\"\n";
+    for toml in [named.to_string(), format!("{named}from = \"rule://sdk:build\"\n")] {
+        second.file("tapeout.toml", toml).run("build //app:app/build_image").success();
+        let image = Layout::open(&second.output("app/app/build_image")).only();
+        assert_eq!(image.text("sdk/one"), "one\na source");
+        assert_eq!(image.file("sdk/one").owner(), "33:33");
+    }
+    second.run("gc --all").success();
+    second.run("build //app:app/build_image").success().says("built");
+    // Elsewhere there is none, and the error says who can make it.
+    let elsewhere = Workspace::tiny();
+    elsewhere.file("tapeout.toml", format!("{named}from = \"rule://sdk:build\"\n"));
+    let make = "tapeout bootstrap warm --from rule://sdk:build";
+    elsewhere.run("build //base:build").failure(1).stderr_has("no builder warm").stderr_has(make);
+}

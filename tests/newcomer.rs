@@ -135,17 +135,34 @@ fn what_is_no_label_is_told_what_to_write() {
 }
 
 #[test]
-fn a_missing_library_is_found_by_the_check_and_not_in_production() {
+fn a_library_that_is_taken_out_is_named_with_what_needs_it_and_not_missed_in_production() {
     let workspace = workspace();
     workspace.file(
         "hello/build.star",
-        PROGRAM.replace("NAME", "hello").replace(
-            r#"check = ["/usr/local/bin/hello"]"#,
-            r#"exclude = ["/usr/local/lib/libgreet*"], check = ["/usr/local/bin/hello"]"#,
-        ),
+        PROGRAM
+            .replace("NAME", "hello")
+            .replace(r#"check = ["/usr/local/bin/hello"]"#, r#"exclude = ["/usr/local/lib/libgreet*"]"#),
     );
-    workspace.run("build //hello:hello/build_image").failure(1).says("libgreet.so.1").says("//hello:hello/build_image");
-    assert!(!workspace.output("hello/hello/build_image").exists(), "an image that failed its check is not written");
+    let built = workspace.run("build //hello:hello/build_image").failure(1);
+    built.stderr_has("//hello:hello/build_image").stderr_has("hello/build.star").stderr_has(
+        "exclude takes out /usr/local/lib/libgreet.so.1, which is needed by /usr/local/bin/hello (libgreet.so.1)",
+    );
+    assert!(!workspace.output("hello/hello/build_image").exists());
+}
+
+#[test]
+fn an_image_that_fails_its_check_is_not_written() {
+    let workspace = workspace();
+    let build = PROGRAM
+        .replace("NAME", "hello")
+        .replace(r#"check = ["/usr/local/bin/hello"]"#, r#"check = ["/usr/local/bin/hallo"]"#);
+    workspace.file("hello/build.star", build);
+    workspace
+        .run("build //hello:hello/build_image")
+        .failure(1)
+        .says("/usr/local/bin/hallo")
+        .says("//hello:hello/build_image");
+    assert!(!workspace.output("hello/hello/build_image").exists());
 }
 
 #[test]

@@ -106,7 +106,7 @@ fn examples_through_every_tool(workspace: &str, needs: &[&str]) {
     }
     let place = Workspace::tiny();
     for compression in ["zstd", "gzip", "none"] {
-        let travellers: Vec<_> = (examples::ALL.iter().filter(|example| example.workspace == workspace))
+        let travellers: Vec<_> = examples::of(workspace)
             .map(|example| Traveller {
                 name: format!("{}-{compression}", example.package.replace('/', "-")),
                 layout: example.layout(compression),

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use starlark::values::OwnedFrozenValue;
+
 use super::spec::Value;
-use super::starlark::Function;
 
 /// One value that stands in a build file.
 #[derive(Debug, Clone)]
@@ -25,6 +26,10 @@ pub enum Data {
     /// A function of the parameters.
     Function(Function),
 }
+
+/// A function of the parameters: `lambda p: …`. Who evaluates build files calls it.
+#[derive(Debug, Clone)]
+pub struct Function(pub(super) OwnedFrozenValue);
 
 /// What `dep(…)`, `file(…)` and their like give.
 #[derive(Debug, Clone)]

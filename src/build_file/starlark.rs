@@ -29,7 +29,7 @@ use ::starlark::values::list_or_tuple::UnpackListOrTuple;
 use ::starlark::values::structs::StructRef;
 use ::starlark::values::{OwnedFrozenValue, UnpackValue, Value as StarlarkValue};
 
-use super::data::{Data, Record};
+use super::data::{Data, Function, Record};
 use super::spec::Value;
 use crate::error::{Error, Place, Result};
 use crate::label::Package;
@@ -211,10 +211,6 @@ fn arguments(module: &FrozenModule, number: usize) -> Result<BTreeMap<String, Da
         other => Err(format!("arguments are {}", other.kind())),
     }
 }
-
-/// A function of the parameters: `lambda p: …`.
-#[derive(Debug, Clone)]
-pub struct Function(OwnedFrozenValue);
 
 /// What a function gave.
 #[derive(Debug)]

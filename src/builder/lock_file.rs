@@ -9,10 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
-use super::debian::index::{Pinned, is_name, is_pool_path, version};
+use super::debian::names::{is_name, is_pool_path, version};
 use super::debian::release::parse_time;
 use crate::digest::Digest;
 use crate::error::{Error, Place, Result};
@@ -37,6 +37,22 @@ pub struct Lock {
     pub groups: BTreeMap<String, u32>,
     /// Packages by name.
     pub packages: BTreeMap<String, LockedPackage>,
+}
+
+/// One index, as the lock pins it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pinned {
+    /// The suite.
+    pub suite: String,
+    /// The component.
+    pub component: String,
+    /// When it was made: `2026-07-11T10:16:37Z`.
+    pub date: String,
+    /// Of the compressed `Packages` file.
+    pub sha256: String,
+    /// Its size.
+    pub size: u64,
 }
 
 /// A package at its version.

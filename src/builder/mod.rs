@@ -12,6 +12,7 @@ use crate::build_file::spec::Step;
 use crate::changeset::digest_of;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::label::{Label, Package};
 use crate::remote::credentials::Keychain;
 use crate::remote::reference::Reference;
 use crate::sys::root::Root;
@@ -51,6 +52,8 @@ pub enum From {
     Registry(Reference),
     /// `host`
     Host,
+    /// `rule://LABEL`
+    Rule(Label),
 }
 
 impl From {
@@ -59,6 +62,7 @@ impl From {
         match self {
             Self::Debian(suite) => Self::Debian(suite),
             Self::Host => Self::Host,
+            Self::Rule(label) => Self::Rule(label),
             Self::Tar(path) => Self::Tar(folder.join(path)),
             Self::Folder(path) => Self::Folder(folder.join(path)),
             Self::Layout(path, tag) => Self::Layout(folder.join(path), tag),
@@ -75,7 +79,7 @@ impl std::str::FromStr for From {
     fn from_str(text: &str) -> Result<Self> {
         let bad = |why: &str| {
             Error::request(format!("a builder can't be made from {text:?}")).why(why).next(
-                "write debian:SUITE, docker://REF@DIGEST, tar:FILE, dir:DIR, oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE or host",
+                "write debian:SUITE, docker://REF@DIGEST, tar:FILE, dir:DIR, oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE, host or rule://PACKAGE:NAME",
             )
         };
         if text == "host" {
@@ -98,7 +102,10 @@ impl std::str::FromStr for From {
             "oci-archive" => Ok(Self::OciArchive(path, tag)),
             "docker-archive" => Ok(Self::DockerArchive(path, tag)),
             "docker" => text.parse().map(Self::Registry),
-            "rule" => Err(bad("that kind is not there yet")),
+            "rule" if rest.starts_with("//") => {
+                Label::parse_in(rest, &Package::new("")?).map(Self::Rule).map_err(|e| bad(e.what()))
+            }
+            "rule" => Err(bad("that is no label from the top of a workspace")),
             _ => Err(bad("that kind is not known")),
         }
     }
@@ -159,6 +166,7 @@ pub fn make(request: &Request, configure: &dyn Configure) -> Result<Builder> {
     let builder = match request.from {
         From::Debian(_) => make_debian(request, configure)?,
         From::Host => host::make(request)?,
+        From::Rule(_) => return Err(unbuilt(request)),
         _ => make_rootfs(request)?,
     };
     let store = request.archive.store;
@@ -247,10 +255,20 @@ fn part_of_lock(lock: &Lock, packages: &[&LockedPackage], time: i64) -> Digest {
 /// from may have gone.
 pub fn current(request: &Request, lock: Option<&Lock>, time: i64) -> Result<Option<Builder>> {
     let store = request.archive.store;
-    let known = store.action(&identity(request, lock, time)?);
-    let Some(builder) = known.and_then(|bytes| serde_json::from_slice::<Builder>(&bytes).ok()) else { return Ok(None) };
-    let whole = builder.changesets.iter().all(|digest| store.has_changeset(digest));
-    Ok(whole.then(|| Builder { tag: request.tag.into(), ..builder }))
+    let known = match request.from {
+        // Its label doesn't say what it came to: that depends on the workspace that has it.
+        From::Rule(_) => store.builder(request.tag)?.filter(|builder| builder.from == request.written),
+        _ => store.action(&identity(request, lock, time)?).and_then(|bytes| serde_json::from_slice(&bytes).ok()),
+    };
+    let whole = |builder: &Builder| builder.changesets.iter().all(|digest| store.has_changeset(digest));
+    Ok(known.filter(whole).map(|builder| Builder { tag: request.tag.into(), ..builder }))
+}
+
+/// Only who can build a workspace's rules makes a builder of them.
+fn unbuilt(request: &Request) -> Error {
+    let Request { tag, written, .. } = request;
+    Error::failed(format!("the store has no builder {tag} from {written}"))
+        .next(format!("make it, in the workspace that has that rule: tapeout bootstrap {tag} --from {written}"))
 }
 
 /// Names what a builder is made from.
@@ -342,7 +360,9 @@ fn unpack_rootfs(request: &Request, root: &Root, archive: impl Fn() -> Result<Ro
             let (store, network) = (request.archive.store, request.archive.http.network());
             pull::pull(reference, request.keychain, network, store, architecture, request.progress)?.unpack(root)
         }
-        From::Debian(_) | From::Host => Err(Error::failed(format!("{} is no root filesystem", request.written))),
+        From::Debian(_) | From::Host | From::Rule(_) => {
+            Err(Error::failed(format!("{} is no root filesystem", request.written)))
+        }
     }
 }
 
@@ -360,8 +380,12 @@ mod tests {
             From::DockerArchive("x.tar".into(), Some("repo/name:1".into()))
         );
         assert_eq!(parse("host").unwrap(), From::Host);
+        assert_eq!(
+            parse("rule://a/b:sdk").unwrap(),
+            From::Rule(Label::new(Package::new("a/b").unwrap(), "sdk").unwrap())
+        );
         assert_eq!(parse("tar:a:b.tar").unwrap(), From::Tar("a:b.tar".into()));
-        for bad in ["bookworm", "debian:", "debian:../x", "debian:a b", "ftp:x", "host:x"] {
+        for bad in ["bookworm", "debian:", "debian:../x", "debian:a b", "ftp:x", "host:x", "rule://a:b:c", "rule:a"] {
             let error = parse(bad).unwrap_err();
             assert_eq!(error.exit_code(), 2);
             assert!(error.next_step().is_some(), "{bad}");

@@ -139,7 +139,7 @@ pub enum Command {
 }
 
 /// What is asked for, and under which parameters.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct Ask {
     /// A parameter's value, or a JSON file of them; later ones win
     #[arg(short, long = "parameter", value_name = "LABEL=VALUE|@FILE")]
@@ -237,7 +237,7 @@ pub struct Fetch {
 pub struct Bootstrap {
     /// The builder's name in the store
     pub tag: String,
-    /// debian:SUITE, docker://REF@DIGEST, oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE, tar:FILE, dir:DIR or host [default: the workspace's, else debian:bookworm]
+    /// debian:SUITE, docker://REF@DIGEST, oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE, tar:FILE, dir:DIR, host or rule://LABEL [default: the workspace's, else debian:bookworm]
     #[arg(long, value_name = "SOURCE")]
     pub from: Option<String>,
     /// Where Debian packages come from, instead of tapeout.toml's or the host's apt sources

@@ -78,6 +78,7 @@ pub struct Base {
     asked_epoch: Option<i64>,
     /// It is in the store.
     made: bool,
+    reproducible: bool,
     packages: BTreeMap<String, String>,
     store: Store,
     settings: Settings,
@@ -129,6 +130,7 @@ impl Base {
             written,
             asked_epoch: wanted.epoch,
             made: false,
+            reproducible: false,
             packages: BTreeMap::new(),
             store: store.clone(),
             settings: settings.clone(),
@@ -187,6 +189,16 @@ impl Base {
         self.from == From::Host
     }
 
+    /// Do other machines get the same bytes?
+    pub fn is_reproducible(&self) -> bool {
+        self.reproducible
+    }
+
+    /// The packages that are in it: name to version.
+    pub fn installed(&self) -> &BTreeMap<String, String> {
+        &self.packages
+    }
+
     /// Makes the builder, where it isn't there.
     pub fn make(&mut self, report: &dyn Report) -> Result<()> {
         if self.made || self.settings.dry || self.settings.only_lock {
@@ -207,6 +219,7 @@ impl Base {
 
     fn is(&mut self, builder: builder::Builder) {
         self.made = true;
+        self.reproducible = builder.reproducible;
         self.changesets = builder.changesets;
         self.packages = builder.packages;
     }

@@ -1,7 +1,7 @@
 //! An image: the selections of its tapeout rules as layers, then config and manifest, and before
 //! it is written the check inside of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::num::NonZeroUsize;
@@ -313,19 +313,30 @@ impl Build<'_> {
         if image.exclude.is_empty() {
             return Ok(());
         }
+        let place = &self.graph.instances[id].place;
         let view = self.snapshot(id, None)?.stack(self.store, self.graph, &self.order)?;
-        let mut counts = vec![0; image.exclude.len()];
-        for selection in selections {
-            for (count, n) in counts.iter_mut().zip(tapeout::select::prune(selection, &image.exclude, &view)?) {
-                *count += n;
-            }
+        let (mut counts, mut out) = (vec![0; image.exclude.len()], BTreeSet::new());
+        for selection in selections.iter_mut() {
+            let pruned = tapeout::select::prune(selection, &image.exclude, &view)?;
+            counts.iter_mut().zip(pruned.counts).for_each(|(count, n)| *count += n);
+            out.extend(pruned.paths);
         }
-        match image.exclude.iter().zip(counts).find(|(_, n)| *n == 0) {
-            None => Ok(()),
-            Some((pattern, _)) => Err(Error::request(format!("exclude matches nothing in the image: {pattern:?}"))
-                .at(self.graph.instances[id].place.clone(), "")
-                .next("correct the pattern, or take it out")),
+        if let Some((pattern, _)) = image.exclude.iter().zip(counts).find(|(_, n)| *n == 0) {
+            return Err(Error::request(format!("exclude matches nothing in the image: {pattern:?}"))
+                .at(place.clone(), "")
+                .next("correct the pattern, or take it out"));
         }
+        // A whole builder was no closure before, either.
+        if image.whole_builder {
+            return Ok(());
+        }
+        let missed = self.missed(id, image, selections, &out, &view)?;
+        let errors = missed.into_iter().map(|(path, why)| {
+            Error::failed(format!("exclude takes out {path}, which is {why}"))
+                .at(place.clone(), "")
+                .next("keep it, or exclude what needs it, too; rules with libraries = False aren't looked at")
+        });
+        Error::all(errors.collect()).map_or(Ok(()), Err)
     }
 
     /// The image's user and group as numbers, from the image's own tables.

@@ -3,6 +3,7 @@
 pub mod base;
 mod based;
 pub mod build;
+mod cached_builder;
 pub mod check;
 pub mod commit;
 pub mod environment;

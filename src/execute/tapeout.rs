@@ -1,6 +1,6 @@
 //! A tapeout rule: its `run`, what it picks, and at the joint point the closure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufWriter, Write};
 
 use serde::Serialize;
@@ -16,6 +16,7 @@ use crate::label::Label;
 use crate::report::{Event, counted};
 use crate::store::Store;
 use crate::sys::memory;
+use crate::tapeout::why::Why;
 use crate::tapeout::{self, Files};
 use crate::tree::{self, Layer, RootPath, Selection, Stack};
 
@@ -214,30 +215,16 @@ impl Build<'_> {
 
     /// The joint point: what it picked itself, and all that the image needs besides.
     fn close(&self, id: Id, mut picked: Selection, view: &Stack) -> Result<Selection> {
-        let read =
-            |digests: Vec<Digest>| digests.iter().map(|digest| self.read_selection(digest)).collect::<Result<Vec<_>>>();
-        let image = self.image_of(id).map(|(_, image)| image);
-        let base = read(
-            image.map_or(Ok(None), |image| self.stands_on(image))?.into_iter().map(|below| below.files).collect(),
-        )?;
         let joined = self.joined(id)?;
-        let selections = read(joined.iter().map(|(_, digest, _)| *digest).collect())?;
+        let selections = joined.iter().map(|(_, digest, _)| self.read_selection(digest)).collect::<Result<Vec<_>>>()?;
         let layers: Vec<_> = joined
             .iter()
             .zip(&selections)
             .map(|((rule, _, libraries), selection)| tapeout::libraries::Layer { rule, libraries, selection })
             .collect();
-        let request = tapeout::libraries::Request {
-            base: &base,
-            picked: &layers,
-            view,
-            files: self.store,
-            user: image.map_or("", |image| image.user.as_str()),
-            env: &image.map(|image| image.env.clone()).unwrap_or_default(),
-        };
-        let closed = tapeout::libraries::close(&request)?;
-        if base.iter().chain(&selections).map(Selection::len).sum::<usize>() > memory::MANY_FILES {
-            drop((base, selections));
+        let closed = self.closed(self.image_of(id).map(|(_, image)| image), &layers, view)?;
+        if selections.iter().map(Selection::len).sum::<usize>() > memory::MANY_FILES {
+            drop(selections);
             memory::give_back();
         }
         for warning in &closed.warnings {
@@ -245,6 +232,52 @@ impl Build<'_> {
         }
         picked.extend(closed.selection);
         Ok(picked)
+    }
+
+    /// What was taken out of an image although what is left in it can't be loaded without, and why.
+    pub(super) fn missed(
+        &self,
+        id: Id,
+        image: &Image,
+        left: &[Selection],
+        out: &BTreeSet<RootPath>,
+        view: &Stack,
+    ) -> Result<Vec<(RootPath, Why)>> {
+        let rules = self.order.as_written(id).into_iter().map(|below| &self.graph.instances[below]);
+        let rules: BTreeMap<&Label, &Libraries> = rules
+            .filter_map(|instance| match &instance.spec {
+                Spec::Tapeout(spec) => Some((&instance.label, &spec.libraries)),
+                _ => None,
+            })
+            .collect();
+        let labels: Vec<_> = self.selections_of(id)?.into_iter().map(|(label, _)| label).collect();
+        let layers: Vec<_> = (labels.iter().zip(left))
+            .map(|(rule, selection)| tapeout::libraries::Layer {
+                rule,
+                libraries: rules.get(rule).copied().unwrap_or(&Libraries::Search(true)),
+                selection,
+            })
+            .collect();
+        let required = self.closed(Some(image), &layers, view)?.required;
+        Ok(required.into_iter().filter(|(path, _)| out.contains(path)).collect())
+    }
+
+    fn closed(
+        &self,
+        image: Option<&Image>,
+        picked: &[tapeout::libraries::Layer],
+        view: &Stack,
+    ) -> Result<tapeout::libraries::Closed> {
+        let below = image.map_or(Ok(None), |image| self.stands_on(image))?;
+        let base = below.map(|below| self.read_selection(&below.files)).transpose()?;
+        tapeout::libraries::close(&tapeout::libraries::Request {
+            base: base.as_slice(),
+            picked,
+            view,
+            files: self.store,
+            user: image.map_or("", |image| image.user.as_str()),
+            env: &image.map(|image| image.env.clone()).unwrap_or_default(),
+        })
     }
 
     /// What an instance's `run` changed; it runs now.

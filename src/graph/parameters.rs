@@ -6,10 +6,10 @@ use std::rc::Rc;
 use super::analysis::{Analysis, shown};
 use super::load::{Defined, argument_place};
 use super::{Given, GivenValue, Question};
-use crate::build_file::data::Data;
+use crate::build_file::data::{Data, Function};
 use crate::build_file::reference::article;
 use crate::build_file::spec::Value;
-use crate::build_file::starlark::{Function, Outcome, Reads, Scene, progress};
+use crate::build_file::starlark::{Outcome, Reads, Scene, progress};
 use crate::error::{Error, Place};
 use crate::label::{Label, Package, Pattern};
 

@@ -57,6 +57,8 @@ pub struct Request<'a> {
 pub struct Closed {
     /// The layer.
     pub selection: Selection,
+    /// What programs and libraries can't be loaded without, with the first that needs it: also what was there already.
+    pub required: BTreeMap<RootPath, Why>,
     /// What people should know, and what is no error.
     pub warnings: Vec<String>,
 }
@@ -142,6 +144,8 @@ struct Closing<'a> {
     known: BTreeSet<&'static str>,
     /// Files that a known case brought: what they miss is a warning.
     optional: BTreeSet<RootPath>,
+    /// As in [`Closed`].
+    required: BTreeMap<RootPath, Why>,
     /// A library was found through the loader's cache alone.
     cached: bool,
     library_path: Vec<String>,
@@ -168,6 +172,7 @@ impl<'a> Closing<'a> {
             visited: BTreeSet::new(),
             known: BTreeSet::new(),
             optional: BTreeSet::new(),
+            required: BTreeMap::new(),
             cached: false,
             library_path: env("LD_LIBRARY_PATH", ""),
             path: env("PATH", PATH),
@@ -383,6 +388,14 @@ impl<'a> Closing<'a> {
         Ok(Some(walk.path))
     }
 
+    /// Notes that `by` can't be loaded without the file at a path, and the links on the way to it.
+    fn require(&mut self, path: &str, by: &RootPath, what: &str) {
+        let walk = self.world.walk_text(path);
+        for part in walk.links.into_iter().chain([walk.path]) {
+            self.required.entry(part).or_insert_with(|| Why::needed(by, what));
+        }
+    }
+
     fn add(&mut self, path: &RootPath, why: &Why) -> Result<()> {
         if let Some(picked) = self.world.pick(path, why.shared()) {
             self.world.put(path.clone(), picked);
@@ -398,7 +411,10 @@ impl<'a> Closing<'a> {
             Some(path) => {
                 let path = path.clone();
                 match self.bring(&path, &Why::needed(&root.path, path.clone()))? {
-                    Some(_) => self.loader_for(root.elf.machine, Some(&path))?,
+                    Some(_) => {
+                        self.require(&path, &root.path, &path);
+                        self.loader_for(root.elf.machine, Some(&path))?
+                    }
                     None => {
                         self.errors.push(
                             Error::failed(format!("loader {path} is missing, which {} needs", root.path))
@@ -504,7 +520,7 @@ impl<'a> Closing<'a> {
         add_folders(&mut selection, &self.world, &BTreeMap::new())?;
         selection.retain(|path, _| own.contains(path) || !self.world.has(path));
         self.warnings.dedup();
-        Ok(Closed { selection, warnings: self.warnings })
+        Ok(Closed { selection, required: self.required, warnings: self.warnings })
     }
 }
 
@@ -550,18 +566,25 @@ impl<'c, 'a> Loading<'c, 'a> {
     }
 
     fn need(&mut self, name: &str, object: &Rc<Object>) -> Result<()> {
-        if self.loaded.contains_key(name) || self.is_the_loader_itself(name) || self.take(name, object)? {
-            return Ok(());
-        }
-        // A library that another one loaded before satisfies the name too: a JVM's do so.
-        if self.closing.in_image(name) {
+        if self.loaded.contains_key(name) || self.is_the_loader_itself(name) {
             return Ok(());
         }
         let mut top = object;
         while let Some(above) = &top.loader {
             top = above;
         }
-        if self.closing.optional.contains(&top.path) {
+        let optional = self.closing.optional.contains(&top.path);
+        if let Some(found) = self.take(name, object)? {
+            if !optional {
+                self.closing.require(&found, &object.path, name);
+            }
+            return Ok(());
+        }
+        // A library that another one loaded before satisfies the name too: a JVM's do so.
+        if self.closing.in_image(name) {
+            return Ok(());
+        }
+        if optional {
             self.closing.warnings.push(format!(
                 "{} can't be loaded: it needs {name}, which neither the image nor the builder has",
                 top.path
@@ -593,14 +616,14 @@ impl<'c, 'a> Loading<'c, 'a> {
         Ok(())
     }
 
-    /// Looks a library up, brings it, and puts it in line.
-    fn take(&mut self, name: &str, object: &Rc<Object>) -> Result<bool> {
+    /// Looks a library up, brings it, and puts it in line. Gives where the loader finds it.
+    fn take(&mut self, name: &str, object: &Rc<Object>) -> Result<Option<String>> {
         let loader = self.loader.clone();
-        let Some(found) = self.closing.find(name, object, &loader)? else { return Ok(false) };
+        let Some(found) = self.closing.find(name, object, &loader)? else { return Ok(None) };
         let why = Why::needed(&object.path, name);
-        let Some(file) = self.closing.bring(&found, &why)? else { return Ok(false) };
+        let Some(file) = self.closing.bring(&found, &why)? else { return Ok(None) };
         self.variants(&found, object.elf.machine, &why)?;
-        let Some(elf) = self.closing.elf(&file)? else { return Ok(false) };
+        let Some(elf) = self.closing.elf(&file)? else { return Ok(None) };
         self.closing.visited.insert(file);
         let again = elf.soname.as_ref().is_some_and(|soname| self.loaded.contains_key(soname));
         self.know(name, &elf);
@@ -609,7 +632,7 @@ impl<'c, 'a> Loading<'c, 'a> {
             let path = self.closing.world.walk_text(folder).path.join(last)?;
             self.queue.push_back(Rc::new(Object { path, elf, loader: Some(object.clone()) }));
         }
-        Ok(true)
+        Ok(Some(found))
     }
 
     /// The same library for newer processors: which one is loaded is known only there.
@@ -653,7 +676,7 @@ impl<'c, 'a> Loading<'c, 'a> {
         for declared in object.elf.declared.clone() {
             let mut there = declared.priority == "suggested";
             for name in &declared.sonames {
-                if there || self.loaded.contains_key(name) || self.take(name, object)? {
+                if there || self.loaded.contains_key(name) || self.take(name, object)?.is_some() {
                     there = true;
                     break;
                 }

@@ -48,16 +48,26 @@ pub fn select(request: &Request<'_>) -> Result<Selection> {
 }
 
 /// Takes what the patterns name out of a selection: `image(exclude = …)`, after the joint point.
-/// Gives the number of files taken out by each pattern, in their order.
-pub fn prune(selection: &mut Selection, patterns: &[String], view: &Stack) -> Result<Vec<usize>> {
+pub fn prune(selection: &mut Selection, patterns: &[String], view: &Stack) -> Result<Pruned> {
     let mut patterns = Patterns::parse(patterns, view)?;
-    let mut counts = vec![0; patterns.all().len()];
+    let mut pruned = Pruned { counts: vec![0; patterns.all().len()], paths: vec![] };
     selection.retain(|path, _| {
         let taking = patterns.taking(path);
-        taking.iter().for_each(|i| counts[*i] += 1);
+        taking.iter().for_each(|i| pruned.counts[*i] += 1);
+        if !taking.is_empty() {
+            pruned.paths.push(path.clone());
+        }
         taking.is_empty()
     });
-    Ok(counts)
+    Ok(pruned)
+}
+
+/// What [`prune`] took out of a selection.
+pub struct Pruned {
+    /// How much by each pattern, in their order.
+    pub counts: Vec<usize>,
+    /// All of it.
+    pub paths: Vec<RootPath>,
 }
 
 struct Selecting<'a> {

@@ -1,17 +1,15 @@
 //! The example workspace, built once for all tests that look at what came out.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Workspace, places};
+use super::image::fingerprint;
+use super::{Layout, Workspace, places};
 
 /// The example workspace as it stands in the repository.
 pub fn source() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples")
 }
-
-/// The images of the examples: package and name.
-pub const IMAGES: [(&str, &str); 4] = [("hello", "hello"), ("redis", "redis"), ("lua", "lua"), ("shop/web", "web")];
 
 /// An image of any example workspace, what runs in it to show that it works, and what that prints.
 pub struct Example {
@@ -76,8 +74,31 @@ const fn example(
 impl Example {
     /// The layout of the image in a compression.
     pub fn layout(&self, compression: &str) -> PathBuf {
-        output(self.workspace, compression).join(self.package).join(self.name).join("build_image")
+        self.layout_in(&output(self.workspace, compression))
     }
+
+    /// The layout of the image in what a build wrote.
+    pub fn layout_in(&self, output: &Path) -> PathBuf {
+        output.join(self.package).join(self.name).join("build_image")
+    }
+}
+
+/// The images of an example workspace.
+pub fn of(which: &str) -> impl Iterator<Item = &'static Example> {
+    ALL.iter().filter(move |example| example.workspace == which)
+}
+
+/// What two builds of an example workspace wrote is the same: each image by its digest, then all bytes.
+pub fn equal(built: &Path, expected: &Path, which: &str) {
+    for example in of(which) {
+        let digest = |output: &Path| Layout::open(&example.layout_in(output)).only().digest;
+        assert_eq!(digest(built), digest(expected), "{}/{}", example.package, example.name);
+    }
+    let (built, expected) = (fingerprint(built), fingerprint(expected));
+    let differs: Vec<_> = expected.keys().filter(|path| built.get(*path) != expected.get(*path)).collect();
+    assert!(differs.is_empty() && built.len() == expected.len(), "{differs:#?}");
+    let layouts = built.keys().filter(|path| path.ends_with("build_image/index.json")).count();
+    assert_eq!(layouts, of(which).count(), "{built:#?}");
 }
 
 /// What a build of all images (and pods) of an example workspace wrote, in a compression: `zstd`, `gzip` or `none`.
@@ -87,7 +108,7 @@ pub fn output(which: &str, compression: &str) -> PathBuf {
     places::once(&name, |folder| {
         let mut workspace = Workspace::debian();
         workspace.copy(&source().join(which), "");
-        workspace.limit = Duration::from_secs(540);
+        workspace.limit = Duration::from_secs(900);
         workspace.user.owns(folder);
         let parameter = format!("//images:compression={compression}");
         let folder = folder.display().to_string();

@@ -2,17 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::str::FromStr;
 
 use debversion::Version;
-use serde::{Deserialize, Serialize};
 
+use super::names::{is_name, is_pool_path, version};
 use super::relation::{Provided, Relation, parse_provides, parse_relations};
 use super::release::Release;
 use super::signature::{Keyring, MAX_RELEASE, signed_text};
 use super::sources::Source;
 use crate::archive::decompress::decompress;
-use crate::builder::lock_file::Lock;
+use crate::builder::lock_file::{Lock, Pinned};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::remote::http::Http;
@@ -20,22 +19,6 @@ use crate::store::Store;
 
 /// The largest `Packages` file, unpacked.
 const MAX_PACKAGES: u64 = 1 << 30;
-
-/// One index, as the lock pins it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Pinned {
-    /// The suite.
-    pub suite: String,
-    /// The component.
-    pub component: String,
-    /// When it was made: `2026-07-11T10:16:37Z`.
-    pub date: String,
-    /// Of the compressed `Packages` file.
-    pub sha256: String,
-    /// Its size.
-    pub size: u64,
-}
 
 /// A package as the index has it.
 #[derive(Debug, Clone)]
@@ -343,31 +326,6 @@ fn parse_package(stanza: &str, suite: &str, architecture: &str) -> Result<Option
         size: field("Size").parse().map_err(|_| bad("size"))?,
         suite: suite.into(),
     }))
-}
-
-/// A version of Debian's policy, 5.6.12.
-pub fn version(text: &str) -> Option<Version> {
-    let plain = !text.is_empty()
-        && text.len() < 256
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b".+-~:".contains(&b));
-    if plain { Version::from_str(text).ok() } else { None }
-}
-
-/// A package's name (policy 5.6.1).
-pub fn is_name(text: &str) -> bool {
-    text.len() < 128
-        && text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+-.".contains(&b))
-}
-
-/// A path below the archive that leads nowhere else.
-pub fn is_pool_path(text: &str) -> bool {
-    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-._~/:%@".contains(&b));
-    plain
-        && !text.is_empty()
-        && text.len() < 1024
-        && !text.starts_with('/')
-        && text.split('/').all(|part| !matches!(part, "" | "." | ".."))
 }
 
 #[cfg(test)]

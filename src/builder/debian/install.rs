@@ -429,7 +429,7 @@ if [ -f $keys ]; then
 fi
 "#;
 
-/// Removes what is different each time or of no use in a builder. `docs/reproducible.md` has this list.
+/// Removes what is different each time or of no use in a builder. `docs/builders.md` has this list.
 ///
 /// - `/var/log`: times (empty files stay)
 /// - `/var/cache/ldconfig/aux-cache`: inodes and times

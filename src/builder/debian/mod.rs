@@ -10,6 +10,7 @@ pub mod deb;
 pub mod download;
 pub mod index;
 pub mod install;
+pub mod names;
 pub mod relation;
 pub mod release;
 pub mod resolve;
@@ -67,7 +68,7 @@ impl Archive<'_> {
 
     /// The URLs at which a path below the archive (`pool/main/…`) may lie.
     pub fn urls(&self, path: &str) -> Result<Vec<String>> {
-        if !index::is_pool_path(path) {
+        if !names::is_pool_path(path) {
             return Err(Error::request(format!("not a path in an archive: {path:?}")).next("write debian:pool/main/…"));
         }
         let mut urls: Vec<_> = self.sources()?.iter().map(|source| format!("{}/{path}", source.uri)).collect();

@@ -5,7 +5,7 @@ use std::fmt;
 
 use debversion::Version;
 
-use super::index::{is_name, version};
+use super::names::{is_name, version};
 use crate::error::{Error, Result};
 
 /// How a version must compare.
