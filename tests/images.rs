@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
+use crate::common::image::fingerprint;
 use crate::common::{Layout, User, Workspace, have};
 
 const BUILD: &str = r#"
@@ -193,4 +194,87 @@ fn an_exported_file_has_one_spelling_and_others_read_it() {
     workspace.run("export //app:none -o kept").fails();
     assert_eq!(workspace.read("kept"), "old");
     assert_eq!(User::plain(), workspace.user);
+}
+
+/// What stands before it on the command line says nothing about an image on a base, nor about a pod.
+#[test]
+fn an_image_on_a_base_is_the_same_whatever_else_is_asked_for() {
+    if !have(&["busybox"]) {
+        return;
+    }
+    let workspace = Workspace::tiny();
+    workspace.file(
+        "app/build.star",
+        r#"
+tapeout("one/tapeout", files = [file("/one", content = "1")])
+image("one", deps = [":one/tapeout"])
+tapeout("two/tapeout", files = [file("/two", content = "2")])
+image("two", deps = [":two/tapeout"])
+tapeout("tapeout", files = [file("/x", content = "x")])
+image("app", base = ":two", deps = [":tapeout"])
+pod("pod", containers = [container("app", image = ":app")])
+"#,
+    );
+    workspace.run("build //app:one //app:app //app:pod").success();
+    workspace.run("image ls //app:app").success().stdout_has("/x");
+    workspace.run("build //app:app").success().says("cached  //app:app/build_image").says_not("image  //app:app");
+    workspace.run("build //app:pod //app:one").success().says_not("wrote  //app:pod");
+}
+
+/// Somebody wrote to what was built: it is written again, not called cached.
+#[test]
+fn an_output_that_was_damaged_is_written_again() {
+    if !have(&["busybox"]) {
+        return;
+    }
+    let workspace = Workspace::tiny();
+    workspace.file(
+        "app/build.star",
+        r#"
+tapeout("tapeout", files = [file("/x", content = "x" * 10000)])
+image("app", deps = [":tapeout"])
+pod("pod", containers = [container("app", image = ":app")])
+"#,
+    );
+    let build = "build //app:app //app:pod";
+    workspace.run(build).success();
+    workspace.run(build).success().says_not("wrote");
+    let outputs = [workspace.output("app/app/build_image"), workspace.output("app/pod/build_pod/images")];
+    let expected = outputs.each_ref().map(|output| fingerprint(output));
+    let layer =
+        Layout::open(&outputs[0]).only().manifest["layers"][0]["digest"].as_str().expect("a digest").replace(':', "/");
+    for output in &outputs {
+        let path = output.join("blobs").join(&layer);
+        let mut bytes = std::fs::read(&path).expect("read");
+        bytes[20] ^= 1;
+        std::fs::write(&path, bytes).expect("write");
+    }
+    workspace.run(build).success().says("wrote  //app:app/build_image").says("wrote  //app:pod/build_pod");
+    assert_eq!(outputs.each_ref().map(|output| fingerprint(output)), expected);
+    workspace.run(build).success().says_not("wrote");
+}
+
+#[test]
+fn what_an_image_lacks_is_told_with_the_image_and_its_build_file() {
+    if !have(&["busybox"]) {
+        return;
+    }
+    let workspace = Workspace::tiny();
+    let build = |image: &str| {
+        let rule =
+            r#"rule("build", deps = ["//base:build"], sources = ["."], run = "mkdir /opt; cp build.star /opt/")"#;
+        let tapeout = r#"tapeout("tapeout", deps = [":build"], include = ["/opt"])"#;
+        workspace.file("app/build.star", format!("{rule}\n{tapeout}\n{image}\n"));
+    };
+    build(r#"image("app", deps = [":tapeout"], user = "alice")"#);
+    let told = workspace.run("build //app:app").fails();
+    told.stderr_has("//base:tapeout for //app:app/build_image").stderr_has("app/build.star:3").stderr_has("alice");
+    build(r#"image("app", deps = [":tapeout"])"#);
+    workspace.run("build //app:app").success();
+    build(r#"tapeout("x", files = [file("/x", content = "x", mode = 755)])"#);
+    workspace
+        .run("build //app:x")
+        .failure(2)
+        .stderr_has("755 is the mode 0o1363")
+        .stderr_has("write 0o755 or \"0755\"");
 }

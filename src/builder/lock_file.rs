@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::fs::File;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,7 @@ use super::debian::names::{is_name, is_pool_path, version};
 use super::debian::release::parse_time;
 use crate::digest::Digest;
 use crate::error::{Error, Place, Result};
+use crate::sys::file;
 
 /// The format that this program reads and writes.
 const FORMAT: u32 = 1;
@@ -84,11 +86,47 @@ impl Lock {
         if std::fs::symlink_metadata(path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
             return Ok(None);
         }
-        let file = crate::sys::file::open_regular(path)?;
+        let file = file::open_regular(path)?;
         let mut text = String::new();
         std::io::Read::read_to_string(&mut std::io::Read::take(file, MAX_SIZE), &mut text)
             .map_err(|e| Error::io("read", path, e))?;
         Self::parse(&text, &path.display().to_string()).map(Some)
+    }
+
+    /// Writes it in the place of what was read; what another command has added to that meanwhile is kept.
+    pub fn write_after(&mut self, was: Option<&Self>, path: &Path) -> Result<()> {
+        let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let alone = File::open(folder).map_err(|e| Error::io("open", folder, e))?;
+        // Where there are no locks there is one writer, as before.
+        let _ = file::lock(&alone, file::Lock::Exclusive);
+        if let Some(now) = Self::read(path)?.filter(|now| Some(now) != was) {
+            self.take_in(now, path)?;
+        }
+        self.write(path)
+    }
+
+    fn take_in(&mut self, other: Self, path: &Path) -> Result<()> {
+        let renewed = || {
+            Error::failed(format!("another command has changed {} meanwhile", path.display()))
+                .why("what it wrote and what this one would write don't go together")
+                .next("run this one again")
+        };
+        let of = |lock: &Self| (lock.suite.clone(), lock.architecture.clone(), lock.index.clone());
+        if of(self) != of(&other) {
+            return Err(renewed());
+        }
+        for (name, package) in other.packages {
+            self.packages.entry(name).or_insert(package);
+        }
+        for (mine, theirs) in [(&mut self.users, other.users), (&mut self.groups, other.groups)] {
+            for (name, number) in theirs {
+                mine.entry(name).or_insert(number);
+            }
+            if mine.values().collect::<BTreeSet<_>>().len() != mine.len() {
+                return Err(renewed());
+            }
+        }
+        Ok(())
     }
 
     /// Writes it whole or not at all.
@@ -431,5 +469,34 @@ mod tests {
                 assert_eq!(place.line, line(needle), "{to}: {error}");
             }
         }
+    }
+
+    #[test]
+    fn what_another_command_added_meanwhile_is_kept() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("tapeout.lock");
+        let was = lock();
+        was.write(&path).unwrap();
+        let with = |name: &str, number| {
+            let mut lock = was.clone();
+            let package = lock.packages.values().next().unwrap().clone();
+            lock.packages.insert(name.into(), LockedPackage { name: name.into(), ..package });
+            lock.users.insert(name.into(), number);
+            lock
+        };
+        with("one", 300).write_after(Some(&was), &path).unwrap();
+        let mut second = with("two", 301);
+        second.write_after(Some(&was), &path).unwrap();
+        let both = Lock::read(&path).unwrap().unwrap();
+        assert_eq!(both, second);
+        assert!(["one", "two"].iter().all(|name| both.packages.contains_key(*name) && both.users.contains_key(*name)));
+        let error = with("three", 300).write_after(Some(&was), &path).unwrap_err();
+        assert!(error.what().contains("changed"), "{error}");
+        let mut newer = was.clone();
+        newer.index[0].date = "2027-01-01T00:00:00Z".into();
+        newer.write(&path).unwrap();
+        let error = with("two", 301).write_after(Some(&was), &path).unwrap_err();
+        assert!(error.what().contains("changed") && error.next_step().is_some(), "{error}");
+        assert_eq!(Lock::read(&path).unwrap().unwrap(), newer);
     }
 }

@@ -183,7 +183,7 @@ pub fn ensure_lock(request: &Request) -> Result<Lock> {
     let old = Lock::read(request.lock)?;
     let archive = request.archive;
     let stale = |what: String| Error::request(what).next("run once without --locked, and commit tapeout.lock");
-    let lock = match &old {
+    let mut lock = match &old {
         Some(old) if !request.update => {
             if (old.suite.as_str(), old.architecture.as_str()) != (archive.suite, archive.architecture) {
                 return Err(Error::request(format!(
@@ -211,7 +211,10 @@ pub fn ensure_lock(request: &Request) -> Result<Lock> {
         old => archive.new_lock(request.packages, old.as_ref(), request.update_only)?,
     };
     if old.as_ref() != Some(&lock) {
-        lock.write(request.lock)?;
+        match request.update {
+            true => lock.write(request.lock)?,
+            false => lock.write_after(old.as_ref(), request.lock)?,
+        }
     }
     Ok(lock)
 }

@@ -472,8 +472,9 @@ impl Base {
             ))
             .next("build without --locked once"));
         }
-        locks.0.write(&self.lock_path)?;
-        locks.1 = locks.0.clone();
+        let (now, was) = &mut *locks;
+        now.write_after(Some(was), &self.lock_path)?;
+        *was = now.clone();
         Ok(())
     }
 

@@ -187,11 +187,13 @@ impl<'a> Build<'a> {
             }
             let instance = &self.graph.instances[id];
             let output = self.instance(id, turn).map_err(|e| {
-                let e = if e.places().is_empty() { e.at(instance.place.clone(), "") } else { e };
+                // A joint point is that of an image, whose build file is the user's.
+                let place = self.image_of(id).map_or(&instance.place, |(image, _)| &self.graph.instances[image].place);
+                let e = if e.places().is_empty() { e.at(place.clone(), "") } else { e };
                 rule::on_full_disk(e, &[self.store.path(), &self.options.output]).context(format!(
                     "{} {}",
                     kind(&instance.spec),
-                    instance.label
+                    self.name(id)
                 ))
             })?;
             let _ = self.outputs[id].set(output);

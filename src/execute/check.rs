@@ -10,6 +10,7 @@ use std::path::Path;
 
 use crate::build_file::spec::Image;
 use crate::error::{Error, Result};
+use crate::execute::log::Live;
 use crate::execute::secrets::Search;
 use crate::execute::{log, room};
 use crate::sandbox::{Snapshots, Spec, Status, Turn};
@@ -19,12 +20,20 @@ use crate::sys::root::Root;
 use crate::tapeout::program::PATH;
 use crate::tree::{Content, Entry, Node, RootPath, Selection};
 
-/// Runs the check of an image whose files, all layers together, are `files`. What it prints goes to `kept`.
-pub fn run(store: &Store, image: &Image, user: (u32, u32), files: &Selection, epoch: i64, kept: &Path) -> Result<()> {
+/// Runs the check of an image whose files, all layers together, are `files`. What it prints is told, and goes to `kept`.
+pub fn run(
+    store: &Store,
+    image: &Image,
+    user: (u32, u32),
+    files: &Selection,
+    epoch: i64,
+    live: Live<'_>,
+    kept: &Path,
+) -> Result<()> {
     let (scratch, mut spec) = finished(store, image, user, files, epoch)?;
     spec.steps = image.check.clone();
     let log_path = scratch.path().join("log");
-    let outcome = log::run(&spec, &log_path, &Search::default(), None, Turn::NOW)?;
+    let outcome = log::run(&spec, &log_path, &Search::default(), Some(live), Turn::NOW)?;
     fs::rename(&log_path, kept).map_err(|e| Error::io("rename", kept, e))?;
     let how = match outcome.status {
         Status::Exited(0) => return Ok(()),

@@ -12,18 +12,19 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::archive::compress::Earlier;
-use crate::build_file::spec::{Id, Image, Layers, Spec};
+use crate::build_file::spec::{Id, Image, ImageRef, Layers, Spec};
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
 use crate::execute::build::{Build, Output};
 use crate::execute::check;
+use crate::execute::log::Live;
 use crate::execute::request::own_key;
 use crate::execute::tapeout::is_base_tapeout;
 use crate::image::config::{self, ImageLayer};
 use crate::image::layer::{self, LayerInfo, Packing};
 use crate::image::layout::{self, LayoutImage};
 use crate::label::Label;
-use crate::report::counted;
+use crate::report::{Event, counted};
 use crate::store::{Blob, Unhashed};
 use crate::sys::memory;
 use crate::tapeout;
@@ -87,7 +88,7 @@ impl Build<'_> {
         let key = self.image_key(id, image)?;
         if let Some(mut built) = self.cached_image(id, image)? {
             self.done("cached", id, "");
-            if asked && !is_written(&path, &built) {
+            if asked && !self.is_written(&path, &built)? {
                 self.write_layout(id, layout::New::begin(&path)?, &built, &path)?;
             }
             self.remember(id, (&key, &key), Some(built.manifest.digest), None);
@@ -106,10 +107,23 @@ impl Build<'_> {
         Ok(built)
     }
 
-    fn write_layout(&self, id: Id, new: layout::New, built: &Built, path: &Path) -> Result<()> {
+    /// Is this very image there already, as it was written?
+    fn is_written(&self, path: &Path, built: &Built) -> Result<bool> {
+        let found = layout::Layout::open(path).and_then(|layout| layout.image_tagged(Some(&built.tag)));
+        let same = found.is_ok_and(|found| found.digest == built.manifest.digest);
+        Ok(same && self.written(path)?.1.stands(path, &[built.in_layout(built.tag.clone())]))
+    }
+
+    /// What is known of the layout that was written to a place, and under which key.
+    fn written(&self, path: &Path) -> Result<(Digest, layout::Written)> {
         let place = std::path::absolute(path).map_err(|e| Error::io("getcwd", path, e))?;
         let key = own_key("written", place.as_os_str().as_bytes());
-        let known = self.store.action(&key).and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        let known = self.store.action(&key).and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        Ok((key, known.unwrap_or_default()))
+    }
+
+    fn write_layout(&self, id: Id, new: layout::New, built: &Built, path: &Path) -> Result<()> {
+        let (key, known) = self.written(path)?;
         let blob = |digest: &Digest| self.store.blob_path(digest);
         let written = new.finish(&[built.in_layout(built.tag.clone())], &blob, &known)?;
         let written = serde_json::to_vec(&written).map_err(|e| Error::failed(e.to_string()))?;
@@ -136,9 +150,11 @@ impl Build<'_> {
     }
 
     pub(super) fn image_key(&self, id: Id, image: &Image) -> Result<Digest> {
+        // The number of an instance is another one when something else is asked for besides; `base` says what it is.
+        let base = image.base.clone().filter(|base| matches!(base, ImageRef::Registry(_)));
         let document = Document {
             label: &self.graph.instances[id].label,
-            spec: image,
+            spec: &Image { base, ..image.clone() },
             selections: &self.selections_of(id)?,
             base: self.base_digest(image)?,
             // What is marked for its builder is another image.
@@ -234,8 +250,12 @@ impl Build<'_> {
         let manifest = config::manifest(&config, &layers, &annotations)?;
         if let Some(files) = checked_files {
             let log = self.store.log_path(&self.image_key(id, image)?);
-            check::run(self.store, image, user, &files, self.options.epoch, &log)
-                .map_err(|e| e.at(instance.place.clone(), "its check"))?;
+            let what = format!("the check of {}", instance.label);
+            self.report.event(Event::Started { what: &what, total: None });
+            let live = Live::new(self.report, &what);
+            let checked = check::run(self.store, image, user, &files, self.options.epoch, live, &log);
+            self.report.event(Event::Ended { what: &what });
+            checked.map_err(|e| e.at(instance.place.clone(), "its check"))?;
         }
         let built = Built {
             name,
@@ -427,12 +447,6 @@ fn packed_key(created_by: &str, packing: Packing) -> Result<Digest> {
     let document = postcard::to_stdvec(&(created_by, packing.compression, packing.level))
         .map_err(|e| Error::failed(format!("can't write a request: {e}")))?;
     Ok(own_key("packed files", &document))
-}
-
-/// Is this very image there already?
-fn is_written(path: &Path, built: &Built) -> bool {
-    let found = layout::Layout::open(path).and_then(|layout| layout.image_tagged(Some(&built.tag)));
-    found.is_ok_and(|found| found.digest == built.manifest.digest)
 }
 
 /// What of a selection a layer depends on: not why a file was picked.

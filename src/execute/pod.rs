@@ -1,7 +1,9 @@
 //! A pod: the bundle of its images, data and configuration, replaced whole or not at all.
 
 use std::collections::BTreeMap;
+use std::fs::Metadata;
 use std::num::NonZeroUsize;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -26,10 +28,18 @@ struct Document<'a> {
     epoch: i64,
 }
 
-/// Is the bundle that was written still there? Its sums are the very ones, and no file is missing.
+/// Is the bundle that was written still there? Its sums are the very ones, no file is missing, and none was touched after
+/// the sums, which are written last.
 fn is_whole(path: &Path, digest: &[u8]) -> bool {
-    let Ok(sums) = std::fs::read_to_string(path.join("SHA256SUMS")) else { return false };
-    let file = |line: &str| line.get(66..).is_some_and(|name| path.join(name).is_file());
+    let touched = |path: PathBuf| {
+        let data = std::fs::symlink_metadata(path).ok().filter(Metadata::is_file)?;
+        Some((data.ctime(), data.ctime_nsec()))
+    };
+    let last = path.join("SHA256SUMS");
+    let Ok(sums) = std::fs::read_to_string(&last) else { return false };
+    let last = touched(last);
+    let file =
+        |line: &str| line.get(66..).is_some_and(|name| touched(path.join(name)).is_some_and(|at| Some(at) <= last));
     Digest::of(&sums).to_string().as_bytes() == digest && sums.lines().all(file)
 }
 
@@ -117,9 +127,16 @@ impl Build<'_> {
             ImageRef::Built(image) => Some(self.built(image).map(|built| built.manifest.digest)),
             ImageRef::Registry(_) => None,
         });
+        // The numbers of instances are others when something else is asked for besides; `images` says what they are.
+        let mut pod = pod.clone();
+        for container in &mut pod.containers {
+            if let ImageRef::Built(image) = &mut container.image {
+                *image = 0;
+            }
+        }
         let document = Document {
             label: &instance.label,
-            pod,
+            pod: &pod,
             images: images.collect::<Result<_>>()?,
             sources,
             epoch: self.options.epoch,

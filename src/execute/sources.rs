@@ -221,7 +221,8 @@ fn stays_inside(path: &Path, package: &Path) -> Result<()> {
         })
     };
     let parent = path.parent().unwrap_or(package);
-    if parent == package {
+    // The package itself has its parent outside.
+    if parent == package || path == package {
         return Ok(());
     }
     let parent = real(parent)?;

@@ -153,7 +153,7 @@ impl Build<'_> {
 
     /// The image that a joint point is for. Other tapeout rules know none: several images may share one, and what
     /// it picks must not depend on which of them are asked for together.
-    fn image_of(&self, id: Id) -> Option<(Id, &Image)> {
+    pub(super) fn image_of(&self, id: Id) -> Option<(Id, &Image)> {
         if !self.is_base_tapeout(id) {
             return None;
         }

@@ -105,6 +105,14 @@ pub struct Written(BTreeMap<Digest, Stamp>);
 type Stamp = (u64, u64, u64, (i64, i64), (i64, i64));
 
 impl Written {
+    /// Are the blobs of these images in the layout, as they were written?
+    pub fn stands(&self, layout: &Path, images: &[LayoutImage]) -> bool {
+        blobs(images).into_iter().all(|digest| {
+            let found = fs::symlink_metadata(layout.join(BLOBS).join(digest.hex()));
+            found.is_ok_and(|data| self.0.get(&digest) == Some(&stamp(&data)))
+        })
+    }
+
     fn of(layout: &Path, images: &[LayoutImage]) -> Result<Self> {
         // A change that has the same time as ours would leave no trace.
         file::wait_for_other_time();

@@ -45,6 +45,8 @@ pub fn write(request: &Request<'_>, out: &Path) -> Result<Written> {
     let sums = sums(out)?;
     put(&out.join("SHA256SUMS"), sums.as_bytes(), 0o644)?;
     settle(out, request.epoch)?;
+    // Its inode changes last: whoever touches a file later is found by that.
+    mode(&out.join("SHA256SUMS"), 0o644)?;
     Ok(Written { digest: Digest::of(&sums), warnings: plan.warnings })
 }
 

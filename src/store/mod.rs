@@ -177,12 +177,11 @@ impl Store {
         }
         check_format(path)?;
         let lock_path = path.join("lock");
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path)
-            .map_err(|e| Error::io("open", &lock_path, e))?;
+        let lock = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(|e| {
+            Error::io("open", &lock_path, e)
+                .why("a store is written to even where it is only looked at")
+                .next("name another folder with TAPEOUT_STORE, or --store DIR")
+        })?;
         take(&lock).map_err(|e| Error::io("flock", &lock_path, e))?;
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let boot: String = boot.chars().filter(|c| c.is_ascii_hexdigit() || *c == '-').collect();

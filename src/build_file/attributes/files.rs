@@ -4,6 +4,10 @@ use super::Attributes;
 use crate::build_file::data::{Data, Record};
 use crate::build_file::spec::{FileKind, FileRecord};
 
+/// Modes that people write, read as decimal numbers.
+const WITHOUT_PREFIX: [u32; 19] =
+    [444, 500, 555, 600, 640, 644, 660, 664, 666, 700, 710, 711, 750, 755, 770, 775, 777, 1777, 2755];
+
 impl Attributes<'_> {
     /// Below the package's folder.
     pub(super) fn relative(&mut self, attribute: &str, path: &str) -> bool {
@@ -165,6 +169,18 @@ impl Attributes<'_> {
             _ => None,
         };
         let mode = number.filter(|mode| *mode <= 0o7777);
+        // A number as chmod(1) has it, without the 0o: nobody wants the mode that it is.
+        if let (Some(mode), Data::Int(number)) = (mode, data)
+            && WITHOUT_PREFIX.contains(&mode)
+        {
+            self.fault(
+                attribute,
+                None,
+                format!("{attribute}: {number} is the mode 0o{mode:o}"),
+                Some(&format!("write 0o{number} or \"{number:04}\"")),
+            );
+            return None;
+        }
         if mode.is_none() {
             let shown = match data {
                 Data::Text(text) => format!("{text:?}"),
