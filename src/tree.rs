@@ -12,10 +12,12 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fmt;
+use std::marker::PhantomData;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
@@ -24,14 +26,16 @@ use crate::error::{Error, Result};
 /// A path below a root: bytes, relative, without empty parts, `.`, `..` and NUL. The root is empty.
 ///
 /// The order is that of a walk: a folder stands right before what is in it.
-#[derive(Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(try_from = "Vec<u8>", into = "Vec<u8>")]
-pub struct RootPath(Vec<u8>);
+///
+/// Copies share its bytes: a list of a hundred thousand files has each path in several places.
+#[derive(Clone, PartialEq, Eq, Hash, Default, Deserialize)]
+#[serde(try_from = "Vec<u8>")]
+pub struct RootPath(Arc<[u8]>);
 
 impl RootPath {
     /// The root itself.
     pub fn root() -> Self {
-        Self(vec![])
+        Self::default()
     }
 
     /// From bytes as they stand in an archive or build file: slashes at both ends, `.` and empty
@@ -59,7 +63,7 @@ impl RootPath {
         if clean.len() > 4095 {
             return bad("it is longer than 4095 bytes");
         }
-        Ok(Self(clean))
+        Ok(Self(clean.into()))
     }
 
     /// The bytes, without a leading slash.
@@ -93,7 +97,7 @@ impl RootPath {
             return None;
         }
         let end = self.0.iter().rposition(|b| *b == b'/').unwrap_or(0);
-        Some(Self(self.0[..end].to_vec()))
+        Some(Self(self.0[..end].into()))
     }
 
     /// All folders above, the nearest first, the root last.
@@ -103,7 +107,7 @@ impl RootPath {
 
     /// A path in this folder. `name` is one part or several.
     pub fn join(&self, name: impl AsRef<[u8]>) -> Result<Self> {
-        Self::new([&self.0, b"/".as_slice(), name.as_ref()].concat())
+        Self::new([self.as_bytes(), b"/", name.as_ref()].concat())
     }
 
     /// Is it this path or below it?
@@ -147,9 +151,9 @@ impl TryFrom<Vec<u8>> for RootPath {
     }
 }
 
-impl From<RootPath> for Vec<u8> {
-    fn from(path: RootPath) -> Self {
-        path.0
+impl Serialize for RootPath {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
     }
 }
 
@@ -279,18 +283,39 @@ impl Change {
     }
 }
 
+/// A map is written as its pairs. Made of all of them at once it is half as large as of one after the other.
+fn at_once<'de, D: Deserializer<'de>, K: Deserialize<'de> + Ord, V: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<K, V>, D::Error> {
+    struct Reading<K, V>(PhantomData<(K, V)>);
+    impl<'de, K: Deserialize<'de> + Ord, V: Deserialize<'de>> Visitor<'de> for Reading<K, V> {
+        type Value = BTreeMap<K, V>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a map")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<BTreeMap<K, V>, A::Error> {
+            let pairs: Result<Vec<_>, _> = std::iter::from_fn(|| map.next_entry().transpose()).collect();
+            Ok(pairs?.into_iter().collect())
+        }
+    }
+    deserializer.deserialize_map(Reading(PhantomData))
+}
+
 /// What one rule changed.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Changeset {
     /// The time of all its files in a snapshot, in seconds since 1970.
     pub time: i64,
     /// Sorted as a walk; the root itself is never in it.
+    #[serde(deserialize_with = "at_once")]
     pub changes: BTreeMap<RootPath, Change>,
 }
 
 impl Changeset {
     /// What is at or below `folder`.
-    pub fn below<'a>(&'a self, folder: &'a RootPath) -> impl Iterator<Item = (&'a RootPath, &'a Change)> {
+    pub fn below<'a>(&'a self, folder: &RootPath) -> impl Iterator<Item = (&'a RootPath, &'a Change)> {
         self.changes.range(folder.clone()..).take_while(move |(path, _)| path.starts_with(folder))
     }
 
@@ -333,7 +358,13 @@ impl Stack {
 
     /// All that is visible below `folder`, without itself, sorted as a walk.
     pub fn below(&self, folder: &RootPath) -> BTreeMap<RootPath, (Entry, Digest)> {
-        let mut all: BTreeMap<RootPath, (Entry, Digest)> = BTreeMap::new();
+        let visible = self.visible(folder).into_iter();
+        visible.map(|(path, (entry, changeset))| (path.clone(), (entry.clone(), changeset))).collect()
+    }
+
+    /// The same in place: what is there, and which changeset put it there.
+    pub fn visible(&self, folder: &RootPath) -> BTreeMap<&RootPath, (&Entry, Digest)> {
+        let mut all: BTreeMap<&RootPath, (&Entry, Digest)> = BTreeMap::new();
         let above = above(folder);
         for layer in &self.0 {
             if layer.changeset.hides(&above)
@@ -342,21 +373,24 @@ impl Stack {
                 all.clear();
                 continue;
             }
-            for (path, change) in layer.changeset.below(folder).filter(|(path, _)| *path != folder) {
+            let changes = layer.changeset.below(folder).filter(|(path, _)| *path != folder);
+            if all.is_empty() {
+                let there = changes.filter_map(|(path, change)| Some((path, (change.now.as_ref()?, layer.digest))));
+                all = there.collect();
+                continue;
+            }
+            for (path, change) in changes {
                 if change.now.as_ref().is_none_or(|e| !e.is_folder())
                     && all.get(path).is_some_and(|(e, _)| e.is_folder())
                 {
-                    let gone: Vec<_> = all
-                        .range(path.clone()..)
-                        .take_while(|(p, _)| p.starts_with(path))
-                        .map(|(p, _)| p.clone())
-                        .collect();
+                    let gone: Vec<_> =
+                        all.range::<RootPath, _>(path..).map(|(p, _)| *p).take_while(|p| p.starts_with(path)).collect();
                     for path in gone {
-                        all.remove(&path);
+                        all.remove(path);
                     }
                 }
                 match &change.now {
-                    Some(entry) => all.insert(path.clone(), (entry.clone(), layer.digest)),
+                    Some(entry) => all.insert(path, (entry, layer.digest)),
                     None => all.remove(path),
                 };
             }
@@ -459,11 +493,47 @@ pub struct Picked {
     /// Its bytes.
     pub content: Content,
     /// Why, for people: `include /usr/local/lib/*.so*`, `needed by /usr/bin/redis-server (libssl.so.3)`.
-    pub why: String,
+    pub why: Arc<str>,
 }
 
 /// What one rule picked: one layer of an image.
 pub type Selection = BTreeMap<RootPath, Picked>;
+
+/// The files of a selection as they are read back, in its order. What they have in common is held once: a file that
+/// lies where it was picked has one path, and what one pattern picked has one reason.
+pub struct Files(pub Vec<(RootPath, Picked)>);
+
+impl<'de> Deserialize<'de> for Files {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reading;
+        impl<'de> Visitor<'de> for Reading {
+            type Value = Files;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a selection")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Files, A::Error> {
+                let mut files = vec![];
+                let mut last: Arc<str> = "".into();
+                while let Some((path, mut picked)) = map.next_entry::<RootPath, Picked>()? {
+                    if let Content::Stored { path: at, .. } = &mut picked.content
+                        && *at == path
+                    {
+                        *at = path.clone();
+                    }
+                    if picked.why == last {
+                        picked.why = last.clone();
+                    }
+                    last = picked.why.clone();
+                    files.push((path, picked));
+                }
+                Ok(Files(files))
+            }
+        }
+        deserializer.deserialize_map(Reading)
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -247,7 +247,7 @@ fn odd_files_come_through() {
     let layer = room.stack.0[1].clone();
     for (path, change) in layer.changeset.changes.iter().filter(|(p, _)| p.top() == b"odd") {
         let content = Content::Stored { changeset: layer.digest, path: path.clone() };
-        selection.insert(path.clone(), Picked { entry: change.now.clone(), content, why: String::new() });
+        selection.insert(path.clone(), Picked { entry: change.now.clone(), content, why: "".into() });
     }
     let files = |digest: &Digest| room.store.changeset_files(digest);
     let written = write_layer(&selection, &files, PLAIN, 0, std::io::sink());
@@ -324,7 +324,7 @@ fn image_of(room: &Room, folder: &str, compression: Compression, to: &Path) {
     for layer in &room.stack.0[1..] {
         let picked = |(path, change): (&RootPath, &Change)| {
             let content = Content::Stored { changeset: layer.digest, path: path.clone() };
-            (path.clone(), Picked { entry: change.now.clone(), content, why: String::new() })
+            (path.clone(), Picked { entry: change.now.clone(), content, why: "".into() })
         };
         let selection: Selection =
             layer.changeset.changes.iter().filter(|(p, _)| p.top() == folder.as_bytes()).map(picked).collect();
@@ -528,7 +528,7 @@ fn any_tree_has_one_name_and_comes_out_of_gnu_tar_as_it_went_in() {
         let picked = |(path, (entry, content)): (&RootPath, &(Entry, Vec<u8>))| {
             (
                 path.clone(),
-                Picked { entry: Some(entry.clone()), content: Content::Inline(content.clone()), why: String::new() },
+                Picked { entry: Some(entry.clone()), content: Content::Inline(content.clone()), why: "".into() },
             )
         };
         let selection: Selection = tree.iter().map(picked).collect();

@@ -231,25 +231,54 @@ fn layers_are_compressed_as_asked_and_hold_the_same() {
     workspace.run("build //bad:bad").failure(2).stderr_has("gzip:12").stderr_has("not a signal: \"SIGNAL\"");
 }
 
-/// Other people's gzip reads what is made of several members.
+/// A file that is a block of its own, and one that isn't.
+const BIG: &str = r#"
+rule("build", deps = ["//base:build"], sources = ["word"], run = """
+mkdir /big
+cp word /big
+seq 1 700000 >/big/numbers
+seq 5 600000 >/big/more
+""")
+tapeout("tapeout", deps = [":build"], include = ["/big"])
+image("gzip", deps = [":tapeout"], compression = "gzip")
+image("zstd", deps = [":tapeout"])
+"#;
+
+/// Other people's gzip and zstd read what is made of several members or frames.
 #[test]
-fn a_large_gzip_layer_is_one_file_for_gzip_and_tar() {
-    if !have(&["busybox"]) || needs::find("gzip").is_none() {
+fn a_large_layer_is_one_file_for_other_tools_and_tar() {
+    if !have(&["busybox"]) {
         return;
     }
-    let workspace = workspace(
-        r#"
-rule("build", deps = ["//base:build"], run = "mkdir /big; seq 1 700000 >/big/numbers; seq 5 600000 >/big/more")
-tapeout("tapeout", deps = [":build"], include = ["/big"])
-image("app", deps = [":tapeout"], compression = "gzip")
-"#,
-    );
-    workspace.run("build //app:app").success();
-    let layer = image(&workspace, "app").manifest["layers"][0]["digest"].as_str().unwrap()[7..].to_string();
-    let blob = workspace.output("app/app/build_image/blobs/sha256").join(layer);
-    let script = format!("gzip -t <{0} && gzip -dc <{0} | tar -xO big/more | tail -n 1", blob.display());
-    let said = Command::new("sh").args(["-c", &script]).output().expect("sh");
-    assert_eq!(String::from_utf8_lossy(&said.stdout), "600000\n", "{}", String::from_utf8_lossy(&said.stderr));
+    let workspace = workspace(BIG);
+    workspace.file("app/word", "a word");
+    workspace.run("build //app:*").success();
+    for tool in ["gzip", "zstd"].into_iter().filter(|tool| needs::find(tool).is_some()) {
+        let layer = image(&workspace, tool).manifest["layers"][0]["digest"].as_str().unwrap()[7..].to_string();
+        let blob = workspace.output(&format!("app/{tool}/build_image/blobs/sha256")).join(layer);
+        let script = format!("{tool} -t <{0} && {tool} -dc <{0} | tar -xO big/more | tail -n 1", blob.display());
+        let said = Command::new("sh").args(["-c", &script]).output().expect("sh");
+        assert_eq!(String::from_utf8_lossy(&said.stdout), "600000\n", "{}", String::from_utf8_lossy(&said.stderr));
+    }
+}
+
+#[test]
+fn a_layer_that_takes_a_large_file_over_is_the_one_that_compresses_it() {
+    if !have(&["busybox"]) {
+        return;
+    }
+    let workspace = workspace(BIG);
+    workspace.file("app/word", "a word");
+    workspace.run("build //app:*").success();
+    workspace.file("app/word", "another one, which moves all that follows it in the layer".repeat(99));
+    workspace.run("build //app:*").success();
+    let digests = |workspace: &Workspace| ["gzip", "zstd"].map(|name| image(workspace, name).digest);
+    let taken_over = digests(&workspace);
+    let elsewhere = workspace.everything().join("another store");
+    let workspace = workspace.stored_in(elsewhere);
+    std::fs::remove_dir_all(workspace.output("app")).unwrap();
+    workspace.run("build //app:*").success();
+    assert_eq!(digests(&workspace), taken_over);
 }
 
 /// The whole chain of images: what a base left out by its `exclude` is not there for what stands on it.

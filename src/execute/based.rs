@@ -3,6 +3,8 @@
 //! One of a registry comes into the store blob by blob. Its layers go into our image as they are; its files
 //! are kept as one changeset, for the joint point, which looks for libraries in them, and for the image's check.
 
+use std::sync::Arc;
+
 use crate::build_file::spec::{Compression, Id, Image, ImageRef, Spec};
 use crate::builder;
 use crate::digest::Digest;
@@ -72,7 +74,7 @@ impl Build<'_> {
         }
         let image = self.base.pull(&reference, self.report)?;
         let Layer { digest, changeset } = builder::keep_image(self.store, &image, self.options.epoch, text)?;
-        let why = format!("base {text}");
+        let why: Arc<str> = format!("base {text}").into();
         let files: Selection = (changeset.changes.iter())
             .filter_map(|(path, change)| {
                 let entry = change.now.clone()?;
@@ -83,7 +85,6 @@ impl Build<'_> {
                 Some((path.clone(), Picked { entry: Some(entry), content, why: why.clone() }))
             })
             .collect();
-        let bytes = postcard::to_stdvec(&files).map_err(|e| Error::failed(format!("can't keep a selection: {e}")))?;
         let layers = image.layers.iter().map(|layer| ImageLayer {
             info: LayerInfo {
                 diff_id: layer.diff_id,
@@ -93,7 +94,7 @@ impl Build<'_> {
             },
             created_by: layer.created_by.clone().unwrap_or_else(|| text.to_string()),
         });
-        let below = Below { layers: layers.collect(), files: self.store.put(&bytes)?.digest };
+        let below = Below { layers: layers.collect(), files: self.keep_selection(&files)? };
         let document = serde_json::to_vec(&(&below, digest)).map_err(|e| Error::failed(e.to_string()))?;
         self.store.record_action(&key, &document)?;
         Ok(below)

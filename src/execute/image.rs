@@ -2,15 +2,18 @@
 //! it is written the check inside of it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
+use crate::archive::compress::Earlier;
 use crate::build_file::spec::{Id, Image, ImageRef, Layers, Spec};
-use crate::digest::Digest;
+use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
 use crate::execute::build::{Build, Output};
 use crate::execute::check;
@@ -23,8 +26,9 @@ use crate::image::layout::{self, LayoutImage};
 use crate::label::Label;
 use crate::report::{Event, counted};
 use crate::store::{Blob, Unhashed};
+use crate::sys::memory;
 use crate::tapeout;
-use crate::tree::{Content, Entry, Node, RootPath, Selection};
+use crate::tree::{Content, Entry, Node, Picked, RootPath, Selection};
 
 /// A finished image: its documents and layers are blobs in the store.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -199,6 +203,11 @@ impl Build<'_> {
             names.push(label.to_string());
             selections.push(selection);
         }
+        let many = selections.iter().map(Selection::len).sum::<usize>() > memory::MANY_FILES;
+        if many {
+            self.store.forget_large(&self.base.changesets);
+            memory::give_back();
+        }
         self.prune(id, image, &mut selections)?;
         self.clash(id, &names, &selections)?;
         let below = self.stands_on(image)?;
@@ -207,22 +216,27 @@ impl Build<'_> {
                 None => Selection::new(),
                 Some(below) => self.read_selection(&below.files)?,
             };
-            tapeout::settle::settle(std::slice::from_ref(&base_files), &mut selections);
+            let files = tapeout::settle::settle(&base_files, &mut selections);
             if image.layers == Layers::Single {
                 names = vec![instance.label.to_string()];
                 selections = vec![selections.into_iter().flatten().collect()];
+                tapeout::lookup::merged(std::iter::once(&base_files).chain(&selections))
+            } else {
+                files
             }
-            tapeout::lookup::merged(std::iter::once(&base_files).chain(&selections))
         };
         tapeout::program::check(image, &files).map_err(|e| e.at(instance.place.clone(), ""))?;
         let user = self.numbers(id, image, &files)?;
         let kept = self.keep_selection(&files)?;
-        // While layers are written memory holds what they need: of a hundred thousand files each list is 60 MB.
+        // While layers are written memory holds what they need: of a hundred thousand files each list is 30 MB.
         let checked_files = (!image.check.is_empty()).then_some(files);
+        if many {
+            memory::give_back();
+        }
         let mut layers = below.map(|below| below.layers).unwrap_or_default();
         for (created_by, selection) in names.into_iter().zip(selections).filter(|(_, selection)| !selection.is_empty())
         {
-            let info = self.layer(&selection, image, new)?;
+            let info = self.layer(&created_by, &selection, image, new)?;
             layers.push(ImageLayer { info, created_by });
         }
         let named = (!image.user.is_empty()).then_some(user);
@@ -266,14 +280,16 @@ impl Build<'_> {
     fn whole_builder(&self, id: Id) -> Result<Selection> {
         let view = self.snapshot(id, None)?.stack(self.store, self.graph, &self.order)?;
         let workspace = RootPath::new("workspace")?;
-        let all = view.below(&RootPath::root()).into_iter().filter(|(path, _)| !path.starts_with(&workspace));
+        let root = RootPath::root();
+        let all = view.visible(&root).into_iter().filter(|(path, _)| !path.starts_with(&workspace));
+        let why: Arc<str> = "tapeouts = ALL".into();
         Ok(all
             .map(|(path, (entry, changeset))| {
                 let content = match entry.node {
                     Node::File { .. } => Content::Stored { changeset, path: path.clone() },
                     _ => Content::None,
                 };
-                (path, crate::tree::Picked { entry: Some(entry), content, why: "tapeouts = ALL".to_string() })
+                (path.clone(), Picked { entry: Some(entry.clone()), content, why: why.clone() })
             })
             .collect())
     }
@@ -366,16 +382,23 @@ impl Build<'_> {
     }
 
     fn layer_key(&self, selection: &Selection, image: &Image) -> Result<Digest> {
-        // Why a file was picked is no part of the layer.
-        let content: BTreeMap<&RootPath, (&Option<Entry>, &Content)> =
-            selection.iter().map(|(path, p)| (path, (&p.entry, &p.content))).collect();
-        let document = postcard::to_stdvec(&(content, image.compression, image.level, self.options.epoch))
-            .map_err(|e| Error::failed(format!("can't write a request: {e}")))?;
-        Ok(own_key("layer", &document))
+        let document = (Layered(selection), image.compression, image.level, self.options.epoch);
+        let hashing = BufWriter::with_capacity(64 << 10, Hashing::new(io::sink()));
+        let hashed = postcard::to_io(&document, hashing)
+            .map_err(|e| Error::failed(e.to_string()))
+            .and_then(|out| out.into_inner().map_err(|e| Error::io("write", "a request", e.into_error())));
+        let (_, digest, _) = hashed?.finish();
+        Ok(own_key("layer", digest.as_bytes()))
     }
 
     /// A layer, compressed once for the same files. One that is made now goes into the new layout too.
-    fn layer(&self, selection: &Selection, image: &Image, new: Option<&layout::New>) -> Result<LayerInfo> {
+    fn layer(
+        &self,
+        created_by: &str,
+        selection: &Selection,
+        image: &Image,
+        new: Option<&layout::New>,
+    ) -> Result<LayerInfo> {
         let action = self.layer_key(selection, image)?;
         if let Some(info) =
             self.store.action(&action).and_then(|bytes| serde_json::from_slice::<LayerInfo>(&bytes).ok())
@@ -395,13 +418,43 @@ impl Build<'_> {
             refused: None,
         };
         let files = |digest: &Digest| self.store.changeset_files(digest);
-        let written = layer::write_layer(selection, &files, packing, self.options.epoch, &mut both);
-        let info = written.map_err(|e| both.refused.take().unwrap_or(e))?;
+        let packed_key = packed_key(created_by, packing)?;
+        let earlier = self.earlier(&packed_key);
+        let written =
+            layer::write_layer_after(earlier.as_ref(), selection, &files, packing, self.options.epoch, &mut both);
+        let (info, packed) = written.map_err(|e| both.refused.take().unwrap_or(e))?;
         both.kept.finish(Blob { digest: info.digest, size: info.size })?;
         both.written.map_or(Ok(()), |written| written.finish(&info.digest))?;
         let document = serde_json::to_vec(&info).map_err(|e| Error::failed(e.to_string()))?;
         self.store.record_action(&action, &document)?;
+        if !packed.is_empty() {
+            let document = postcard::to_stdvec(&(info.digest, packed)).map_err(|e| Error::failed(e.to_string()))?;
+            self.store.record_action(&packed_key, &document)?;
+        }
         Ok(info)
+    }
+
+    /// The layer that was made before of the same rule, if it is still there.
+    fn earlier(&self, packed_key: &Digest) -> Option<Earlier> {
+        let bytes = self.store.action(packed_key)?;
+        let (digest, files) = postcard::from_bytes::<(Digest, _)>(&bytes).ok()?;
+        Some(Earlier { file: File::open(self.store.blob_path(&digest)).ok()?, files })
+    }
+}
+
+/// Where it stands which large files the last layer of a rule has, and where they are in it.
+fn packed_key(created_by: &str, packing: Packing) -> Result<Digest> {
+    let document = postcard::to_stdvec(&(created_by, packing.compression, packing.level))
+        .map_err(|e| Error::failed(format!("can't write a request: {e}")))?;
+    Ok(own_key("packed files", &document))
+}
+
+/// What of a selection a layer depends on: not why a file was picked.
+struct Layered<'a>(&'a Selection);
+
+impl Serialize for Layered<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(path, picked)| (path, (&picked.entry, &picked.content))))
     }
 }
 

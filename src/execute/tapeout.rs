@@ -1,6 +1,7 @@
 //! A tapeout rule: its `run`, what it picks, and at the joint point the closure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufWriter, Write};
 
 use serde::Serialize;
 
@@ -14,9 +15,10 @@ use crate::execute::{rule, snapshot};
 use crate::label::Label;
 use crate::report::{Event, counted};
 use crate::store::Store;
+use crate::sys::memory;
 use crate::tapeout::why::Why;
 use crate::tapeout::{self, Files};
-use crate::tree::{Layer, RootPath, Selection, Stack};
+use crate::tree::{self, Layer, RootPath, Selection, Stack};
 
 /// All that a selection depends on.
 #[derive(Serialize)]
@@ -59,6 +61,10 @@ impl Build<'_> {
         let selection = self.keep_selection(&picked)?;
         self.store.record_action(&key, selection.to_string().as_bytes())?;
         let files = picked.values().filter(|p| p.entry.as_ref().is_some_and(|e| !e.is_folder())).count();
+        if files > memory::MANY_FILES {
+            drop(picked);
+            memory::give_back();
+        }
         self.done("picked", id, &counted(files, "file"));
         self.remember(id, (&key, &log), Some(selection), None);
         Ok(Output::Selection { selection, own })
@@ -159,21 +165,27 @@ impl Build<'_> {
 
     /// A selection as a blob.
     pub(super) fn keep_selection(&self, selection: &Selection) -> Result<Digest> {
-        let bytes =
-            postcard::to_stdvec(selection).map_err(|e| Error::failed(format!("can't keep a selection: {e}")))?;
-        Ok(self.store.put(&bytes)?.digest)
+        let bad = |e| Error::io("write", self.store.path(), e);
+        let mut out = BufWriter::with_capacity(64 << 10, self.store.begin()?);
+        if let Err(error) = postcard::to_io(selection, &mut out) {
+            // What the file system refuses it refuses again, and says why.
+            out.flush().map_err(bad)?;
+            return Err(Error::failed(format!("can't keep a selection: {error}")));
+        }
+        Ok(out.into_inner().map_err(|e| bad(e.into_error()))?.finish()?.digest)
     }
 
     /// A selection, read back.
     pub(super) fn read_selection(&self, digest: &Digest) -> Result<Selection> {
         let path = self.store.blob_path(digest);
         let bytes = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
-        // A map is written as its pairs. Made of all of them at once it is half as large as of one after the other.
-        let pairs: Vec<_> = postcard::from_bytes(&bytes).map_err(|e| {
+        let files: tree::Files = postcard::from_bytes(&bytes).map_err(|e| {
             Error::failed(format!("{} is damaged: {e}", path.display()))
                 .next("tapeout fsck --repair removes it, and its rule picks again")
         })?;
-        Ok(pairs.into_iter().collect())
+        drop(bytes);
+        // Made of all of them at once the map is half as large as of one after the other.
+        Ok(files.0.into_iter().collect())
     }
 
     /// Picks: by the rule's own lists, or at `//base:tapeout` the closure over what joined.
@@ -211,6 +223,10 @@ impl Build<'_> {
             .map(|((rule, _, libraries), selection)| tapeout::libraries::Layer { rule, libraries, selection })
             .collect();
         let closed = self.closed(self.image_of(id).map(|(_, image)| image), &layers, view)?;
+        if selections.iter().map(Selection::len).sum::<usize>() > memory::MANY_FILES {
+            drop(selections);
+            memory::give_back();
+        }
         for warning in &closed.warnings {
             self.report.event(Event::Note { text: warning });
         }

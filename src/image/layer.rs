@@ -1,21 +1,19 @@
 //! A layer: a selection as a tar stream, hashed and compressed while it is made.
 //!
-//! Three threads and the compressor's own: one reads the files and writes tar, one hashes that for
-//! the diff ID, one compresses and hashes for the digest. What waits between them is bounded, so
-//! memory does not grow with the layer or with a file.
+//! One thread reads the files and writes tar; [`pack`] hashes that for the diff ID, compresses it and hashes for the
+//! digest, side by side. What waits between them is bounded, so memory does not grow with the layer or with a file.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::num::NonZeroUsize;
 
 use serde::{Deserialize, Serialize};
 
-use crate::archive::compress::Compressor;
-use crate::archive::pieces::{PieceReader, PieceWriter, pieces};
+use crate::archive::compress::{Blocks, Codec, Earlier, Packed, PackedFiles, pack};
 use crate::archive::tar_writer::{Kind, Links, Member, TarWriter};
 use crate::build_file::spec::Compression;
 use crate::changeset::Files;
-use crate::digest::{Digest, Hashing};
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::sys::root::Root;
 use crate::tree::{Content, Entry, Node, Picked, RootPath, Selection};
@@ -44,6 +42,16 @@ pub struct Packing {
     pub threads: NonZeroUsize,
 }
 
+impl Packing {
+    fn codec(self) -> Codec {
+        match self.compression {
+            Compression::None => Codec::Plain,
+            Compression::Zstd => Codec::Zstd(self.level),
+            Compression::Gzip => Codec::Gzip(self.level),
+        }
+    }
+}
+
 /// Writes a selection as a layer. `files` gives the kept files of changesets; all times in it are
 /// `epoch`. The bytes do not depend on the number of threads.
 pub fn write_layer(
@@ -53,60 +61,36 @@ pub fn write_layer(
     epoch: i64,
     out: impl Write,
 ) -> Result<LayerInfo> {
-    std::thread::scope(|scope| {
-        let (tar_in, tar_out) = pieces(8);
-        let (hashed_in, hashed_out) = pieces(8);
-        let producer = scope.spawn(move || write_tar(selection, files, epoch, tar_in));
-        let hasher = scope.spawn(move || pass_hashed(&tar_out, hashed_in));
-        // An error of the writer ends the two threads before it: what they send is no longer taken.
-        let (digest, size) = compress(hashed_out, packing, out)?;
-        let joined = |_| Error::failed("a thread that writes a layer ended early");
-        producer.join().map_err(joined)??;
-        let diff_id = hasher.join().map_err(joined)?.map_err(|e| Error::io("write", "layer", e))?;
-        Ok(LayerInfo { diff_id, digest, size, compression: packing.compression })
-    })
+    write_layer_after(None, selection, files, packing, epoch, out).map(|(info, _)| info)
 }
 
-/// Hashes pieces and passes them on.
-fn pass_hashed(from: &PieceReader, mut to: PieceWriter) -> io::Result<Digest> {
-    let mut hashing = Hashing::new(io::sink());
-    while let Some(piece) = from.next() {
-        hashing.write_all(&piece)?;
-        from.done(to.send(piece)?);
-    }
-    let (_, digest, _) = hashing.finish();
-    Ok(digest)
+/// The same where an earlier layer of this packing may have some of the files: they need not be compressed again.
+/// Gives where the large files are in this one.
+pub fn write_layer_after(
+    earlier: Option<&Earlier>,
+    selection: &Selection,
+    files: &Files,
+    packing: Packing,
+    epoch: i64,
+    out: impl Write,
+) -> Result<(LayerInfo, PackedFiles)> {
+    let fill = |out: &mut Blocks| write_tar(selection, files, epoch, out);
+    let packed = pack(packing.codec(), packing.threads, earlier, fill, out)?;
+    let Packed { plain: diff_id, digest, size, files } = packed;
+    Ok((LayerInfo { diff_id, digest, size, compression: packing.compression }, files))
 }
 
-fn compress(from: PieceReader, packing: Packing, out: impl Write) -> Result<(Digest, u64)> {
-    let Packing { compression, level, threads } = packing;
-    let out = Hashing::new(out);
-    let bad = |e| Error::io("write", "layer", e);
-    let mut compressor = match compression {
-        Compression::Zstd => Compressor::zstd(out, level, threads),
-        Compression::Gzip => Compressor::gzip(out, level, threads),
-        Compression::None => Ok(Compressor::plain(out)),
-    }
-    .map_err(bad)?;
-    while let Some(piece) = from.next() {
-        compressor.write_all(&piece).map_err(bad)?;
-        from.done(piece);
-    }
-    let (_, digest, size) = compressor.finish().map_err(bad)?.finish();
-    Ok((digest, size))
-}
-
-fn write_tar(selection: &Selection, files: &Files, epoch: i64, out: PieceWriter) -> Result<()> {
+fn write_tar(selection: &Selection, files: &Files, epoch: i64, out: &mut Blocks) -> Result<()> {
     let mut layer =
         TarLayer { tar: TarWriter::new(out), links: Links::default(), roots: BTreeMap::new(), files, epoch };
     for (path, picked) in selection {
         layer.one(path, picked)?;
     }
-    layer.tar.finish()?.end().map_err(|e| Error::io("write", "layer", e))
+    layer.tar.finish().map(drop)
 }
 
 struct TarLayer<'a> {
-    tar: TarWriter<PieceWriter>,
+    tar: TarWriter<&'a mut Blocks>,
     links: Links,
     roots: BTreeMap<Digest, Root>,
     files: &'a Files<'a>,
@@ -140,13 +124,20 @@ impl TarLayer<'_> {
         match (&entry.node, &picked.content) {
             (Node::File { size, .. }, _) if *size == 0 || !self.links.first(path) => Ok(()),
             (Node::File { .. }, Content::Inline(bytes)) => self.tar.content(bytes),
-            (Node::File { .. }, Content::Stored { changeset, path: at }) => {
+            (Node::File { size, digest, .. }, Content::Stored { changeset, path: at }) => {
                 let root = match self.roots.get(changeset) {
                     Some(root) => root,
                     None => self.roots.entry(*changeset).or_insert((self.files)(changeset)?),
                 };
                 let mut file = root.open_file(at)?;
-                self.tar.content_by(|out, most| out.take_from(&file, most), path)?;
+                let mut begun = false;
+                let take = |out: &mut &mut Blocks, most| {
+                    if !std::mem::replace(&mut begun, true) {
+                        out.file(*digest, *size)?;
+                    }
+                    out.take_from(&file, most)
+                };
+                self.tar.content_by(take, path)?;
                 match file.read(&mut [0]) {
                     Ok(0) => Ok(()),
                     Ok(_) => Err(Error::failed(format!("a file of a changeset is longer than it was: {path}"))
@@ -173,6 +164,8 @@ fn member<'a>(path: &'a [u8], kind: Kind<'a>, entry: &'a Entry, mtime: i64) -> M
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     fn path(text: impl AsRef<[u8]>) -> RootPath {
@@ -180,11 +173,7 @@ mod tests {
     }
 
     fn inline(content: &[u8]) -> Picked {
-        Picked {
-            entry: Some(Entry::file(content, 0o644)),
-            content: Content::Inline(content.to_vec()),
-            why: String::new(),
-        }
+        Picked { entry: Some(Entry::file(content, 0o644)), content: Content::Inline(content.to_vec()), why: "".into() }
     }
 
     fn nothing(_: &Digest) -> Result<Root> {
@@ -200,11 +189,9 @@ mod tests {
 
     fn sample() -> Selection {
         let mut selection = Selection::new();
-        selection.insert(
-            path("etc"),
-            Picked { entry: Some(Entry::folder(0o755)), content: Content::None, why: String::new() },
-        );
-        selection.insert(path("etc/gone"), Picked { entry: None, content: Content::None, why: String::new() });
+        selection
+            .insert(path("etc"), Picked { entry: Some(Entry::folder(0o755)), content: Content::None, why: "".into() });
+        selection.insert(path("etc/gone"), Picked { entry: None, content: Content::None, why: "".into() });
         for i in 0..300 {
             selection.insert(path(format!("etc/{i}")), inline(format!("{i}").repeat(i * 50).as_bytes()));
         }
@@ -243,7 +230,7 @@ mod tests {
         for (name, entry) in [(".wh.x", Entry::file(b"", 0o644)), ("a", device)] {
             let selection = Selection::from([(
                 path(name),
-                Picked { entry: Some(entry), content: Content::Inline(vec![]), why: String::new() },
+                Picked { entry: Some(entry), content: Content::Inline(vec![]), why: "".into() },
             )]);
             assert!(layer(&selection, Compression::None, 1).is_err());
         }
@@ -253,8 +240,7 @@ mod tests {
     fn an_error_of_the_reader_or_the_writer_is_seen() {
         let stored = Content::Stored { changeset: Digest::of("x"), path: path("a") };
         let mut selection = sample();
-        selection
-            .insert(path("a"), Picked { entry: Some(Entry::file(b"x", 0o644)), content: stored, why: String::new() });
+        selection.insert(path("a"), Picked { entry: Some(Entry::file(b"x", 0o644)), content: stored, why: "".into() });
         assert_eq!(layer(&selection, Compression::Zstd, 2).unwrap_err().what(), "no changeset");
 
         struct Full;

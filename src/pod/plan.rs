@@ -514,7 +514,7 @@ fn with_folders(mut files: Selection) -> Selection {
             .map(|e| (e.uid, e.gid))
             .unwrap_or_default();
         let entry = Entry { uid: below.0, gid: below.1, ..Entry::folder(0o755) };
-        files.insert(path, crate::tree::Picked { entry: Some(entry), content: Content::None, why: String::new() });
+        files.insert(path, crate::tree::Picked { entry: Some(entry), content: Content::None, why: "".into() });
     }
     files
 }

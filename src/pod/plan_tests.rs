@@ -98,7 +98,7 @@ pub struct Images {
 
 impl Images {
     pub fn new(labels: &[&str]) -> Self {
-        let folder = Picked { entry: Some(Entry::folder(0o755)), content: Content::None, why: String::new() };
+        let folder = Picked { entry: Some(Entry::folder(0o755)), content: Content::None, why: "".into() };
         let tree = Selection::from([
             (path("etc"), folder),
             (path("etc/passwd"), picked("root:x:0:0::/:/x\nweb:x:100:101::/:/x\n", "")),

@@ -56,6 +56,7 @@ use crate::archive::section::Section;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
 use crate::sys::file::{self, Flowing, Lock};
+use crate::sys::memory;
 use crate::sys::root::Root;
 use crate::tree::{Changeset, Layer, RootPath};
 
@@ -357,6 +358,11 @@ impl Store {
         let changeset = Arc::new(changeset);
         self.cache().insert(digest, changeset.clone());
         Layer { digest, changeset }
+    }
+
+    /// Forgets changesets of very many files, but these: whoever needs one once more reads it again.
+    pub fn forget_large(&self, but: &[Digest]) {
+        self.cache().retain(|digest, changeset| changeset.changes.len() <= memory::MANY_FILES || but.contains(digest));
     }
 
     /// The folder with a changeset's files.

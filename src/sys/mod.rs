@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 pub mod file;
+pub mod memory;
 pub mod mount;
 pub mod nursery;
 pub mod proc;

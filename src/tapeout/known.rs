@@ -394,7 +394,7 @@ mod tests {
         let (dir, layer) = on_disk(&entries);
         let view = Stack(vec![layer]);
         let image: Selection =
-            picked.iter().map(|p| (path(p), World::new([], &view).pick(&path(p), String::new()).unwrap())).collect();
+            picked.iter().map(|p| (path(p), World::new([], &view).pick(&path(p), "".into()).unwrap())).collect();
         let world = World::new([&image], &view);
         let elf =
             Elf { imports: [imported.to_string()].into(), ..empty(Machine { wide: true, little: true, number: 62 }) };

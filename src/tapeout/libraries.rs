@@ -211,7 +211,7 @@ impl<'a> Closing<'a> {
         if name.starts_with('/') {
             let pattern = Pattern::parse(name)?.through(&self.world)?;
             let start = pattern.start();
-            let mut taken: Vec<_> = self.request.view.below(&start).into_keys().collect();
+            let mut taken: Vec<_> = self.request.view.visible(&start).into_keys().cloned().collect();
             taken.push(start);
             taken.retain(|path| pattern.takes(path) && self.world.entry(path).is_some());
             if taken.is_empty() {
@@ -397,7 +397,7 @@ impl<'a> Closing<'a> {
     }
 
     fn add(&mut self, path: &RootPath, why: &Why) -> Result<()> {
-        if let Some(picked) = self.world.pick(path, why.to_string()) {
+        if let Some(picked) = self.world.pick(path, why.shared()) {
             self.world.put(path.clone(), picked);
             self.added.insert(path.clone());
             self.look_at(path)?;
@@ -500,7 +500,7 @@ impl<'a> Closing<'a> {
         let why = Why::Skeleton("the loader's cache, for libraries in folders that /etc/ld.so.conf names".into());
         Ok(Selection::from([(
             at,
-            Picked { entry: Some(Entry::file(&cache, 0o644)), content: Content::Inline(cache), why: why.to_string() },
+            Picked { entry: Some(Entry::file(&cache, 0o644)), content: Content::Inline(cache), why: why.shared() },
         )]))
     }
 
@@ -718,7 +718,7 @@ impl Closing<'_> {
 
     /// Where else the builder has it: for a message.
     fn elsewhere(&self, name: &str) -> Vec<String> {
-        let all = self.request.view.below(&RootPath::root());
+        let all = self.request.view.visible(&RootPath::root());
         all.iter()
             .filter(|(path, (entry, _))| path.name() == name.as_bytes() && !entry.is_folder())
             .take(3)

@@ -62,7 +62,10 @@ fn host() -> &'static Stack {
 }
 
 fn pick(files: &[&str]) -> Selection {
-    files.iter().map(|f| (path(f), World::new([], host()).pick(&path(f), format!("paths {f}")).expect(f))).collect()
+    files
+        .iter()
+        .map(|f| (path(f), World::new([], host()).pick(&path(f), format!("paths {f}").into()).expect(f)))
+        .collect()
 }
 
 fn closed_with(
@@ -213,12 +216,12 @@ fn a_link_brings_every_link_between_also_when_its_end_was_picked() {
     std::fs::write(dir.path().join("opt/z"), "end").unwrap();
     for picked in [&["usr/x", "opt/z"][..], &["usr/x"]] {
         let selection =
-            picked.iter().map(|p| (path(p), World::new([], &view).pick(&path(p), String::new()).unwrap())).collect();
+            picked.iter().map(|p| (path(p), World::new([], &view).pick(&path(p), "".into()).unwrap())).collect();
         let closed = closed_with(&view, &OnDisk(dir.path().into()), &selection, &Libraries::Search(true), &[]).unwrap();
-        assert_eq!(closed.selection[&path("etc/y")].why, "needed by /usr/x (the target of the link)");
+        assert_eq!(&*closed.selection[&path("etc/y")].why, "needed by /usr/x (the target of the link)");
         assert_eq!(closed.selection.contains_key(&path("opt/z")), picked.len() == 1);
     }
-    let selection = [(path("etc/dir"), World::new([], &view).pick(&path("etc/dir"), String::new()).unwrap())].into();
+    let selection = [(path("etc/dir"), World::new([], &view).pick(&path("etc/dir"), "".into()).unwrap())].into();
     let closed = closed_with(&view, &OnDisk(dir.path().into()), &selection, &Libraries::Search(true), &[]).unwrap();
     assert!(!closed.selection.contains_key(&path("opt/more")), "a folder does not come with a link");
 }
@@ -251,11 +254,7 @@ fn a_missing_interpreter_is_an_error_that_names_the_script() {
     let script = |at: &str, text: &[u8], mode: u32| {
         Selection::from([(
             path(at),
-            Picked {
-                entry: Some(Entry::file(text, mode)),
-                content: Content::Inline(text.to_vec()),
-                why: String::new(),
-            },
+            Picked { entry: Some(Entry::file(text, mode)), content: Content::Inline(text.to_vec()), why: "".into() },
         )])
     };
     let close =
@@ -311,7 +310,7 @@ impl Compiled {
     fn close(&self, picked: &[&str], libraries: &Libraries, env: &[(&str, &str)]) -> Result<Closed> {
         let view = self.view();
         let selection: Selection =
-            picked.iter().map(|f| (path(f), World::new([], &view).pick(&path(f), String::new()).expect(f))).collect();
+            picked.iter().map(|f| (path(f), World::new([], &view).pick(&path(f), "".into()).expect(f))).collect();
         closed_with(&view, self, &selection, libraries, env)
     }
 }
@@ -345,7 +344,7 @@ fn libraries_are_found_by_rpath_runpath_environment_and_configuration() {
         has(&closed, "opt/lib/liba.so") && has(&closed, "opt/lib/libb.so"),
         "an RPATH holds for libraries of libraries"
     );
-    assert_eq!(closed.selection[&path("opt/lib/libb.so")].why, "needed by /opt/lib/liba.so (libb.so)");
+    assert_eq!(&*closed.selection[&path("opt/lib/libb.so")].why, "needed by /opt/lib/liba.so (libb.so)");
 
     let error = dir.close(&["opt/bin/runpath"], &Libraries::Search(true), &[]).unwrap_err();
     assert!(
@@ -379,7 +378,7 @@ fn a_library_that_was_picked_counts_and_modules_are_named_by_the_user() {
 
     let closed =
         dir.close(&["usr/bin/ls"], &Libraries::Also(vec!["/opt/lib/libb*".into(), "libm.so.6".into()]), &[]).unwrap();
-    assert_eq!(closed.selection[&path("opt/lib/libb.so")].why, "libraries /opt/lib/libb*");
+    assert_eq!(&*closed.selection[&path("opt/lib/libb.so")].why, "libraries /opt/lib/libb*");
     assert!(closed.selection.keys().any(|p| p.name() == b"libm.so.6"));
     let error = dir.close(&["usr/bin/ls"], &Libraries::Also(vec!["libnone.so".into()]), &[]).unwrap_err();
     assert!(error.what().contains("libnone.so"), "{error}");

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use super::Files;
 use crate::error::{Error, Result};
@@ -78,7 +79,7 @@ impl Lookup for Stack {
     }
 
     fn list(&self, folder: &RootPath) -> Vec<RootPath> {
-        self.below(folder).into_keys().filter(|path| path.parent().as_ref() == Some(folder)).collect()
+        self.visible(folder).into_keys().filter(|path| path.parent().as_ref() == Some(folder)).cloned().collect()
     }
 }
 
@@ -217,7 +218,7 @@ impl<'a> World<'a> {
     }
 
     /// The file at a path as it would be picked; links aren't followed.
-    pub fn pick(&self, path: &RootPath, why: String) -> Option<Picked> {
+    pub fn pick(&self, path: &RootPath, why: Arc<str>) -> Option<Picked> {
         let mut entry = self.entry(path)?.clone();
         if let Node::File { group, .. } = &mut entry.node {
             *group = None;
@@ -252,31 +253,34 @@ impl Lookup for World<'_> {
 }
 
 /// What stands in the end when layers are put on one another: no removals left.
-pub fn merged<'s>(layers: impl IntoIterator<Item = &'s Selection>) -> BTreeMap<RootPath, Picked> {
-    let mut all: BTreeMap<RootPath, Picked> = BTreeMap::new();
-    for layer in layers {
-        if all.is_empty() {
-            // At once: most images have one large layer below small ones.
-            let there = layer.iter().filter(|(_, picked)| picked.entry.is_some());
-            all = there.map(|(path, picked)| (path.clone(), picked.clone())).collect();
-            continue;
-        }
-        for (path, picked) in layer {
-            let folder_stays = picked.entry.as_ref().is_some_and(Entry::is_folder);
-            if !folder_stays && all.get(path).and_then(|p| p.entry.as_ref()).is_some_and(Entry::is_folder) {
-                let below: Vec<_> =
-                    all.range(path.clone()..).map(|(p, _)| p).take_while(|p| p.starts_with(path)).cloned().collect();
-                for gone in below {
-                    all.remove(&gone);
-                }
-            }
-            match &picked.entry {
-                Some(_) => all.insert(path.clone(), picked.clone()),
-                None => all.remove(path),
-            };
-        }
-    }
+pub fn merged<'s>(layers: impl IntoIterator<Item = &'s Selection>) -> Selection {
+    let mut all = Selection::new();
+    layers.into_iter().for_each(|layer| lay(&mut all, layer));
     all
+}
+
+/// Puts one more layer on what stands.
+pub fn lay(all: &mut Selection, layer: &Selection) {
+    if all.is_empty() {
+        // At once: most images have one large layer below small ones.
+        let there = layer.iter().filter(|(_, picked)| picked.entry.is_some());
+        *all = there.map(|(path, picked)| (path.clone(), picked.clone())).collect();
+        return;
+    }
+    for (path, picked) in layer {
+        let folder_stays = picked.entry.as_ref().is_some_and(Entry::is_folder);
+        if !folder_stays && all.get(path).and_then(|p| p.entry.as_ref()).is_some_and(Entry::is_folder) {
+            let below: Vec<_> =
+                all.range(path.clone()..).map(|(p, _)| p).take_while(|p| p.starts_with(path)).cloned().collect();
+            for gone in below {
+                all.remove(&gone);
+            }
+        }
+        match &picked.entry {
+            Some(_) => all.insert(path.clone(), picked.clone()),
+            None => all.remove(path),
+        };
+    }
 }
 
 #[cfg(test)]
@@ -318,13 +322,13 @@ mod tests {
     #[test]
     fn layers_hide_what_lies_below_a_replaced_folder() {
         let low = Selection::from([
-            (path("a"), Picked { entry: Some(Entry::folder(0o755)), content: Content::None, why: String::new() }),
+            (path("a"), Picked { entry: Some(Entry::folder(0o755)), content: Content::None, why: "".into() }),
             (path("a/x"), picked("x", "")),
             (path("b"), picked("b", "")),
         ]);
         let high = Selection::from([
             (path("a"), picked("file", "")),
-            (path("b"), Picked { entry: None, content: Content::None, why: String::new() }),
+            (path("b"), Picked { entry: None, content: Content::None, why: "".into() }),
         ]);
         assert_eq!(merged([&low, &high]).into_keys().collect::<Vec<_>>(), [path("a")]);
     }

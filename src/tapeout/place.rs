@@ -87,10 +87,14 @@ fn absolute(what: &str, text: &str) -> Result<RootPath> {
 /// moved files came from: a folder that the view hasn't is made as the one that it was moved from.
 pub fn add_folders(selection: &mut Selection, view: &dyn Lookup, from: &BTreeMap<RootPath, RootPath>) -> Result<()> {
     let mut folders: BTreeMap<RootPath, (Entry, RootPath)> = BTreeMap::new();
+    let mut done = None;
     for (path, picked) in selection.iter() {
-        if picked.entry.is_none() {
+        // Files of one folder follow one another; one that was moved may bring its folder along.
+        let parent = path.parent();
+        if picked.entry.is_none() || (parent == done && !from.contains_key(path)) {
             continue;
         }
+        done = parent;
         let mut source = from.get(path).cloned();
         for above in path.ancestors().filter(|p| !p.is_root()) {
             source = source.and_then(|s| s.parent());
@@ -111,8 +115,7 @@ pub fn add_folders(selection: &mut Selection, view: &dyn Lookup, from: &BTreeMap
         }
     }
     for (path, (entry, holds)) in folders {
-        selection
-            .insert(path, Picked { entry: Some(entry), content: Content::None, why: Why::holds(&holds).to_string() });
+        selection.insert(path, Picked { entry: Some(entry), content: Content::None, why: Why::holds(&holds).shared() });
     }
     Ok(())
 }
@@ -177,6 +180,6 @@ mod tests {
         add_folders(&mut selection, &view, &BTreeMap::from([(path("new/g"), path("st/new/g"))])).unwrap();
         let mode = |text: &str| selection[&path(text)].entry.as_ref().unwrap().mode;
         assert_eq!((mode("var/x"), mode("new"), mode("far")), (0o700, 0o750, 0o755));
-        assert_eq!(selection[&path("var")].why, "holds /var/x/f");
+        assert_eq!(&*selection[&path("var")].why, "holds /var/x/f");
     }
 }

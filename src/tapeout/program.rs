@@ -85,7 +85,7 @@ mod tests {
     use crate::tree::{Content, Entry, Picked};
 
     fn files(all: &[(&str, Entry)]) -> Selection {
-        let picked = |entry: &Entry| Picked { entry: Some(entry.clone()), content: Content::None, why: String::new() };
+        let picked = |entry: &Entry| Picked { entry: Some(entry.clone()), content: Content::None, why: "".into() };
         all.iter().map(|(at, entry)| (path(at), picked(entry))).collect()
     }
 

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
+use std::sync::Arc;
 
 use super::Files;
 use super::lookup::Lookup;
@@ -69,19 +70,13 @@ pub struct Pruned {
     pub paths: Vec<RootPath>,
 }
 
-/// A picked file, by its path in the builder.
-struct Pick {
-    picked: Picked,
-    /// The changeset and its group: names with the same are one file.
-    group: Option<(Digest, u32)>,
-}
-
 struct Selecting<'a> {
     request: &'a Request<'a>,
     /// The view, and what the rule's own `run` changed.
     seen: Stack,
     exclude: Patterns,
-    picks: BTreeMap<RootPath, Pick>,
+    /// By their paths in the builder.
+    picks: BTreeMap<RootPath, Picked>,
 }
 
 impl<'a> Selecting<'a> {
@@ -102,7 +97,7 @@ impl<'a> Selecting<'a> {
     }
 
     /// Picks a path if no `exclude` takes it; what picked it first stays the reason.
-    fn pick(&mut self, path: &RootPath, why: &Why) {
+    fn pick(&mut self, path: &RootPath, why: &Arc<str>) {
         if self.picks.contains_key(path) || !self.exclude.taking(path).is_empty() {
             return;
         }
@@ -111,16 +106,18 @@ impl<'a> Selecting<'a> {
         self.keep(path, entry, digest, why);
     }
 
-    fn keep(&mut self, path: &RootPath, entry: Entry, changeset: Digest, why: &Why) {
-        let (content, group) = match &entry.node {
+    fn keep(&mut self, path: &RootPath, entry: Entry, changeset: Digest, why: &Arc<str>) {
+        let content = match &entry.node {
             Node::Socket => return,
-            Node::File { group, .. } => {
-                (Content::Stored { changeset, path: path.clone() }, group.map(|g| (changeset, g)))
-            }
-            _ => (Content::None, None),
+            Node::File { .. } => Content::Stored { changeset, path: path.clone() },
+            _ => Content::None,
         };
-        let picked = Picked { entry: Some(entry), content, why: why.to_string() };
-        self.picks.insert(path.clone(), Pick { picked, group });
+        self.picks.insert(path.clone(), Picked { entry: Some(entry), content, why: why.clone() });
+    }
+
+    /// Picks that it goes.
+    fn remove(&mut self, path: &RootPath, why: &Arc<str>) {
+        self.picks.insert(path.clone(), Picked { entry: None, content: Content::None, why: why.clone() });
     }
 
     fn include(&mut self) -> Result<()> {
@@ -128,19 +125,20 @@ impl<'a> Selecting<'a> {
             return Ok(());
         }
         let mut patterns = Patterns::parse(&self.request.spec.include, &self.seen)?;
+        let whys: Vec<_> = patterns.all().iter().map(|p| Why::Include(p.text().to_string()).shared()).collect();
         let mut layers = self.request.deps.to_vec();
         layers.extend(self.request.own.cloned());
         let changed = changed(&layers);
-        self.removals(&layers, &mut patterns);
-        let now = Stack(layers).below(&RootPath::root());
+        self.removals(&layers, &mut patterns, &whys);
+        let (layers, root) = (Stack(layers), RootPath::root());
         let mut used = BTreeSet::new();
-        for (path, (entry, changeset)) in now.into_iter().filter(|(path, _)| changed.contains(path)) {
-            let taking = patterns.taking(&path);
+        for (path, (entry, changeset)) in layers.visible(&root).into_iter().filter(|(path, _)| changed.contains(path)) {
+            let taking = patterns.taking(path);
             let Some(first) = taking.first() else { continue };
-            let why = Why::Include(patterns.all()[*first].text().to_string());
+            let why = &whys[*first];
             used.extend(taking);
-            if !self.picks.contains_key(&path) && self.exclude.taking(&path).is_empty() {
-                self.keep(&path, entry, changeset, &why);
+            if !self.picks.contains_key(path) && self.exclude.taking(path).is_empty() {
+                self.keep(path, entry.clone(), changeset, why);
             }
         }
         let unused = patterns.all().iter().enumerate().filter(|(i, _)| !used.contains(i));
@@ -151,15 +149,13 @@ impl<'a> Selecting<'a> {
     }
 
     /// What the rules removed: on a base image that has it, it goes. Elsewhere [`super::settle`] drops it.
-    fn removals(&mut self, layers: &[Layer], patterns: &mut Patterns) {
+    fn removals(&mut self, layers: &[Layer], patterns: &mut Patterns, whys: &[Arc<str>]) {
         for (path, change) in layers.iter().flat_map(|layer| &layer.changeset.changes) {
             if change.now.is_some() || self.seen.get(path).is_some() || !self.exclude.taking(path).is_empty() {
                 continue;
             }
             if let Some(first) = patterns.taking(path).first() {
-                let why = Why::Include(patterns.all()[*first].text().to_string());
-                let picked = Picked { entry: None, content: Content::None, why: why.to_string() };
-                self.picks.insert(path.clone(), Pick { picked, group: None });
+                self.remove(path, &whys[*first]);
             }
         }
     }
@@ -169,12 +165,12 @@ impl<'a> Selecting<'a> {
         let mut errors = vec![];
         for pattern in patterns.all() {
             let start = pattern.start();
-            let why = Why::Path(pattern.text().to_string());
+            let why = Why::Path(pattern.text().to_string()).shared();
             let mut taken: Vec<RootPath> = vec![];
             if !start.is_root() && self.seen.get(&start).is_some() {
                 taken.push(start.clone());
             }
-            taken.extend(self.seen.below(&start).into_keys());
+            taken.extend(self.seen.visible(&start).into_keys().cloned());
             taken.retain(|path| pattern.takes(path));
             if taken.is_empty() {
                 errors.push(self.nothing_at(pattern));
@@ -192,13 +188,13 @@ impl<'a> Selecting<'a> {
     fn links_on_the_way(&mut self, patterns: &Patterns) {
         for pattern in patterns.all() {
             for link in pattern.links() {
-                self.pick(link, &Why::Holds(pattern.text().to_string()));
+                self.pick(link, &Why::Holds(pattern.text().to_string()).shared());
             }
         }
     }
 
     /// Gives the paragraphs that tell scanners what is inside, by their path.
-    fn packages(&mut self) -> Result<Vec<(RootPath, String, Why)>> {
+    fn packages(&mut self) -> Result<Vec<(RootPath, String, Arc<str>)>> {
         let asked = &self.request.spec.from_packages;
         if asked.is_empty() {
             return Ok(vec![]);
@@ -217,7 +213,7 @@ impl<'a> Selecting<'a> {
                     continue;
                 }
             };
-            let why = Why::Package(text.clone());
+            let why = Why::Package(text.clone()).shared();
             for listed in database.list(package)? {
                 let walk = seen.walk(&RootPath::new(&listed)?, false);
                 // What the package once installed and a rule removed is not there; so it be.
@@ -236,47 +232,51 @@ impl<'a> Selecting<'a> {
 
     fn changed_by_run(&mut self) {
         let Some(own) = self.request.own else { return };
+        let why = Why::Run.shared();
         for (path, change) in &own.changeset.changes {
             if path.top() == b"workspace" || change.passed_through() {
                 continue;
             }
             if change.now.is_some() {
-                self.pick(path, &Why::Run);
+                self.pick(path, &why);
             } else {
-                let picked = Picked { entry: None, content: Content::None, why: Why::Run.to_string() };
-                self.picks.insert(path.clone(), Pick { picked, group: None });
+                self.remove(path, &why);
             }
         }
     }
 
-    fn place(self, names: &Names, stanzas: Vec<(RootPath, String, Why)>) -> Result<Selection> {
+    fn place(self, names: &Names, stanzas: Vec<(RootPath, String, Arc<str>)>) -> Result<Selection> {
         let spec = self.request.spec;
         let placing = Placing::new(spec, &self.seen)?;
         placing.check(self.picks.keys())?;
         let owner =
             spec.owner.as_deref().map(|text| names.find_owner(text)).transpose().map_err(|e| e.context("owner"))?;
-        let mut selection = Selection::new();
-        let mut groups: BTreeMap<RootPath, (Digest, u32)> = BTreeMap::new();
-        let mut from: BTreeMap<RootPath, RootPath> = BTreeMap::new();
-        for (path, Pick { mut picked, group }) in self.picks {
-            let Some(placed) = placing.place(&path)? else { continue };
-            let placed = if placing.moves() { through(&self.seen, placed, &mut selection) } else { placed };
-            if let (Some(entry), Some((uid, gid))) = (&mut picked.entry, owner) {
+        let mut picks = self.picks;
+        if let Some((uid, gid)) = owner {
+            for entry in picks.values_mut().filter_map(|picked| picked.entry.as_mut()) {
                 (entry.uid, entry.gid) = (uid, gid);
             }
+        }
+        let mut from: BTreeMap<RootPath, RootPath> = BTreeMap::new();
+        // Where nothing moves there is no second list of all files.
+        let mut selection = if placing.moves() { Selection::new() } else { std::mem::take(&mut picks) };
+        for (path, picked) in picks {
+            let Some(placed) = placing.place(&path)? else { continue };
+            let placed = through(&self.seen, placed, &mut selection);
             if let Some(other) = from.get(&placed).filter(|_| !picked.entry.as_ref().is_some_and(Entry::is_folder)) {
                 return Err(Error::request(format!("two picked files go to {placed}: {other} and {path}"))
                     .next("exclude one of them, or give it another name with rename"));
             }
-            groups.extend(group.map(|g| (placed.clone(), g)));
             from.insert(placed.clone(), path);
             selection.insert(placed, picked);
         }
+        let with_group = selection.iter().filter_map(|(path, picked)| Some((path.clone(), group(picked)?)));
+        let mut groups: BTreeMap<RootPath, (Digest, u32)> = with_group.collect();
         for (path, stanza, why) in stanzas {
             let picked = Picked {
                 entry: Some(Entry::file(stanza.as_bytes(), 0o644)),
                 content: Content::Inline(stanza.into_bytes()),
-                why: why.to_string(),
+                why,
             };
             selection.entry(path).or_insert(picked);
         }
@@ -321,7 +321,7 @@ impl<'a> Selecting<'a> {
         }
         let start = pattern.start();
         let start = start.parent().unwrap_or_default();
-        let view = self.seen.below(&start);
+        let view = self.seen.visible(&start);
         let taken: Vec<_> = view.keys().filter(|path| pattern.takes(path)).take(3).map(|p| p.to_string()).collect();
         if !taken.is_empty() {
             return error
@@ -383,7 +383,7 @@ fn through(seen: &Stack, placed: RootPath, selection: &mut Selection) -> RootPat
     let walk = seen.walk(&placed, false);
     for link in walk.links {
         if let Some(entry) = seen.entry(&link).cloned() {
-            let why = Why::holds(&placed).to_string();
+            let why = Why::holds(&placed).shared();
             selection.entry(link).or_insert(Picked { entry: Some(entry), content: Content::None, why });
         }
     }
@@ -422,6 +422,14 @@ fn set_modes(selection: &mut Selection, modes: &BTreeMap<String, u32>, view: &dy
         }
     }
     Ok(())
+}
+
+/// The changeset and its group: names with the same are one file.
+fn group(picked: &Picked) -> Option<(Digest, u32)> {
+    match (&picked.content, picked.entry.as_ref().map(|entry| &entry.node)) {
+        (Content::Stored { changeset, .. }, Some(Node::File { group, .. })) => group.map(|group| (*changeset, group)),
+        _ => None,
+    }
 }
 
 /// Numbers hard links anew: numbers are those of one changeset, and a selection mixes several.

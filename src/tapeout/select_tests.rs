@@ -115,7 +115,7 @@ fn the_reason_is_the_first_pattern_that_takes_a_file() {
         None,
     )
     .unwrap();
-    assert_eq!(selection[&path("usr/local/lib/liba.so.1")].why, "include /usr/local/lib/*");
+    assert_eq!(&*selection[&path("usr/local/lib/liba.so.1")].why, "include /usr/local/lib/*");
     assert!(selection[&path("usr/local")].why.starts_with("holds /usr/local/lib/"));
 }
 

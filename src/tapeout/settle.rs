@@ -2,16 +2,15 @@
 //! a layer below says of it, a removal with nothing below. The folders that a layer's files lie in stay,
 //! so that the layer of a rule has the same bytes in every image.
 
-use super::lookup::merged;
+use super::lookup::{lay, merged};
 use super::why::Why;
 use crate::tree::{Entry, Node, Picked, RootPath, Selection};
 
-/// Takes out of each layer what the layers below it (and the base) have in the same way.
-pub fn settle(base: &[Selection], layers: &mut [Selection]) {
-    for at in 0..layers.len() {
-        let (below, rest) = layers.split_at_mut(at);
-        let below = merged(base.iter().chain(below.iter()));
-        rest[0].retain(|path, picked| match (below.get(path), &picked.entry) {
+/// Takes out of each layer what the layers below it (and the base) have in the same way. Gives what stands in the end.
+pub fn settle(base: &Selection, layers: &mut [Selection]) -> Selection {
+    let mut below = merged([base]);
+    for layer in layers {
+        layer.retain(|path, picked| match (below.get(path), &picked.entry) {
             (None, None) => below.range(path.clone()..).next().is_some_and(|(p, _)| p.starts_with(path)),
             (None, Some(_)) | (Some(_), None) => true,
             (Some(before), Some(entry)) if same(before, entry) => entry.is_folder(),
@@ -21,11 +20,13 @@ pub fn settle(base: &[Selection], layers: &mut [Selection]) {
             let entry = picked.entry.as_ref();
             entry.is_some_and(|entry| below.get(path).is_some_and(|before| same(before, entry)))
         };
-        if rest[0].iter().all(repeats) {
-            rest[0].clear();
+        if layer.iter().all(repeats) {
+            layer.clear();
         }
-        alone(&mut rest[0]);
+        alone(layer);
+        lay(&mut below, layer);
     }
+    below
 }
 
 fn same(before: &Picked, entry: &Entry) -> bool {
@@ -73,8 +74,8 @@ mod tests {
 
     #[test]
     fn each_file_is_in_the_lowest_layer_that_has_it() {
-        let gone = Picked { entry: None, content: Content::None, why: String::new() };
-        let base = [Selection::from([(path("b"), picked("b", ""))])];
+        let gone = Picked { entry: None, content: Content::None, why: "".into() };
+        let base = Selection::from([(path("b"), picked("b", ""))]);
         let mut layers = [
             Selection::from([
                 (path("d"), folder(0o700, "include /d")),
@@ -93,7 +94,8 @@ mod tests {
                 (path("b"), gone),
             ]),
         ];
-        settle(&base, &mut layers);
+        let all = settle(&base, &mut layers);
+        assert_eq!(all, merged([&base].into_iter().chain(&layers)));
         assert_eq!(layers.each_ref().map(names), [vec!["/d", "/d/x"], vec!["/d/y"], vec!["/b", "/d", "/d/x"]]);
     }
 }

@@ -82,11 +82,7 @@ impl Skeleton {
     ) -> Result<()> {
         let path = RootPath::new(path)?;
         if !making.world.has(&path) {
-            self.force(
-                making,
-                path,
-                Picked { entry: Some(entry), content, why: Why::Skeleton(what.into()).to_string() },
-            );
+            self.force(making, path, Picked { entry: Some(entry), content, why: Why::Skeleton(what.into()).shared() });
         }
         Ok(())
     }
@@ -104,7 +100,7 @@ impl Skeleton {
         }
         for part in walk.links.iter().chain([&walk.path]) {
             if !making.world.has(part)
-                && let Some(picked) = making.world.pick(part, Why::Skeleton(what.into()).to_string())
+                && let Some(picked) = making.world.pick(part, Why::Skeleton(what.into()).shared())
             {
                 self.force(making, part.clone(), picked);
             }
@@ -201,7 +197,7 @@ impl Skeleton {
                 let picked = Picked {
                     entry: Some(Entry::file(text.as_bytes(), 0o644)),
                     content: Content::Inline(text.into_bytes()),
-                    why: Why::Skeleton(what.into()).to_string(),
+                    why: Why::Skeleton(what.into()).shared(),
                 };
                 self.force(making, path, picked);
             }

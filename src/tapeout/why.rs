@@ -53,6 +53,11 @@ impl Why {
         Self::Needed { by: plain(by), what: what.into() }
     }
 
+    /// As files keep it: a hundred thousand of one pattern share it.
+    pub fn shared(&self) -> Arc<str> {
+        self.to_string().into()
+    }
+
     /// The file that this reason points at.
     fn points_at(&self) -> Option<RootPath> {
         match self {
@@ -131,7 +136,7 @@ pub fn chain(layers: &[(&Label, &Selection)], path: &RootPath) -> Vec<Reason> {
         }
         let Some((rule, picked)) = highest(layers, &path) else { break };
         next = picked.why.parse::<Why>().ok().and_then(|why| why.points_at());
-        reasons.push(Reason { path: plain(&path), rule: rule.clone(), why: picked.why.clone() });
+        reasons.push(Reason { path: plain(&path), rule: rule.clone(), why: picked.why.to_string() });
     }
     reasons
 }

@@ -48,7 +48,7 @@ fn one(
     let (uid, gid) = owner(&record.owner, &record.group)?;
     let mut put = |path: RootPath, entry: Entry, content: Content| -> Result<()> {
         let entry = Entry { uid, gid, ..entry };
-        let picked = Picked { entry: Some(entry), content, why: Why::Written.to_string() };
+        let picked = Picked { entry: Some(entry), content, why: Why::Written.shared() };
         match written.insert(path.clone(), picked) {
             Some(before) if before.entry.as_ref().is_none_or(|e| !e.is_folder()) => {
                 Err(Error::request(format!("{path} is written twice")).next("remove one of the two records"))

@@ -55,7 +55,7 @@ fn all(global: &Global, layers: &[(&crate::label::Label, &crate::tree::Selection
     let mut rows = vec![];
     for (label, selection) in layers {
         for (path, picked) in selection.iter().filter(|(_, p)| p.entry.as_ref().is_some_and(|e| !e.is_folder())) {
-            rows.push((path.to_string(), label.to_string(), picked.why.clone()));
+            rows.push((path.to_string(), label.to_string(), picked.why.to_string()));
         }
     }
     if global.json {
