@@ -1,5 +1,6 @@
 //! `ids = "range"`: several real IDs through newuidmap, for users who were given some.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::common::{Layout, User, Workspace, have};
@@ -162,7 +163,9 @@ rule("other", deps = ["//base:build"], run = "true")
     let running = workspace.start("build //r:build");
     let tmp = workspace.store().join("tmp");
     let since = Instant::now();
-    let upper = || std::fs::read_dir(&tmp).expect("tmp").flatten().any(|e| e.path().join("upper/opt/ready").exists());
+    // Below the folder of the process.
+    let below = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let upper = || below(&tmp).flat_map(|of| below(&of)).any(|scratch| scratch.join("upper/opt/ready").exists());
     while !upper() {
         assert!(since.elapsed() < Duration::from_secs(60), "it never got ready");
         std::thread::sleep(Duration::from_millis(20));
