@@ -283,6 +283,29 @@ fn a_layer_that_takes_a_large_file_over_is_the_one_that_compresses_it() {
 
 /// The whole chain of images: what a base left out by its `exclude` is not there for what stands on it.
 #[test]
+fn a_file_of_holes_is_read_and_unpacked_again_whatever_its_layer_packs_to() {
+    if !have(&["busybox"]) {
+        return;
+    }
+    let workspace = workspace(
+        r#"
+rule("build", deps = ["//base:build"], run = "echo begin >/disk; truncate -s 300M /disk; echo end >>/disk")
+tapeout("tapeout", deps = [":build"], include = ["/disk"])
+image("app", deps = [":tapeout"])
+"#,
+    );
+    workspace.run("build //app:app").success();
+    let size = 300 << 20;
+    let listed = workspace.run("image ls //app:app").success();
+    assert!(listed.stdout.contains(&(size + 4).to_string()), "{}", listed.stdout);
+    workspace.run("export //app:app -o app.tar --format docker-archive").success();
+    workspace.run("image unpack //app:app root").success();
+    let disk = std::fs::metadata(workspace.path("root/disk")).unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::size(&disk), size + 4);
+    assert!(std::os::unix::fs::MetadataExt::blocks(&disk) * 512 < size / 10, "it has no holes");
+}
+
+#[test]
 fn an_image_on_a_base_has_the_difference_alone_and_knows_what_the_base_left_out() {
     if !have(&["busybox"]) {
         return;

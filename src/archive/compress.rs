@@ -2,16 +2,17 @@
 //! into writes.
 //!
 //! The input goes in blocks, each packed by itself, side by side: a gzip file is a run of members (RFC 1952), a zstd
-//! file one of frames (RFC 8878, 3.1). At 4 MiB that costs about 0.3 % of size. Layers that are read in parts (eStargz, zstd:chunked) have made every registry
-//! and runtime read both. A large file begins and ends blocks of its own ([`Blocks::file`]): their packed bytes are
-//! the same in every stream that holds the file, so that [`Earlier`] ones give them again.
+//! file one of frames (RFC 8878, 3.1). That costs about 0.3 % of size. Layers that are read in parts (eStargz,
+//! zstd:chunked) have made every registry and runtime read both. A large file begins and ends blocks of its own
+//! ([`Blocks::file`]): their packed bytes are the same in every stream that holds the file, so that [`Earlier`] ones
+//! give them again.
 //!
 //! One thread fills blocks, one hashes them, others pack them, and the caller's hashes and writes what comes out. A
 //! bounded number of blocks is on its way, so memory does not grow with the stream.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::num::NonZeroUsize;
 use std::ops::Deref;
 use std::os::unix::fs::FileExt;
@@ -19,12 +20,16 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 
-use libdeflater::{CompressionLvl, Compressor as Deflate, Decompressor as Inflate};
+use libdeflater::{CompressionLvl, Compressor as Deflate};
 use serde::{Deserialize, Serialize};
 
+use crate::archive::decompress::ZSTD_WINDOW_LOG;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
-use crate::sys::file;
+use crate::sys::memory::Buffer;
+
+/// Raised when the same input packs to other bytes: nothing that was packed before is then taken for it.
+pub const FORMAT: u32 = 1;
 
 /// What blocks are packed with. A level that isn't given is the format's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +108,8 @@ struct PackedBlock {
 
 /// Of the bytes of a block as they were and packed. Once it has been taken from an earlier stream they are known, and
 /// the next one to take it need not unpack it; who packs it would have more to do for no one, as most are never taken.
-type Sums = (Digest, Digest);
+/// They are BLAKE3's, which takes a third of the time: SHA-256 of both streams there is besides.
+type Sums = ([u8; 32], [u8; 32]);
 
 impl PackedFiles {
     /// Are there none?
@@ -120,8 +126,9 @@ impl PackedFiles {
     }
 }
 
-/// A stream that was packed before with the same codec. It is trusted for nothing: a block of it is taken where it
-/// unpacks to the very bytes that are to be packed, or did so before and both are what they were.
+/// A stream that was packed before with the same codec. Its bytes are trusted for nothing: a block is taken where it
+/// unpacks to the very bytes that are to be packed, or did so before and both are what they were by their sums. The
+/// sums are a result in the store like any other.
 #[derive(Debug)]
 pub struct Earlier {
     /// Where it lies.
@@ -146,14 +153,20 @@ pub fn pack(
     std::thread::scope(|scope| {
         let hasher = spawn(scope, "hash", move || hash(to_hash))?;
         let queue = Arc::new(Mutex::new(queue));
+        let mut packers = vec![];
         for _ in 0..threads {
             let queue = queue.clone();
-            spawn(scope, "pack", move || work(&queue, codec, earlier))?;
+            match spawn(scope, "pack", move || work(&queue, codec, earlier)) {
+                Ok(packer) => packers.push(packer),
+                // Where no more threads may be, one does it all.
+                Err(_) if !packers.is_empty() => break,
+                Err(error) => return Err(error),
+            }
         }
         drop(queue);
         let mut blocks = Blocks {
             codec,
-            block: vec![],
+            block: None,
             begun: false,
             room: codec.block(),
             large: None,
@@ -165,11 +178,15 @@ pub fn pack(
         };
         let filler = spawn(scope, "fill", move || fill(&mut blocks).and_then(|()| blocks.end()))?;
         // Its error ends the threads before it: what they send is no longer taken.
-        let (digest, size, files) = write(answered, out).map_err(|e| Error::io("write", "layer", e))?;
+        let written = write(answered, out).map_err(|e| Error::io("write", "layer", e));
+        // All are waited for: one that broke off is an error then, and takes nobody with it.
+        let (filled, hashed) = (filler.join(), hasher.join());
+        let packed = packers.into_iter().try_for_each(ScopedJoinHandle::join);
+        let (digest, size, files) = written?;
         let joined = |_| Error::failed(ENDED);
-        filler.join().map_err(joined)??;
-        let plain = hasher.join().map_err(joined)?;
-        Ok(Packed { plain, digest, size, files })
+        filled.map_err(joined)??;
+        packed.map_err(joined)?;
+        Ok(Packed { plain: hashed.map_err(joined)?, digest, size, files })
     })
 }
 
@@ -189,15 +206,24 @@ fn ended() -> io::Error {
 
 /// A block of input. Whoever drops it last gives its memory back, to be filled again.
 struct Block {
-    bytes: Vec<u8>,
-    empty: SyncSender<Vec<u8>>,
+    bytes: Option<Buffer>,
+    empty: SyncSender<Buffer>,
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
-        let mut bytes = std::mem::take(&mut self.bytes);
-        bytes.clear();
-        let _ = self.empty.try_send(bytes);
+        if let Some(mut bytes) = self.bytes.take() {
+            bytes.clear();
+            let _ = self.empty.try_send(bytes);
+        }
+    }
+}
+
+impl Deref for Block {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.bytes.as_deref().unwrap_or_default()
     }
 }
 
@@ -226,7 +252,7 @@ impl Deref for Out {
 
     fn deref(&self) -> &[u8] {
         match self {
-            Self::AsItWas(block) => &block.bytes,
+            Self::AsItWas(block) => block,
             Self::Packed(bytes, _) => bytes,
         }
     }
@@ -238,22 +264,22 @@ type Coming = (Option<Part>, Receiver<io::Result<Out>>);
 /// Takes the input.
 pub struct Blocks {
     codec: Codec,
-    block: Vec<u8>,
+    block: Option<Buffer>,
     /// A block was sent: an empty input has one too.
     begun: bool,
     /// How large this block gets.
     room: usize,
     /// The large file that is being written, and how many bytes of it are still to come.
     large: Option<(Part, u64)>,
-    empties: Receiver<Vec<u8>>,
-    empty: SyncSender<Vec<u8>>,
+    empties: Receiver<Buffer>,
+    empty: SyncSender<Buffer>,
     jobs: SyncSender<Job>,
     hashed: SyncSender<Arc<Block>>,
     answers: SyncSender<Coming>,
 }
 
 impl Blocks {
-    /// Says that the next so many bytes are a file with this content.
+    /// Says that the next so many bytes are a file with this content: they come next, and by [`Blocks::take_from`].
     pub fn file(&mut self, content: Digest, size: u64) -> io::Result<()> {
         if size < LARGE {
             return Ok(());
@@ -267,17 +293,23 @@ impl Blocks {
 
     /// Takes at most so many bytes of a file with one read and no buffer between; how many there were, 0 at its end.
     pub fn take_from(&mut self, file: &File, most: u64) -> io::Result<usize> {
-        self.begin();
-        let most = most.min((self.room - self.block.len()) as u64);
-        let n = file::read_onto(file, &mut self.block, most as usize)?;
+        let room = self.room;
+        let block = self.block();
+        let most = usize::try_from(most).unwrap_or(usize::MAX).saturating_add(block.len()).min(room);
+        let n = block.read(file, most)?;
         self.took(n)?;
         Ok(n)
     }
 
-    fn begin(&mut self) {
-        if self.block.capacity() == 0 {
-            self.block = self.empties.try_recv().unwrap_or_else(|_| Vec::with_capacity(self.codec.block()));
-        }
+    /// The block that is being filled; a new one where there is none.
+    fn block(&mut self) -> &mut Buffer {
+        self.block.get_or_insert_with(|| {
+            let mut block = self.empties.try_recv().unwrap_or_else(|_| Buffer::new(self.codec.block()));
+            if self.large.is_some() {
+                block.expect_much();
+            }
+            block
+        })
     }
 
     /// The block has so many bytes more.
@@ -289,7 +321,7 @@ impl Blocks {
             }
             None => false,
         };
-        if self.block.len() == self.room || ended {
+        if ended || self.block.as_ref().is_some_and(|block| block.len() == self.room) {
             self.send()?;
         }
         if ended {
@@ -300,7 +332,7 @@ impl Blocks {
 
     fn send(&mut self) -> io::Result<()> {
         self.begun = true;
-        let block = Arc::new(Block { bytes: std::mem::take(&mut self.block), empty: self.empty.clone() });
+        let block = Arc::new(Block { bytes: self.block.take(), empty: self.empty.clone() });
         let part = self.large.as_mut().map(|(part, _)| {
             let this = *part;
             part.index += 1;
@@ -313,7 +345,7 @@ impl Blocks {
     }
 
     fn send_begun(&mut self) -> io::Result<()> {
-        if self.block.is_empty() { Ok(()) } else { self.send() }
+        if self.block.as_ref().is_none_or(|block| block.is_empty()) { Ok(()) } else { self.send() }
     }
 
     fn end(&mut self) -> Result<()> {
@@ -324,9 +356,8 @@ impl Blocks {
 
 impl Write for Blocks {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.begin();
-        let n = bytes.len().min(self.room - self.block.len());
-        self.block.extend_from_slice(&bytes[..n]);
+        let room = self.room;
+        let n = self.block().take(bytes, room);
         self.took(n)?;
         Ok(n)
     }
@@ -341,7 +372,7 @@ fn hash(blocks: Receiver<Arc<Block>>) -> Digest {
     let mut hashing = Hashing::new(io::sink());
     for block in blocks {
         // A sink takes everything.
-        let _ = hashing.write_all(&block.bytes);
+        let _ = hashing.write_all(&block);
     }
     hashing.finish().1
 }
@@ -370,11 +401,10 @@ fn work(queue: &Mutex<Receiver<Job>>, codec: Codec, earlier: Option<&Earlier>) {
         else {
             return;
         };
-        let again =
-            || earlier?.block(codec, part?, &block.bytes).map(|(packed, sums)| Ok(Out::Packed(packed, Some(sums))));
-        let out = again().unwrap_or_else(|| match &mut packer {
-            Ok(Packer::Plain) => Ok(Out::AsItWas(block)),
-            Ok(packer) => packer.pack(&block.bytes).map(|packed| Out::Packed(packed, None)),
+        let taken = || earlier?.block(codec, part?, &block).map(|(packed, sums)| Ok(Out::Packed(packed, Some(sums))));
+        let out = taken().unwrap_or_else(|| match &mut packer {
+            Ok(None) => Ok(Out::AsItWas(block)),
+            Ok(Some(packer)) => packer.pack(&block).map(|packed| Out::Packed(packed, None)),
             Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
         });
         // Nobody waits for it any more: the writer failed.
@@ -383,15 +413,15 @@ fn work(queue: &Mutex<Receiver<Job>>, codec: Codec, earlier: Option<&Earlier>) {
 }
 
 enum Packer {
-    Plain,
     Zstd(Box<zstd::bulk::Compressor<'static>>),
     Gzip(Deflate),
 }
 
 impl Packer {
-    fn new(codec: Codec) -> io::Result<Self> {
-        Ok(match codec {
-            Codec::Plain => Self::Plain,
+    /// `None`: blocks stay as they are.
+    fn new(codec: Codec) -> io::Result<Option<Self>> {
+        Ok(Some(match codec {
+            Codec::Plain => return Ok(None),
             Codec::Zstd(level) => {
                 let level = level.unwrap_or(ZSTD_LEVEL).clamp(1, ZSTD_MOST);
                 Self::Zstd(Box::new(zstd::bulk::Compressor::new(level.into())?))
@@ -401,13 +431,12 @@ impl Packer {
                 let level = CompressionLvl::new(level.into());
                 Self::Gzip(Deflate::new(level.map_err(|_| io::Error::other("libdeflate doesn't know this level"))?))
             }
-        })
+        }))
     }
 
     /// One block: no name and no time stand in its header.
     fn pack(&mut self, bytes: &[u8]) -> io::Result<Vec<u8>> {
         let mut out = match self {
-            Self::Plain => bytes.to_vec(),
             Self::Zstd(zstd) => zstd.compress(bytes)?,
             Self::Gzip(deflate) => {
                 let mut out = vec![0; deflate.gzip_compress_bound(bytes.len())];
@@ -429,22 +458,33 @@ impl Earlier {
         // What doesn't pack gets a few bytes longer.
         let mut packed = vec![0; usize::try_from(length).ok().filter(|length| *length <= 2 * plain.len())?];
         self.file.read_exact_at(&mut packed, offset).ok()?;
-        let are = (Digest::of(plain), Digest::of(&packed));
-        if let Some(sums) = sums {
-            return (sums == are).then_some((packed, are));
-        }
-        let unpacked = match codec {
-            Codec::Plain => return None,
-            Codec::Zstd(_) => zstd::bulk::decompress(&packed, plain.len()).ok()?,
-            Codec::Gzip(_) => {
-                let mut unpacked = vec![0; plain.len()];
-                let size = Inflate::new().gzip_decompress(&packed, &mut unpacked).ok()?;
-                unpacked.truncate(size);
-                unpacked
-            }
+        let now = (blake3::hash(plain).into(), blake3::hash(&packed).into());
+        let same = match sums {
+            Some(sums) => sums == now,
+            None => unpacks_to(codec, &packed, plain).unwrap_or(false),
         };
-        (unpacked == plain).then_some((packed, are))
+        same.then_some((packed, now))
     }
+}
+
+/// Is this one block, with nothing behind it, that every reader unpacks to these bytes?
+fn unpacks_to(codec: Codec, packed: &[u8], plain: &[u8]) -> io::Result<bool> {
+    let (mut unpacked, most) = (Vec::with_capacity(plain.len() + 1), plain.len() as u64 + 1);
+    let left = match codec {
+        Codec::Plain => return Ok(false),
+        Codec::Zstd(_) => {
+            let mut decoder = zstd::Decoder::with_buffer(packed)?.single_frame();
+            decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+            decoder.by_ref().take(most).read_to_end(&mut unpacked)?;
+            decoder.finish()
+        }
+        Codec::Gzip(_) => {
+            let mut decoder = flate2::bufread::GzDecoder::new(packed);
+            decoder.by_ref().take(most).read_to_end(&mut unpacked)?;
+            decoder.into_inner()
+        }
+    };
+    Ok(left.is_empty() && unpacked == plain)
 }
 
 #[cfg(test)]
@@ -506,6 +546,34 @@ mod tests {
                 let expected = if codec == Codec::Plain { 0 } else { length.div_ceil(block).max(1) };
                 assert_eq!(blocks, expected, "{length}");
             }
+        }
+    }
+
+    #[test]
+    fn a_block_is_one_block_and_nothing_behind_it() {
+        let plain = sample(3, 100_000);
+        for codec in [ZSTD, GZIP] {
+            let block = Packer::new(codec).unwrap().unwrap().pack(&plain).unwrap();
+            let same = |packed: &[u8]| unpacks_to(codec, packed, &plain).unwrap_or(false);
+            assert!(same(&block));
+            let skippable = [&block[..], &[0x50, 0x2a, 0x4d, 0x18, 2, 0, 0, 0, 7, 7]].concat();
+            for other in [[&block[..], b"junk"].concat(), block.repeat(2), skippable, block[..block.len() - 1].into()] {
+                assert!(!same(&other));
+            }
+            let longer = Packer::new(codec).unwrap().unwrap().pack(&[&plain[..], b"x"].concat()).unwrap();
+            assert!(!same(&longer));
+        }
+    }
+
+    #[test]
+    fn threads_count_at_no_level() {
+        // It repeats itself: the highest levels are slow where nothing does.
+        let bytes = sample(5, 90_000).repeat(190);
+        for codec in
+            [5, 12, 16, 19].map(|n| Codec::Zstd(Some(n))).into_iter().chain([1, 10, 12].map(|n| Codec::Gzip(Some(n))))
+        {
+            let bytes = &bytes[..codec.block() + 99_999];
+            assert!(packed(codec, 1, bytes, 1 << 20) == packed(codec, 3, bytes, 77_777), "{codec:?}");
         }
     }
 

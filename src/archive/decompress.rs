@@ -6,10 +6,11 @@
 use std::io::{self, BufRead, BufReader, Read};
 
 /// The largest window that a zstd frame may ask for: 2^27 bytes, as `zstd -d` has it without `--long`.
-const ZSTD_WINDOW_LOG: u32 = 27;
+pub(super) const ZSTD_WINDOW_LOG: u32 = 27;
 /// The most memory that an xz stream may ask for: `xz -9` needs 65 MiB to decompress.
 const XZ_MEMORY: u64 = 192 << 20;
-/// How many bytes may come out of one that went in. deflate reaches 1032; text in zstd and xz more.
+/// How many bytes may come out of one that went in. deflate reaches 1032; text in zstd and xz more. Zeros don't count:
+/// a file of holes, as a layer of ours may have, packs to nothing, and unpacked it is one of holes again.
 const RATIO: u64 = 5000;
 /// Below this size the ratio doesn't matter.
 const RATIO_FROM: u64 = 64 << 20;
@@ -50,7 +51,7 @@ pub fn decompress<'a>(reader: impl Read + Send + 'a, limit: u64) -> io::Result<B
     let went_in = counted.count.clone();
     let input = BufReader::with_capacity(128 * 1024, counted);
     let plain: Box<dyn Read + Send + 'a> = match format {
-        Format::Plain => return Ok(Box::new(Limited { inner: input, went_in: None, came_out: 0, limit })),
+        Format::Plain => return Ok(Box::new(Limited { inner: input, went_in: None, came_out: 0, zeros: 0, limit })),
         Format::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
         Format::Xz => {
             let stream = liblzma::stream::Stream::new_stream_decoder(XZ_MEMORY, liblzma::stream::CONCATENATED)
@@ -63,7 +64,7 @@ pub fn decompress<'a>(reader: impl Read + Send + 'a, limit: u64) -> io::Result<B
             Box::new(decoder)
         }
     };
-    Ok(Box::new(Limited { inner: plain, went_in: Some(went_in), came_out: 0, limit }))
+    Ok(Box::new(Limited { inner: plain, went_in: Some(went_in), came_out: 0, zeros: 0, limit }))
 }
 
 /// Up to six bytes, read to be told what follows. A pipe may give them one by one.
@@ -92,6 +93,8 @@ struct Limited<R> {
     inner: R,
     went_in: Option<std::sync::Arc<std::sync::atomic::AtomicU64>>,
     came_out: u64,
+    /// How much of that came in reads of nothing but zeros.
+    zeros: u64,
     limit: u64,
 }
 
@@ -102,9 +105,13 @@ impl<R: Read> Read for Limited<R> {
         if self.came_out > self.limit {
             return Err(io::Error::other(format!("it holds more than the {} bytes that are allowed", self.limit)));
         }
+        if buffer[..n].iter().all(|byte| *byte == 0) {
+            self.zeros += n as u64;
+        }
+        let counts = self.came_out - self.zeros;
         if let Some(went_in) = &self.went_in
-            && self.came_out > RATIO_FROM
-            && self.came_out / went_in.load(std::sync::atomic::Ordering::Relaxed).max(1) > RATIO
+            && counts > RATIO_FROM
+            && counts / went_in.load(std::sync::atomic::Ordering::Relaxed).max(1) > RATIO
         {
             return Err(io::Error::other(format!("it grows to more than {RATIO} times its size")));
         }
@@ -169,10 +176,23 @@ mod tests {
 
     #[test]
     fn a_bomb_is_stopped_by_its_ratio() {
-        let bomb = zstd::encode_all(io::repeat(0).take(RATIO_FROM * 2), 3).unwrap();
+        let bomb = zstd::encode_all(io::repeat(b'x').take(RATIO_FROM * 2), 3).unwrap();
         assert!((RATIO_FROM * 2) / bomb.len() as u64 > RATIO);
         let mut out = decompress(bomb.as_slice(), u64::MAX).unwrap();
         assert!(io::copy(&mut out, &mut io::sink()).unwrap_err().to_string().contains("times its size"));
+    }
+
+    #[test]
+    fn a_file_of_holes_is_no_bomb() {
+        let text = vec![b'x'; 5000];
+        let holes = || io::repeat(0).take(RATIO_FROM * 3);
+        let packed = zstd::encode_all(text.chain(holes()).chain(text.as_slice()), 3).unwrap();
+        assert!((RATIO_FROM * 3) / packed.len() as u64 > RATIO);
+        let mut out = decompress(packed.as_slice(), u64::MAX).unwrap();
+        assert_eq!(io::copy(&mut out, &mut io::sink()).unwrap(), RATIO_FROM * 3 + 10_000);
+        // The limit counts them.
+        let mut out = decompress(packed.as_slice(), RATIO_FROM).unwrap();
+        assert!(io::copy(&mut out, &mut io::sink()).is_err());
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub fn pieces(waiting: usize) -> (PieceWriter, PieceReader) {
 
 impl PieceWriter {
     /// Sends a piece as it is, and takes an empty one back.
-    pub fn send(&mut self, piece: Vec<u8>) -> io::Result<Vec<u8>> {
+    fn send(&mut self, piece: Vec<u8>) -> io::Result<Vec<u8>> {
         self.full.send(piece).map_err(|_| io::Error::other("the thread that takes it ended early"))?;
         Ok(self.empty.try_recv().unwrap_or_else(|_| Vec::with_capacity(PIECE)))
     }

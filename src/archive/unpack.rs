@@ -15,6 +15,7 @@ use std::rc::Rc;
 use nix::sys::stat::SFlag;
 
 use super::decompress::decompress;
+use super::holes::WithHoles;
 use super::kept;
 use super::tar_reader::{Item, Kind, Limits, read_tar};
 use crate::archive::access_list::{self, ACLS};
@@ -337,10 +338,13 @@ impl<'a> Unpacker<'a> {
     }
 
     fn write(&mut self, file: File, content: &mut dyn Read) -> io::Result<(File, Digest, u64)> {
-        let mut hashing = Hashing::new(file);
+        let mut hashing = Hashing::new(WithHoles::new(file));
         loop {
             match content.read(&mut self.buffer) {
-                Ok(0) => return Ok(hashing.finish()),
+                Ok(0) => {
+                    let (file, digest, size) = hashing.finish();
+                    return Ok((file.finish()?, digest, size));
+                }
                 Ok(n) => hashing.write_all(&self.buffer[..n])?,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),

@@ -557,12 +557,12 @@ pub fn now() -> (i64, i64) {
     (now.tv_sec, now.tv_nsec)
 }
 
-/// Waits until a file that changes now gets another time than one that changed before: a tick of the kernel's clock,
-/// of which the slowest has a hundred in a second.
-pub fn wait_for_other_time() {
+/// Waits until a file that changes gets another time than one that changed at `before` ([`now`]): a tick of the kernel's
+/// clock, of which the slowest has a hundred in a second.
+pub fn wait_for_other_time(before: (i64, i64)) {
     const SLOWEST: Duration = Duration::from_millis(10);
-    let (began, stamp) = (Instant::now(), now());
-    while now() == stamp && began.elapsed() < SLOWEST {
+    let began = Instant::now();
+    while now() == before && began.elapsed() < SLOWEST {
         std::thread::sleep(SLOWEST / 20);
     }
 }
@@ -684,26 +684,6 @@ impl io::Write for Flowing {
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
     }
-}
-
-/// Reads once, at most so many bytes, behind what a buffer holds and never beyond its capacity; 0: the end of the file.
-pub fn read_onto(file: &File, buffer: &mut Vec<u8>, most: usize) -> io::Result<usize> {
-    let spare = buffer.spare_capacity_mut();
-    let most = most.min(spare.len());
-    let read = loop {
-        // SAFETY: the kernel writes at most `most` bytes, and so many are there behind the pointer.
-        let read = unsafe { libc::read(file.as_raw_fd(), spare.as_mut_ptr().cast(), most) };
-        match usize::try_from(read) {
-            Ok(read) => break read,
-            Err(_) => match io::Error::last_os_error() {
-                e if e.kind() == io::ErrorKind::Interrupted => {}
-                e => return Err(e),
-            },
-        }
-    };
-    // SAFETY: the kernel wrote so many bytes right behind those that were there.
-    unsafe { buffer.set_len(buffer.len() + read) };
-    Ok(read)
 }
 
 /// A nameless file in a folder (`O_TMPFILE`), for [`name_file`]; its mode is what the umask leaves.

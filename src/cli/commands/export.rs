@@ -8,7 +8,7 @@ use crate::archive::tar_reader::Limits;
 use crate::archive::whole_file;
 use crate::cli::args::{Export as Args, ExportFormat, Global};
 use crate::cli::{context, ui};
-use crate::digest::{Digest, HashingReader};
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::image::archive::{DockerLayer, write_docker, write_oci};
 use crate::image::layout::LayoutImage;
@@ -76,8 +76,7 @@ fn docker(found: &Found, out: &mut dyn Write) -> Result<()> {
         // tar wants to know the size first, and a zstd stream need not say it.
         let most = Limits::default().bytes;
         let failed = |e: std::io::Error| Error::failed(format!("layer {} can't be read: {e}", layer.digest));
-        let mut counted = HashingReader::new(file);
-        let mut plain = decompress(&mut counted, most).map_err(failed)?;
+        let mut plain = decompress(file, most).map_err(failed)?;
         let size = std::io::copy(&mut plain, &mut std::io::sink()).map_err(failed)?;
         drop(plain);
         let mut file = image.open_layer(at)?;
