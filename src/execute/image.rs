@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::archive::compress::Earlier;
+use crate::archive::compress::{self, Earlier};
 use crate::build_file::spec::{Id, Image, ImageRef, Layers, Spec};
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
@@ -19,13 +19,13 @@ use crate::execute::build::{Build, Output};
 use crate::execute::check;
 use crate::execute::log::Live;
 use crate::execute::request::own_key;
-use crate::execute::tapeout::is_base_tapeout;
+use crate::execute::tapeout::{JOINT_POINT, is_base_tapeout};
 use crate::image::config::{self, ImageLayer};
 use crate::image::layer::{self, LayerInfo, Packing};
 use crate::image::layout::{self, LayoutImage};
 use crate::label::Label;
 use crate::report::{Event, counted};
-use crate::store::{Blob, Unhashed};
+use crate::store::{self, Blob, Unhashed};
 use crate::sys::memory;
 use crate::tapeout;
 use crate::tree::{Content, Entry, Node, Picked, RootPath, Selection};
@@ -76,6 +76,9 @@ impl Built {
     }
 }
 
+/// Who is said to have made the layer of `tapeouts = ALL`.
+const WHOLE_BUILDER: &str = "builder";
+
 /// The annotation of an image that another machine would make otherwise.
 const NOT_REPRODUCIBLE: &str = "tapeout.not-reproducible";
 
@@ -125,7 +128,11 @@ impl Build<'_> {
     fn write_layout(&self, id: Id, new: layout::New, built: &Built, path: &Path) -> Result<()> {
         let (key, known) = self.written(path)?;
         let blob = |digest: &Digest| self.store.blob_path(digest);
-        let written = new.finish(&[built.in_layout(built.tag.clone())], &blob, &known)?;
+        let discard = |old| {
+            store::discard(old);
+            Ok(())
+        };
+        let written = new.finish(&[built.in_layout(built.tag.clone())], &blob, &known, discard)?;
         let written = serde_json::to_vec(&written).map_err(|e| Error::failed(e.to_string()))?;
         self.store.record_action(&key, &written)?;
         self.done("wrote", id, &path.display().to_string());
@@ -191,7 +198,7 @@ impl Build<'_> {
         let instance = &self.graph.instances[id];
         let (mut names, mut selections): (Vec<String>, Vec<Selection>) = (vec![], vec![]);
         if image.whole_builder {
-            names.push("builder".to_string());
+            names.push(WHOLE_BUILDER.to_string());
             selections.push(self.whole_builder(id)?);
         }
         for (label, digest) in self.selections_of(id)? {
@@ -236,7 +243,7 @@ impl Build<'_> {
         let mut layers = below.map(|below| below.layers).unwrap_or_default();
         for (created_by, selection) in names.into_iter().zip(selections).filter(|(_, selection)| !selection.is_empty())
         {
-            let info = self.layer(&created_by, &selection, image, new)?;
+            let info = self.layer(id, &created_by, &selection, image, new)?;
             layers.push(ImageLayer { info, created_by });
         }
         let named = (!image.user.is_empty()).then_some(user);
@@ -382,7 +389,7 @@ impl Build<'_> {
     }
 
     fn layer_key(&self, selection: &Selection, image: &Image) -> Result<Digest> {
-        let document = (Layered(selection), image.compression, image.level, self.options.epoch);
+        let document = (compress::FORMAT, Layered(selection), image.compression, image.level, self.options.epoch);
         let hashing = BufWriter::with_capacity(64 << 10, Hashing::new(io::sink()));
         let hashed = postcard::to_io(&document, hashing)
             .map_err(|e| Error::failed(e.to_string()))
@@ -394,6 +401,7 @@ impl Build<'_> {
     /// A layer, compressed once for the same files. One that is made now goes into the new layout too.
     fn layer(
         &self,
+        id: Id,
         created_by: &str,
         selection: &Selection,
         image: &Image,
@@ -418,7 +426,10 @@ impl Build<'_> {
             refused: None,
         };
         let files = |digest: &Digest| self.store.changeset_files(digest);
-        let packed_key = packed_key(created_by, packing)?;
+        // Each image has these of its own.
+        let own = matches!(created_by, WHOLE_BUILDER | JOINT_POINT);
+        let of = own.then_some(&self.graph.instances[id].label);
+        let packed_key = packed_key(of, created_by, packing)?;
         let earlier = self.earlier(&packed_key);
         let written =
             layer::write_layer_after(earlier.as_ref(), selection, &files, packing, self.options.epoch, &mut both);
@@ -443,8 +454,8 @@ impl Build<'_> {
 }
 
 /// Where it stands which large files the last layer of a rule has, and where they are in it.
-fn packed_key(created_by: &str, packing: Packing) -> Result<Digest> {
-    let document = postcard::to_stdvec(&(created_by, packing.compression, packing.level))
+fn packed_key(of: Option<&Label>, created_by: &str, packing: Packing) -> Result<Digest> {
+    let document = postcard::to_stdvec(&(compress::FORMAT, of, created_by, packing.compression, packing.level))
         .map_err(|e| Error::failed(format!("can't write a request: {e}")))?;
     Ok(own_key("packed files", &document))
 }

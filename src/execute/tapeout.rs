@@ -34,7 +34,10 @@ struct Document<'a> {
     base: Option<Digest>,
 }
 
-/// Is it the joint point of every image?
+/// The joint point of every image, by its label.
+pub(super) const JOINT_POINT: &str = "//base:tapeout";
+
+/// Is it that one?
 pub(super) fn is_base_tapeout(label: &Label) -> bool {
     label.package().path() == "base" && label.name() == "tapeout"
 }

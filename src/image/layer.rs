@@ -97,6 +97,9 @@ struct TarLayer<'a> {
     epoch: i64,
 }
 
+/// Folders of changesets that are open at once: a process may have a thousand files open, and a layer files of more.
+const KEPT_OPEN: usize = 64;
+
 /// What stands before the name of what a layer removes (image-spec layer.md, "Whiteouts").
 const WHITEOUT: &[u8] = b".wh.";
 
@@ -125,6 +128,9 @@ impl TarLayer<'_> {
             (Node::File { size, .. }, _) if *size == 0 || !self.links.first(path) => Ok(()),
             (Node::File { .. }, Content::Inline(bytes)) => self.tar.content(bytes),
             (Node::File { size, digest, .. }, Content::Stored { changeset, path: at }) => {
+                if self.roots.len() == KEPT_OPEN && !self.roots.contains_key(changeset) {
+                    self.roots.clear();
+                }
                 let root = match self.roots.get(changeset) {
                     Some(root) => root,
                     None => self.roots.entry(*changeset).or_insert((self.files)(changeset)?),

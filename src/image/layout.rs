@@ -14,6 +14,7 @@
 //! whoever writes to the output would write to the store.
 //! Layouts are read as somebody else's: digests and sizes are checked, documents bounded.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -51,7 +52,7 @@ pub struct LayoutImage {
 /// Writes a layout of these images to `to`, in the place of what was there, whole or not at all.
 /// `blob` says where the blob with a digest lies.
 pub fn write(to: &Path, images: &[LayoutImage], blob: &dyn Fn(&Digest) -> PathBuf) -> Result<()> {
-    New::begin(to)?.finish(images, blob, &Written::default()).map(drop)
+    New::begin(to)?.finish(images, blob, &Written::default(), |old| file::remove_tree(&old)).map(drop)
 }
 
 /// A layout that is being written beside its place. Dropped, it leaves nothing.
@@ -78,16 +79,34 @@ impl New {
     }
 
     /// Puts it into its place, with the blobs that weren't written to it, or that the old one has. `written` is
-    /// what the old one's writer got of this.
+    /// what the old one's writer got of this. `discard` removes the folder that is left of the old one.
     pub fn finish(
         self,
         images: &[LayoutImage],
         blob: &dyn Fn(&Digest) -> PathBuf,
         written: &Written,
+        discard: impl FnOnce(PathBuf) -> Result<()>,
     ) -> Result<Written> {
         let (old, place) = (self.replacing.to.join(BLOBS), self.replacing.to.clone());
-        fill(&self.replacing.new, images, &|digest, to| take_over(&old, digest, to, written) || to.exists(), blob)?;
-        self.replacing.finish()?;
+        let taken = RefCell::new(vec![]);
+        let have = |digest: &Digest, to: &Path| {
+            let takes = take_over(&old, digest, to, written);
+            taken.borrow_mut().extend(takes.then(|| digest.hex()));
+            takes || to.exists()
+        };
+        fill(&self.replacing.new, images, &have, blob)?;
+        let mut changed = file::now();
+        self.replacing.finish(|old| {
+            // A blob changes when it loses a name: it is looked at when it has one alone.
+            for name in taken.into_inner() {
+                let path = old.join(BLOBS).join(name);
+                fs::remove_file(&path).map_err(|e| Error::io("unlink", &path, e))?;
+            }
+            changed = file::now();
+            discard(old)
+        })?;
+        // A change that has the same time as ours would leave no trace.
+        file::wait_for_other_time(changed);
         Written::of(&place, images)
     }
 }
@@ -114,8 +133,6 @@ impl Written {
     }
 
     fn of(layout: &Path, images: &[LayoutImage]) -> Result<Self> {
-        // A change that has the same time as ours would leave no trace.
-        file::wait_for_other_time();
         let stamps = blobs(images).into_iter().map(|digest| {
             let path = layout.join(BLOBS).join(digest.hex());
             let data = fs::symlink_metadata(&path).map_err(|e| Error::io("stat", &path, e))?;
@@ -275,7 +292,7 @@ fn copy(from: &Path, to: &Path, expected: &Digest) -> Result<()> {
 pub fn replace(to: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let replacing = Replacing::begin(to)?;
     fill(&replacing.new)?;
-    replacing.finish()
+    replacing.finish(|old| file::remove_tree(&old))
 }
 
 /// A folder that is to take the place of another. Dropped, it leaves nothing.
@@ -284,6 +301,8 @@ struct Replacing {
     parent: PathBuf,
     new: PathBuf,
     to: PathBuf,
+    /// What is at `new` is no longer ours.
+    given: bool,
 }
 
 impl Replacing {
@@ -291,18 +310,28 @@ impl Replacing {
         let new = new_beside(to)?;
         let parent = new.parent().unwrap_or(Path::new(".")).to_path_buf();
         make_folder(&new)?;
-        Ok(Self { parent, new, to: to.to_path_buf() })
+        Ok(Self { parent, new, to: to.to_path_buf(), given: false })
     }
 
-    fn finish(self) -> Result<()> {
-        swap(&self.parent, &self.new, &self.to)
+    /// In one step, when all is on the disk. `discard` removes what was there before, where anything was.
+    fn finish(mut self, discard: impl FnOnce(PathBuf) -> Result<()>) -> Result<()> {
+        let folder = File::open(&self.parent).map_err(|e| Error::io("open", &self.parent, e))?;
+        file::sync_file_system(folder.as_fd()).map_err(|e| Error::io("syncfs", &self.parent, e))?;
+        if !file::rename_new(&self.new, &self.to)? {
+            file::exchange(&self.new, &self.to)?;
+            self.given = true;
+            discard(self.new.clone())?;
+        }
+        folder.sync_all().map_err(|e| Error::io("fsync", &self.parent, e))
     }
 }
 
 impl Drop for Replacing {
     fn drop(&mut self) {
-        // After the swap nothing is there. What went wrong before is what is told.
-        let _ = file::remove_tree(&self.new);
+        // After a rename nothing is there. What went wrong before is what is told.
+        if !self.given {
+            let _ = file::remove_tree(&self.new);
+        }
     }
 }
 
@@ -316,16 +345,6 @@ pub(super) fn new_beside(to: &Path) -> Result<PathBuf> {
     let name = name.to_string_lossy();
     remove_stale(parent, &name);
     Ok(parent.join(format!(".{name}.{}.new", std::process::id())))
-}
-
-fn swap(parent: &Path, new: &Path, to: &Path) -> Result<()> {
-    let folder = File::open(parent).map_err(|e| Error::io("open", parent, e))?;
-    file::sync_file_system(folder.as_fd()).map_err(|e| Error::io("syncfs", parent, e))?;
-    if !file::rename_new(new, to)? {
-        file::exchange(new, to)?;
-        file::remove_tree(new)?;
-    }
-    folder.sync_all().map_err(|e| Error::io("fsync", parent, e))
 }
 
 /// Removes what writers left that were killed.
@@ -630,18 +649,21 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let (to, images) = (temp.path().join("out"), [image(temp.path(), "a")]);
         let blob = |digest: &Digest| temp.path().join(digest.hex());
-        let written = New::begin(&to).unwrap().finish(&images, &blob, &Written::default()).unwrap();
+        let finish = |written: &Written| {
+            New::begin(&to).unwrap().finish(&images, &blob, written, |old| file::remove_tree(&old)).unwrap()
+        };
+        let written = finish(&Written::default());
         let layer = images[0].blobs[1];
         let path = to.join(BLOBS).join(layer.hex());
         let inode = fs::metadata(&path).unwrap().ino();
-        let written = New::begin(&to).unwrap().finish(&images, &blob, &written).unwrap();
+        let written = finish(&written);
         assert_eq!(fs::metadata(&path).unwrap().ino(), inode, "it was copied");
         // As long as before and with the same time: only the inode knows.
         let (data, mut bytes) = (fs::metadata(&path).unwrap(), fs::read(&path).unwrap());
         bytes[0] ^= 1;
         fs::write(&path, bytes).unwrap();
         File::options().write(true).open(&path).unwrap().set_modified(data.modified().unwrap()).unwrap();
-        New::begin(&to).unwrap().finish(&images, &blob, &written).unwrap();
+        finish(&written);
         Layout::open(&to).unwrap().verify().unwrap();
         assert_ne!(fs::metadata(&path).unwrap().ino(), inode, "what is damaged was taken over");
     }

@@ -48,7 +48,7 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -62,7 +62,7 @@ use crate::tree::{Changeset, Layer, RootPath};
 
 pub use cache::Cache;
 use scratch::Den;
-pub use scratch::{Scratch, help_removing, wait_until_clean};
+pub use scratch::{Scratch, discard, help_removing, wait_until_clean};
 
 /// What a store has from the start; the first is itself.
 const FOLDERS: [&str; 16] = [
@@ -110,8 +110,8 @@ struct Inner {
     inputs: OnceLock<inputs::Inputs>,
     /// What this command used.
     used: Mutex<BTreeSet<Digest>>,
-    /// Gone while there is no scratch folder.
-    den: Mutex<Weak<Den>>,
+    /// Made when the first scratch folder is.
+    den: Mutex<Option<Arc<Den>>>,
     /// Held for as long as the store is open.
     _lock: File,
 }
@@ -228,15 +228,13 @@ impl Store {
         Scratch::new(self.den()?)
     }
 
-    /// Where this process has its scratch folders, while it has any.
+    /// Where this process has its scratch folders.
     fn den(&self) -> Result<Arc<Den>> {
         let mut den = self.0.den.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(den) = den.upgrade() {
-            return Ok(den);
+        match &*den {
+            Some(den) => Ok(den.clone()),
+            None => Ok(den.insert(Den::new(&self.path().join("tmp"))?).clone()),
         }
-        let new = Den::new(&self.path().join("tmp"))?;
-        *den = Arc::downgrade(&new);
-        Ok(new)
     }
 
     /// The cache for a path inside; waits while another rule has it. Nothing else in the store depends

@@ -13,8 +13,8 @@ use crate::sys::root::Root;
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
-/// Where the scratch folders of one process lie: `tmp/PROCESS-NUMBER/`. It is locked while it is there, which is while
-/// anything is in it: for a small rule a folder, a lock and their removal more would count.
+/// Where the scratch folders of one process lie: `tmp/PROCESS-NUMBER/`. It is locked while it is there, which is from
+/// the first of them until the store is closed: for a small rule a folder, a lock and their removal more would count.
 #[derive(Debug)]
 pub(super) struct Den {
     path: PathBuf,
@@ -101,17 +101,25 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let job = Job::Remove(std::mem::take(&mut self.path), self.den.clone());
-        if let Err(SendError(Job::Remove(path, _den))) = cleaner().send(job) {
-            remove_all(&path);
-        }
+        remove_later(std::mem::take(&mut self.path), Some(self.den.clone()));
     }
+}
+
+fn remove_later(path: PathBuf, den: Option<Arc<Den>>) {
+    if let Err(SendError(Job::Remove(path, _den))) = cleaner().send(Job::Remove(path, den)) {
+        remove_all(&path);
+    }
+}
+
+/// Removes a folder that nobody needs any more, sooner or later: a kill may leave it.
+pub fn discard(folder: PathBuf) {
+    remove_later(folder, None);
 }
 
 /// What the cleaner does.
 enum Job {
     /// What is removed, and in what it lies.
-    Remove(PathBuf, Arc<Den>),
+    Remove(PathBuf, Option<Arc<Den>>),
     Tell(Sender<()>),
 }
 
