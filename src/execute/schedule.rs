@@ -3,10 +3,16 @@
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::build_file::spec::{Graph, Id};
 use crate::error::{Error, Result};
+
+/// While one script runs, the sandbox of the next one is made ready, and what the last one left is captured.
+const AHEAD: usize = 2;
+
+const BROKE_OFF: &str = "it broke off: an error in Tapeout itself";
 
 /// What the graph implies for each instance.
 #[derive(Debug)]
@@ -84,6 +90,8 @@ struct State {
     missing: Vec<usize>,
     left: usize,
     turns: usize,
+    /// Who waits for a turn.
+    waiting: BTreeSet<Id>,
     errors: Vec<Error>,
 }
 
@@ -106,6 +114,7 @@ impl Shared {
 /// script runs the next one's sandbox is made ready, and what the last one left is captured.
 pub struct Turn<'a> {
     shared: &'a Shared,
+    id: Id,
     at: Cell<At>,
 }
 
@@ -124,15 +133,21 @@ impl Turn<'_> {
             return Ok(());
         }
         let mut now = self.shared.lock();
-        while now.errors.is_empty() && now.turns == 0 {
+        now.waiting.insert(self.id);
+        // Of those that are ready the first in the graph's order.
+        while now.errors.is_empty() && (now.turns == 0 || now.waiting.first() != Some(&self.id)) {
             now = self.shared.wait(now);
         }
+        now.waiting.remove(&self.id);
         if !now.errors.is_empty() {
             self.at.set(At::CalledOff);
             return Err(Error::failed("called off, because something else failed"));
         }
         now.turns -= 1;
         self.at.set(At::Has);
+        if now.turns > 0 && !now.waiting.is_empty() {
+            self.shared.changed.notify_all();
+        }
         Ok(())
     }
 
@@ -152,7 +167,7 @@ impl Turn<'_> {
 }
 
 /// Calls `run` for each instance after its dependencies, in the graph's order among those that
-/// are ready; one more than there are jobs, which waits for its [`Turn`]. After an error nothing new
+/// are ready; [`AHEAD`] more than there are jobs, which wait for their [`Turn`]. After an error nothing new
 /// begins; what runs is waited for, and all errors are told.
 pub fn run(deps: &[Vec<Id>], jobs: NonZeroUsize, run: impl Fn(Id, &Turn) -> Result<()> + Sync) -> Result<()> {
     let missing: Vec<_> = deps.iter().map(|d| d.iter().collect::<BTreeSet<_>>().len()).collect();
@@ -163,7 +178,8 @@ pub fn run(deps: &[Vec<Id>], jobs: NonZeroUsize, run: impl Fn(Id, &Turn) -> Resu
         }
     }
     let ready = (0..deps.len()).filter(|&id| missing[id] == 0).collect();
-    let state = State { ready, missing, left: deps.len(), turns: jobs.get(), errors: vec![] };
+    let (left, turns) = (deps.len(), jobs.get());
+    let state = State { ready, missing, left, turns, waiting: BTreeSet::new(), errors: vec![] };
     let shared = Shared { state: Mutex::new(state), changed: Condvar::new() };
     let work = || {
         loop {
@@ -178,8 +194,10 @@ pub fn run(deps: &[Vec<Id>], jobs: NonZeroUsize, run: impl Fn(Id, &Turn) -> Resu
                 }
             };
             drop(now);
-            let turn = Turn { shared: &shared, at: Cell::new(At::Before) };
-            let result = run(id, &turn);
+            let turn = Turn { shared: &shared, id, at: Cell::new(At::Before) };
+            // Others would wait for ever for an instance that broke off.
+            let result = catch_unwind(AssertUnwindSafe(|| run(id, &turn)));
+            let result = result.unwrap_or_else(|_| Err(Error::failed(BROKE_OFF).next("report what stands above")));
             let mut now = shared.lock();
             now.left -= 1;
             match result {
@@ -203,7 +221,7 @@ pub fn run(deps: &[Vec<Id>], jobs: NonZeroUsize, run: impl Fn(Id, &Turn) -> Resu
         }
     };
     std::thread::scope(|scope| {
-        for _ in 1..jobs.get().saturating_add(1).min(deps.len()) {
+        for _ in 1..jobs.get().saturating_add(AHEAD).min(deps.len()) {
             scope.spawn(work);
         }
         work();
@@ -253,6 +271,17 @@ mod tests {
             }
             seen.sort();
             assert_eq!(seen, [0, 1, 2, 3, 4]);
+        }
+    }
+
+    #[test]
+    fn one_that_breaks_off_is_an_error_and_nobody_waits_for_it() {
+        for n in [1, 4] {
+            let broke = run(&[vec![], vec![0], vec![]], jobs(n), |id, turn| {
+                turn.take()?;
+                if id == 0 { panic!("on purpose") } else { Ok(()) }
+            });
+            assert_eq!(broke.unwrap_err().what(), BROKE_OFF);
         }
     }
 
