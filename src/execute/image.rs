@@ -436,6 +436,7 @@ impl Build<'_> {
         let (info, packed) = written.map_err(|e| both.refused.take().unwrap_or(e))?;
         both.kept.finish(Blob { digest: info.digest, size: info.size })?;
         both.written.map_or(Ok(()), |written| written.finish(&info.digest))?;
+        self.store.sync_ahead();
         let document = serde_json::to_vec(&info).map_err(|e| Error::failed(e.to_string()))?;
         self.store.record_action(&action, &document)?;
         if !packed.is_empty() {

@@ -218,6 +218,8 @@ impl Build<'_> {
 
     /// The joint point: what it picked itself, and all that the image needs besides.
     fn close(&self, id: Id, mut picked: Selection, view: &Stack) -> Result<Selection> {
+        // All rules below have run.
+        self.store.sync_ahead();
         let joined = self.joined(id)?;
         let selections = joined.iter().map(|(_, digest, _)| self.read_selection(digest)).collect::<Result<Vec<_>>>()?;
         let layers: Vec<_> = joined

@@ -299,6 +299,8 @@ pub fn replace(to: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> 
 #[derive(Debug)]
 struct Replacing {
     parent: PathBuf,
+    /// The parent, opened before anything is written below it: syncfs(2) tells what went wrong since then.
+    folder: File,
     new: PathBuf,
     to: PathBuf,
     /// What is at `new` is no longer ours.
@@ -309,20 +311,20 @@ impl Replacing {
     fn begin(to: &Path) -> Result<Self> {
         let new = new_beside(to)?;
         let parent = new.parent().unwrap_or(Path::new(".")).to_path_buf();
+        let folder = File::open(&parent).map_err(|e| Error::io("open", &parent, e))?;
         make_folder(&new)?;
-        Ok(Self { parent, new, to: to.to_path_buf(), given: false })
+        Ok(Self { parent, folder, new, to: to.to_path_buf(), given: false })
     }
 
     /// In one step, when all is on the disk. `discard` removes what was there before, where anything was.
     fn finish(mut self, discard: impl FnOnce(PathBuf) -> Result<()>) -> Result<()> {
-        let folder = File::open(&self.parent).map_err(|e| Error::io("open", &self.parent, e))?;
-        file::sync_file_system(folder.as_fd()).map_err(|e| Error::io("syncfs", &self.parent, e))?;
+        file::sync_file_system(self.folder.as_fd()).map_err(|e| Error::io("syncfs", &self.parent, e))?;
         if !file::rename_new(&self.new, &self.to)? {
             file::exchange(&self.new, &self.to)?;
             self.given = true;
             discard(self.new.clone())?;
         }
-        folder.sync_all().map_err(|e| Error::io("fsync", &self.parent, e))
+        self.folder.sync_all().map_err(|e| Error::io("fsync", &self.parent, e))
     }
 }
 

@@ -48,6 +48,7 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use serde::{Deserialize, Serialize};
@@ -112,8 +113,11 @@ struct Inner {
     used: Mutex<BTreeSet<Digest>>,
     /// Made when the first scratch folder is.
     den: Mutex<Option<Arc<Den>>>,
-    /// Held for as long as the store is open.
-    _lock: File,
+    /// Is something being brought to the disk ahead of [`Store::sync`]?
+    ahead: Arc<AtomicBool>,
+    /// Held for as long as the store is open. Opened before anything is written, it is what syncfs(2) tells by whether
+    /// anything went wrong since, whoever heard of it meanwhile.
+    lock: File,
 }
 
 impl Drop for Inner {
@@ -195,7 +199,8 @@ impl Store {
             inputs: OnceLock::new(),
             used: Mutex::default(),
             den: Mutex::default(),
-            _lock: lock,
+            ahead: Arc::default(),
+            lock,
         };
         let store = Self(Arc::new(inner));
         store.forget_earlier_boots()?;
@@ -461,6 +466,21 @@ impl Store {
         done
     }
 
+    /// Begins to bring to the disk what was written so far, while other work goes on: [`Store::sync`], which does the
+    /// rest and tells what went wrong, then takes less time.
+    pub fn sync_ahead(&self) {
+        let ahead = self.0.ahead.clone();
+        if !ahead.swap(true, Ordering::Relaxed)
+            && let Ok(folder) = File::open(self.path())
+        {
+            // Without the thread all is left to the sync at the end.
+            let _ = std::thread::Builder::new().name("sync".into()).spawn(move || {
+                let _ = file::sync_file_system(folder.as_fd());
+                ahead.store(false, Ordering::Relaxed);
+            });
+        }
+    }
+
     /// Brings all results of this command to the disk.
     pub fn sync(&self) -> Result<()> {
         let unsynced = self.unsynced();
@@ -470,8 +490,7 @@ impl Store {
         if keys.is_empty() {
             return packed::add(self, synced);
         }
-        let folder = File::open(self.path()).map_err(|e| Error::io("open", self.path(), e))?;
-        file::sync_file_system(folder.as_fd()).map_err(|e| Error::io("syncfs", self.path(), e))?;
+        file::sync_file_system(self.0.lock.as_fd()).map_err(|e| Error::io("syncfs", self.path(), e))?;
         let actions = self.path().join("actions");
         for key in keys {
             let digest = key.to_str().and_then(|hex| Digest::from_hex(hex).ok());
@@ -587,8 +606,7 @@ impl Store {
     /// Keeps a builder under its tag.
     pub fn keep_builder(&self, builder: &Builder) -> Result<()> {
         let path = self.builder_path(&builder.tag)?;
-        let folder = File::open(self.path()).map_err(|e| Error::io("open", self.path(), e))?;
-        file::sync_file_system(folder.as_fd()).map_err(|e| Error::io("syncfs", self.path(), e))?;
+        file::sync_file_system(self.0.lock.as_fd()).map_err(|e| Error::io("syncfs", self.path(), e))?;
         let text = serde_json::to_vec_pretty(builder)
             .map_err(|e| Error::failed(format!("can't write {}: {e}", path.display())))?;
         self.replace(&path, &text)
