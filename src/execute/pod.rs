@@ -72,6 +72,7 @@ impl Build<'_> {
                     label: &self.graph.instances[*image].label,
                     version: spec.version.as_deref(),
                     user: built.user,
+                    starts: !spec.entrypoint.is_empty() || !spec.cmd.is_empty(),
                     layout: built.in_layout(String::new()),
                     tree,
                 },

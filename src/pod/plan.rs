@@ -25,6 +25,8 @@ pub struct Image<'a> {
     pub version: Option<&'a str>,
     /// Its user and group.
     pub user: (u32, u32),
+    /// Has it an entrypoint or a command?
+    pub starts: bool,
     /// Its documents and layers. The tag is given by the pod.
     pub layout: LayoutImage,
     /// All that it holds, base included, its layers merged.
@@ -272,6 +274,15 @@ impl Planning<'_> {
             ImageRef::Built(id) => (reference(&tags[id], self.image(*id)?.version), self.image(*id)?.layout.manifest.0),
             ImageRef::Registry(text) => (text.clone(), pinned(text)?),
         };
+        if let ImageRef::Built(id) = container.image
+            && container.command.is_empty()
+            && !self.image(id)?.starts
+        {
+            self.warnings.push(format!(
+                "container {:?} starts nothing: give it a command, or its image an entrypoint or a cmd",
+                container.name
+            ));
+        }
         let (user, group) = self.user(container)?;
         let mounts = container.mounts.iter().map(|m| self.mount(m, files)).collect::<Result<Vec<_>>>()?;
         let configured = mounts.iter().filter_map(|m| m.file.as_ref().map(|file| (file, m)));

@@ -110,8 +110,14 @@ impl Images {
 
     pub fn map(&self, manifest: (Digest, u64), blobs: &[Digest]) -> BTreeMap<Id, Image<'_>> {
         let layout = LayoutImage { tag: String::new(), name: None, manifest, blobs: blobs.to_vec() };
-        let image =
-            |label| Image { label, version: Some("2.1"), user: (0, 0), layout: layout.clone(), tree: &self.tree };
+        let image = |label| Image {
+            label,
+            version: Some("2.1"),
+            user: (0, 0),
+            starts: label.name() != "idle/build_image",
+            layout: layout.clone(),
+            tree: &self.tree,
+        };
         self.labels.iter().enumerate().map(|(at, label)| (at + 1, image(label))).collect()
     }
 }
@@ -134,6 +140,16 @@ fn planned_with(pod: &Pod, labels: &[&str]) -> Result<Plan> {
 
 fn planned(pod: &Pod) -> Result<Plan> {
     planned_with(pod, &["//app:web/build_image", "//db:redis/build_image"])
+}
+
+#[test]
+fn a_container_that_starts_nothing_is_told() {
+    let pod = Pod { containers: vec![container("idle", ImageRef::Built(1))], ..Pod::default() };
+    let warnings = planned_with(&pod, &["//app:idle/build_image"]).unwrap().warnings;
+    assert!(matches!(&*warnings, [one] if one.contains("\"idle\" starts nothing")), "{warnings:?}");
+    let given = Container { command: vec!["/bin/x".into()], ..container("idle", ImageRef::Built(1)) };
+    let pod = Pod { containers: vec![given], ..Pod::default() };
+    assert_eq!(planned_with(&pod, &["//app:idle/build_image"]).unwrap().warnings, [] as [String; 0]);
 }
 
 #[test]
