@@ -303,7 +303,7 @@ test "$(head -c 3 /dev/zero | od -An -tx1 | tr -d ' ')" = 000000
 test "$(head -c 8 /dev/urandom | wc -c)" = 8
 ! echo x 2>/dev/null >/dev/full
 ! (: </dev/tty) 2>/dev/null
-! test -e /proc/self
+! test -e /proc/1
 ! nc -w 1 127.0.0.1 1 </dev/null 2>/out; grep -q 'not supported' /out; rm /out
 chown 33 /etc/passwd; chown 0 /etc/passwd
 sleep 7654 & (setsid sleep 7654 &) ; true
@@ -318,6 +318,57 @@ rule("other/build", deps = ["//base:build"], user = "www-data", run = "true")
         assert!(!alive.succeeded(), "a process of the rule is alive: {alive}");
         let refused = in_a_closed_place(&workspace, "build --isolation chroot //app:other/build").failure(2);
         assert!(refused.stderr.contains("can't run a rule as user 33"), "{refused}");
+    }
+}
+
+/// Nothing is mounted there: init answers, with what is true of the rule, and with nothing else.
+#[test]
+fn what_builds_ask_of_proc_is_answered_in_a_changed_root_and_nothing_else_of_it() {
+    if !have(&["root", "setpriv"]) {
+        return;
+    }
+    const RULES: &str = r#"
+rule("asks/build", deps = ["//base:build"], run = """
+test -d /proc/self; test -r /proc/self/maps; test -h /proc/self/exe; test -e /proc/mounts
+test "$(readlink /proc/self/exe)" = /bin/busybox; test "$(readlink /proc/$$/exe)" = /bin/busybox
+sleep 1000 & other=$!; test "$(readlink /proc/$other/exe)" = /bin/busybox; kill $other
+test "$(readlink /proc/self/cwd)" = /workspace/app; test "$(cd /usr; readlink /proc/self/cwd)" = /usr
+sh -c 'test "$(cd /proc; exec readlink self)" -gt 0'
+grep -q ' /bin/busybox$' /proc/self/maps; grep -q 'stack' /proc/$$/maps
+grep -q '^Name:.grep' /proc/self/status; grep -q '^Name:.sh' /proc/$$/status
+test "$(cut -d ' ' -f 1 /proc/$$/stat)" = $$; test "$(cat /proc/self/cmdline | tr '\\0' ' ')" = 'cat /proc/self/cmdline '
+test "$(cat /proc/self/cgroup)" = 0::/
+grep -q ' / /proc rw,' /proc/self/mountinfo; grep -q '^proc /proc proc ' /proc/mounts
+(cd /proc; grep -q MemTotal meminfo; cd self; grep -q ' /bin/busybox$' maps; cd /; grep -q MemTotal proc/meminfo)
+test "$(cat /proc/sys/kernel/random/uuid)" != "$(cat /proc/sys/kernel/random/uuid)"
+# In another root it is that one's.
+mkdir -p /tmp/r/bin /tmp/r/lib; cp /bin/busybox /tmp/r/bin; test "$(chroot /tmp/r /bin/busybox readlink /proc/self/exe)" = /bin/busybox
+
+# Nothing of the machine is to be seen, and what isn't in the lists isn't there.
+! grep -F 'STORE' /proc/self/maps /proc/self/mountinfo /proc/self/mounts /proc/self/status /proc/self/cmdline
+test "$(cd /proc; find . -type f -size +0)" = ''
+for name in 1/cmdline 1/stat 1/maps OTHER/cmdline OTHER/status self/fd self/mem self/environ self/root self/ns kcore keys kallsyms cmdline; do
+    if cat /proc/$name 2>/dev/null || test -e /proc/$name; then echo "/proc/$name is there"; exit 1; fi
+done
+! readlink /proc/1/exe; ! readlink /proc/OTHER/exe; ! readlink /proc/OTHER/cwd; ! readlink /proc/self/root
+! (cd /proc/self/exe) 2>/dev/null; ! /proc/self/exe true 2>/dev/null
+# Another one of the machine's own can't be had by writing to what is answered.
+exec 3</proc/meminfo; ! (echo x >&3) 2>/dev/null
+""")
+rule("leaves/build", deps = ["//base:build"], run = """
+cat /proc/self/maps /proc/cpuinfo >/dev/null; mkdir -p /proc/x 2>/dev/null || true; rm -f /proc/meminfo 2>/dev/null || true; echo x >/made
+""")
+"#;
+    let clean = Workspace::tiny();
+    clean.file("app/build.star", RULES);
+    let expected = clean.run("build --json //app:leaves/build").success().json()[0]["digest"].clone();
+    for prefix in [&[][..], &["/usr/bin/setpriv", "--bounding-set=-mknod", "--inh-caps=-mknod"]] {
+        let workspace = Workspace::tiny_of(User::root()).behind(prefix);
+        let rules = RULES.replace("OTHER", &std::process::id().to_string());
+        workspace.file("app/build.star", rules.replace("STORE", &workspace.everything().display().to_string()));
+        in_a_closed_place(&workspace, "build --isolation chroot //app:asks/build").success();
+        let left = in_a_closed_place(&workspace, "build --json --isolation chroot //app:leaves/build").success();
+        assert_eq!(left.json()[0]["digest"], expected, "{prefix:?}: {left}");
     }
 }
 

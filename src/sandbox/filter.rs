@@ -40,6 +40,8 @@ pub(super) struct Open {
     pub network: bool,
     /// Init opens the devices that there is no node for.
     pub devices: bool,
+    /// There is no `/proc`: init answers what builds ask of it.
+    pub proc: bool,
 }
 
 /// The filter as a program; `mapped` is the only owner that there is.
@@ -55,8 +57,14 @@ pub(super) fn program(owners: Owners, mapped: (u32, u32), open: Open) -> Vec<lib
         rules.extend(without_effect());
     }
     rules.extend(owner_calls(owners, mapped.0, mapped.1));
-    if owners != Owners::MappedOnly && open.devices {
-        rules.extend(opens());
+    if owners != Owners::MappedOnly {
+        if open.devices {
+            rules.extend(opens(|_| When::Always));
+        }
+        if open.proc {
+            rules.extend(opens(|flags| When::Is(flags, NO_FILE_OF_PROC, 0)));
+            rules.extend(links());
+        }
     }
     if !matches!(owners, Owners::MappedOnly | Owners::RealAlone) {
         rules.extend(renames());
@@ -197,13 +205,25 @@ fn renames() -> Vec<Rule> {
     rules
 }
 
-/// Every open, since a filter can't read a path: init answers those of a device, and lets all
-/// others pass.
-fn opens() -> Vec<Rule> {
+/// Whoever asks for one of these means no file of `/proc`: it is made, written, or a folder.
+const NO_FILE_OF_PROC: u32 = (libc::O_ACCMODE | libc::O_CREAT | libc::O_DIRECTORY | libc::O_PATH) as u32;
+
+/// Opens with these flags, since a filter can't read a path: init answers those of its own, and lets all others pass.
+/// `when` is given the index of the flags; those of openat2 lie in memory.
+fn opens(when: fn(u8) -> When) -> Vec<Rule> {
     #[cfg(target_arch = "x86_64")]
-    let calls = [libc::SYS_open, libc::SYS_openat, libc::SYS_openat2];
+    let calls = [(libc::SYS_open, when(1)), (libc::SYS_openat, when(2)), (libc::SYS_openat2, When::Always)];
     #[cfg(not(target_arch = "x86_64"))]
-    let calls = [libc::SYS_openat, libc::SYS_openat2];
+    let calls = [(libc::SYS_openat, when(2)), (libc::SYS_openat2, When::Always)];
+    calls.map(|(call, when)| Rule { call, when, action: Action::Notify }).to_vec()
+}
+
+/// The same of every link that is read.
+fn links() -> Vec<Rule> {
+    #[cfg(target_arch = "x86_64")]
+    let calls = [libc::SYS_readlink, libc::SYS_readlinkat];
+    #[cfg(not(target_arch = "x86_64"))]
+    let calls = [libc::SYS_readlinkat];
     calls.map(|call| Rule { call, when: When::Always, action: Action::Notify }).to_vec()
 }
 
@@ -249,7 +269,7 @@ mod tests {
     #[test]
     fn a_filter_fits_the_kernels_limits() {
         for owners in [Owners::Recorded, Owners::Seen, Owners::Real, Owners::RealAlone, Owners::MappedOnly] {
-            for open in [Open::default(), Open { network: true, devices: true }] {
+            for open in [Open::default(), Open { network: true, devices: true, proc: true }] {
                 assert!(program(owners, (0, 0), open).len() < 4096);
             }
         }

@@ -99,6 +99,8 @@ pub enum Operation {
     },
     /// A device node of that name, or its opens are answered.
     Node(String),
+    /// What init answers of `/proc` is there to be looked at.
+    Answers,
     /// The folder becomes the root.
     Chroot,
     /// A folder of the snapshot becomes a mount of its own, so that it can't be removed or renamed.
@@ -170,6 +172,7 @@ impl fmt::Display for Operation {
             Self::Folders(tree) => write!(f, "take {} as it is, and mount nothing", tree.display()),
             Self::Copy { host, inside } => write!(f, "copy {} to {inside}", host.display()),
             Self::Node(name) => write!(f, "node /dev/{name}, or answer its opens"),
+            Self::Answers => write!(f, "answer what builds ask of /proc"),
             Self::Chroot => write!(f, "change the root"),
             Self::Own(inside) => write!(f, "make {inside} a mount of its own"),
             Self::Bind { host, inside, read_only } => {
@@ -324,6 +327,7 @@ fn without_namespaces(spec: &Spec) -> Result<Vec<Operation>> {
         link("/proc/self/fd", "/dev/fd"),
     ];
     plan.extend(DEVICES.map(|name| Operation::Node(name.into())));
+    plan.push(Operation::Answers);
     plan.extend(
         spec.mounts.iter().map(|bind| Operation::Copy { host: (&bind.host).into(), inside: bind.inside.clone() }),
     );
