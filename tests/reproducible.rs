@@ -79,16 +79,14 @@ fn the_examples_are_the_same_in_every_corner_of_snapshots_isolation_user_and_job
     }
 }
 
-/// The other example workspaces in chroot isolation, as far as it goes: the checks of the other images want the rights of their
-/// own users, or a socket.
+/// The other example workspaces in chroot isolation: their rules ask for `/proc`, and their checks are run as many a user.
 #[test]
 fn programs_and_languages_are_the_same_in_chroot_isolation() {
     if !have(&["root", "registries"]) {
         return;
     }
-    for (which, packages) in [("programs", &["redis", "curl", "git"][..]), ("languages", &["node", "python", "rust"])] {
-        let images: Vec<_> = examples::of(which).filter(|example| packages.contains(&example.package)).collect();
-        assert_eq!(images.len(), packages.len());
+    for which in ["programs", "languages"] {
+        let images: Vec<_> = examples::of(which).collect();
         let labels: String = images.iter().map(|image| format!(" //{}:{}", image.package, image.name)).collect();
         let first = Workspace::debian();
         first.copy(&examples::source().join(which), "");

@@ -68,6 +68,8 @@ pub(super) struct Answers {
     pub proc: bool,
     /// The `/proc` that init has open is that of a container around us, where threads have other numbers.
     pub outer_proc: bool,
+    /// Who the steps are, where that isn't root.
+    pub user: Option<(u32, u32)>,
 }
 
 /// A process, as a path says it.
@@ -255,7 +257,10 @@ impl Answers {
 
     /// Looks into a process as the kernel lets its own user.
     fn looking<T>(&self, look: impl FnOnce() -> nix::Result<T>) -> nix::Result<T> {
-        look()
+        match self.user {
+            Some(user) => process::with_files_of(user, look),
+            None => look(),
+        }
     }
 }
 

@@ -25,6 +25,8 @@ pub(super) enum Owners {
     Recorded,
     /// It answers what reads an owner, too.
     Seen,
+    /// The step is a user without capabilities: the kernel answers them, as init would.
+    Users,
     /// Subordinate IDs are mapped: the kernel answers them, but makes no device.
     Real,
     /// The same without a listener: no device can be had.
@@ -66,7 +68,7 @@ pub(super) fn program(owners: Owners, mapped: (u32, u32), open: Open) -> Vec<lib
             rules.extend(links());
         }
     }
-    if !matches!(owners, Owners::MappedOnly | Owners::RealAlone) {
+    if !matches!(owners, Owners::Users | Owners::MappedOnly | Owners::RealAlone) {
         rules.extend(renames());
     }
     if owners == Owners::Seen {
@@ -170,13 +172,13 @@ fn owner_calls(owners: Owners, uid: u32, gid: u32) -> Vec<Rule> {
 
     let action = match owners {
         Owners::Recorded | Owners::Seen | Owners::Real => Action::Notify,
-        Owners::MappedOnly | Owners::RealAlone => Action::Errno(libc::EINVAL),
+        Owners::Users | Owners::MappedOnly | Owners::RealAlone => Action::Errno(libc::EINVAL),
     };
     let mut rules = vec![];
     for (call, user) in chowns {
         match owners {
             Owners::Recorded | Owners::Seen => rules.push(Rule { call, when: When::Always, action }),
-            Owners::Real | Owners::RealAlone => {}
+            Owners::Users | Owners::Real | Owners::RealAlone => {}
             Owners::MappedOnly => {
                 rules.push(Rule { call, when: When::NotIn(user, vec![uid, u32::MAX]), action });
                 rules.push(Rule { call, when: When::NotIn(user + 1, vec![gid, u32::MAX]), action });
@@ -268,7 +270,8 @@ mod tests {
 
     #[test]
     fn a_filter_fits_the_kernels_limits() {
-        for owners in [Owners::Recorded, Owners::Seen, Owners::Real, Owners::RealAlone, Owners::MappedOnly] {
+        use Owners::{MappedOnly, Real, RealAlone, Recorded, Seen, Users};
+        for owners in [Recorded, Seen, Users, Real, RealAlone, MappedOnly] {
             for open in [Open::default(), Open { network: true, devices: true, proc: true }] {
                 assert!(program(owners, (0, 0), open).len() < 4096);
             }

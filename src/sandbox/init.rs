@@ -181,6 +181,7 @@ impl Room {
             }
             Operation::Copy { host, inside } => self.copy_of_host(host, inside),
             Operation::Node(name) => self.node(name),
+            Operation::User { uid, gid } => self.user(*uid, *gid),
             Operation::Answers => self.names_in_proc(),
             Operation::Chroot => process::change_root(self.root()?.as_fd()),
             Operation::Own(inside) => {
@@ -323,6 +324,20 @@ impl Room {
             file::symlink_at(b"answered", self.folder(folder, 0o555)?.as_fd(), name.as_bytes())?;
         }
         Ok(())
+    }
+
+    /// Where a container doesn't let us, or knows no such user, the steps are root without any capability: modes let that do
+    /// what the user may.
+    fn user(&mut self, uid: u32, gid: u32) -> Result<()> {
+        use caps::{CapSet, Capability};
+        // To give files to it, end it, and become it.
+        let needed = [Capability::CAP_CHOWN, Capability::CAP_KILL, Capability::CAP_SETGID, Capability::CAP_SETUID];
+        let may = needed.into_iter().all(|cap| caps::has_cap(None, CapSet::Effective, cap).unwrap_or(false));
+        if !may || process::take_real_ids(uid, gid).is_err() {
+            return Ok(());
+        }
+        self.answers.user = Some((uid, gid));
+        range::give_all(self.root()?.as_fd(), (uid, gid), &mut |_, _| Ok(()))
     }
 
     /// Opens what is at a path inside; `None`: nothing.
@@ -654,7 +669,8 @@ impl<'a> Watch<'a> {
 
     fn outputs(&self) -> step::Given<'_> {
         let (output, door) = (self.pipes.output, self.pipes.door.as_ref());
-        step::Given { output, terminal: self.terminal.as_deref(), door }
+        let user = self.owners.answers().user;
+        step::Given { output, terminal: self.terminal.as_deref(), door, user }
     }
 
     fn wait_for(&mut self, started: &step::Started) -> Result<End> {
