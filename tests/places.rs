@@ -338,6 +338,9 @@ test "$(cut -d ' ' -f 1 /proc/$$/stat)" = $$; test "$(cat /proc/self/cmdline | t
 test "$(cat /proc/self/cgroup)" = 0::/
 grep -q ' / /proc rw,' /proc/self/mountinfo; grep -q '^proc /proc proc ' /proc/mounts
 (cd /proc; grep -q MemTotal meminfo; cd self; grep -q ' /bin/busybox$' maps; cd /; grep -q MemTotal proc/meminfo)
+test "$(echo in | cat /dev/stdin)" = in; test "$(echo out >/dev/stdout)" = out; test "$( (echo err >/dev/stderr) 2>&1)" = err
+echo file >/tmp/f; exec 4</tmp/f 5>>/tmp/f; read x </dev/fd/4; test "$x" = file; echo more >>/proc/self/fd/5; echo new >/proc/self/fd/5
+test "$(cat /tmp/f)" = new; test "$(echo piped | sh -c 'exec 6<&0; cat /proc/self/fd/6')" = piped; exec 4<&- 5>&-
 test "$(cat /proc/sys/kernel/random/uuid)" != "$(cat /proc/sys/kernel/random/uuid)"
 # In another root it is that one's.
 mkdir -p /tmp/r/bin /tmp/r/lib; cp /bin/busybox /tmp/r/bin; test "$(chroot /tmp/r /bin/busybox readlink /proc/self/exe)" = /bin/busybox
@@ -346,11 +349,11 @@ mkdir -p /tmp/r/bin /tmp/r/lib; cp /bin/busybox /tmp/r/bin; test "$(chroot /tmp/
 no() { if "$@"; then echo "it can: $*"; exit 1; fi; }
 no grep -F 'STORE' /proc/self/maps /proc/self/mountinfo /proc/self/mounts /proc/self/status
 test "$(cd /proc; find . -type f -size +0)" = ''
-for name in 1/cmdline 1/stat 1/maps OTHER/cmdline OTHER/status self/fd self/mem self/environ self/root self/ns kcore keys kallsyms cmdline; do
+for name in 1/cmdline 1/stat 1/maps OTHER/cmdline OTHER/status self/fd self/mem self/environ self/root self/ns self/fd/7 kcore keys kallsyms cmdline; do
     if cat /proc/$name 2>/dev/null || test -e /proc/$name; then echo "/proc/$name is there"; exit 1; fi
 done
 no readlink /proc/1/exe; no readlink /proc/OTHER/exe; no readlink /proc/OTHER/cwd; no readlink /proc/self/root
-no ls /proc/self/exe/; no /proc/self/exe true
+no ls /proc/self/fd; no ls /proc/self/exe/; no /proc/self/exe true
 exec 3</proc/meminfo; no sh -c 'echo x >&3'
 """)
 rule("leaves/build", deps = ["//base:build"], run = """
@@ -384,7 +387,7 @@ alias b=/bin/busybox; no() { if "$@"; then echo "it can: $*"; exit 1; fi; }
 test "$(b id -u) $(b id -g) $(b id -G)" = '33 33 33'
 b cat /shown; no /bin/busybox cat /closed; echo x >/own/x; echo x >x; echo x >/tmp/x; test "$(b stat -c %u:%g /tmp/x /own)" = "$(echo 33:33; echo 33:33)"
 b chown 33:33 /tmp/x; no /bin/busybox chown 0 /tmp/x; no /bin/busybox mknod /tmp/null c 1 3
-echo n >/dev/null; test "$(b head -c 8 /dev/urandom | b wc -c)" = 8; no /bin/sh -c ': </dev/tty'
+echo n >/dev/null; test "$(b head -c 8 /dev/urandom | b wc -c)" = 8; no /bin/sh -c ': </dev/tty'; test "$(b echo in | b cat /dev/stdin)" = in; b chmod 400 /own/x; exec 4</own/x; no /bin/sh -c 'echo y >/dev/fd/4'
 test "$(b readlink /proc/self/exe)" = /bin/busybox; b grep -q ' /bin/busybox$' /proc/self/maps; test "$(b readlink /proc/self/cwd)" = /new
 b grep -q '^CapPrm:.0*$' /proc/self/status; no /bin/busybox readlink /proc/1/exe
 b sleep 7656 & (b setsid /bin/busybox sleep 7656 &); true

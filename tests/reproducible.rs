@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::common::examples;
 use crate::common::image::fingerprint;
@@ -92,7 +93,8 @@ fn programs_and_languages_are_the_same_in_chroot_isolation() {
         first.copy(&examples::source().join(which), "");
         first.run(&format!("fetch{labels} -o inputs")).success();
         let inputs = first.path("inputs").display().to_string();
-        let workspace = Workspace::empty(User::root());
+        let mut workspace = Workspace::empty(User::root());
+        workspace.limit = Duration::from_secs(900);
         workspace.copy(&examples::source().join(which), "").file("tapeout.lock", first.read("tapeout.lock"));
         workspace.run(&format!("--offline build --isolation chroot --jobs 1 --inputs {inputs}{labels}")).success();
         for image in images {

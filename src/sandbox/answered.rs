@@ -70,6 +70,8 @@ pub(super) struct Answers {
     pub outer_proc: bool,
     /// Who the steps are, where that isn't root.
     pub user: Option<(u32, u32)>,
+    /// The steps have no capability.
+    pub no_capabilities: bool,
 }
 
 /// A process, as a path says it.
@@ -128,6 +130,8 @@ pub(super) fn names() -> (impl Iterator<Item = String>, impl Iterator<Item = Str
 /// Something that is answered when it is opened.
 enum Known<'a> {
     Device(Option<&'a OwnedFd>),
+    /// What the caller has open, by its name below `/proc`.
+    Descriptor(String),
     Text(Meant, Caller),
 }
 
@@ -139,10 +143,7 @@ impl Answers {
         let device = self.devices.iter().find(|(name, _)| *name == path);
         let known = match device {
             Some((_, device)) => Some(Known::Device(device.as_ref())),
-            None => match self.meant(asked, folder, &path) {
-                Some((Meant::Link(..), _)) | None => None,
-                Some((meant, caller)) => Some(Known::Text(meant, caller)),
-            },
+            None => self.known(asked, folder, &path),
         };
         let Some(known) = known else { return Answer::Proceed };
         let flags = match how {
@@ -154,10 +155,11 @@ impl Answers {
             if flags & exclusive == exclusive {
                 return Err(Errno::EEXIST);
             }
-            if flags & libc::O_DIRECTORY != 0 {
+            if flags & libc::O_DIRECTORY != 0 && !matches!(known, Known::Descriptor(_)) {
                 return Err(Errno::ENOTDIR);
             }
             let opened = match &known {
+                Known::Descriptor(name) => self.looking(|| open_again(name, flags))?,
                 Known::Device(device) => open_device(device.ok_or(Errno::ENXIO)?, flags)?,
                 Known::Text(..) if flags & libc::O_ACCMODE != libc::O_RDONLY => return Err(Errno::EACCES),
                 Known::Text(meant, caller) => memory::file_of(&self.text(*meant, caller)?)?,
@@ -197,6 +199,20 @@ impl Answers {
         }
     }
 
+    /// What of `/proc` is opened.
+    fn known(&self, asked: &Notification, folder: i32, path: &[u8]) -> Option<Known<'_>> {
+        if self.proc && [b"/dev/".as_slice(), b"/proc/"].into_iter().any(|top| path.starts_with(top)) {
+            let caller = Caller::of(asked, self.outer_proc).ok()?;
+            if let Some(name) = caller.own_descriptor(path) {
+                return Some(Known::Descriptor(name));
+            }
+        }
+        match self.meant(asked, folder, path)? {
+            (Meant::Link(..), _) => None,
+            (meant, caller) => Some(Known::Text(meant, caller)),
+        }
+    }
+
     /// Which of the names a caller means, and the caller.
     fn meant(&self, asked: &Notification, folder: i32, path: &[u8]) -> Option<(Meant, Caller)> {
         if !self.proc || !may_be_meant(path) {
@@ -220,7 +236,11 @@ impl Answers {
                     "cgroup" => Ok(CGROUP.into()),
                     "mountinfo" => Ok(mountinfo().into()),
                     "mounts" => Ok(mounts().into()),
-                    _ => self.looking(|| proc::read_bytes(&format!("{number}/{name}"))),
+                    _ => {
+                        let text = self.looking(|| proc::read_bytes(&format!("{number}/{name}")))?;
+                        // It was none of somebody who got its number meanwhile.
+                        self.number(caller, whose).map(|_| text)
+                    }
                 }
             }
             Meant::Link(..) => Err(Errno::EINVAL),
@@ -232,14 +252,15 @@ impl Answers {
         if name.is_empty() {
             return Ok(number.to_string().into());
         }
-        self.looking(|| {
+        let link = self.looking(|| {
             // As our root has it, which is that of the snapshot.
             let (link, root) = (proc::link(&format!("{number}/{name}"))?, proc::link(&caller.own("root"))?);
             Ok(match link.strip_prefix(root.as_slice()) {
                 Some(below) if root != b"/" && below.starts_with(b"/") => below.to_vec(),
                 _ => link,
             })
-        })
+        })?;
+        self.number(caller, whose).map(|_| link)
     }
 
     /// The number of a process: of the caller, or of another one of the rule.
@@ -255,10 +276,11 @@ impl Answers {
         }
     }
 
-    /// Looks into a process as the kernel lets its own user.
+    /// Looks into a process, or opens what it has, as the kernel lets the step itself.
     fn looking<T>(&self, look: impl FnOnce() -> nix::Result<T>) -> nix::Result<T> {
         match self.user {
             Some(user) => process::with_files_of(user, look),
+            None if self.no_capabilities => process::without_capabilities(look),
             None => look(),
         }
     }
@@ -268,6 +290,15 @@ impl Answers {
 fn open_device(device: &OwnedFd, flags: i32) -> nix::Result<OwnedFd> {
     let wanted = OFlag::from_bits_truncate(flags & (libc::O_ACCMODE | libc::O_NONBLOCK | libc::O_APPEND));
     proc::open(&format!("self/fd/{}", device.as_raw_fd()), wanted)
+}
+
+/// What is open already, as the kernel opens it by its link. Init waits for nobody at the other end of a pipe.
+fn open_again(name: &str, flags: i32) -> nix::Result<OwnedFd> {
+    let kept = libc::O_ACCMODE | libc::O_APPEND | libc::O_TRUNC | libc::O_DIRECTORY;
+    let opened = proc::open(name, OFlag::from_bits_truncate(flags & kept) | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)?;
+    let wanted = OFlag::from_bits_truncate(flags & (libc::O_APPEND | libc::O_NONBLOCK));
+    nix::fcntl::fcntl(&opened, nix::fcntl::FcntlArg::F_SETFL(wanted))?;
+    Ok(opened)
 }
 
 fn mountinfo() -> String {

@@ -128,6 +128,12 @@ impl Caller {
         format!("{}/{name}", self.in_proc)
     }
 
+    /// The name below `/proc` of a descriptor of its own, if that is what a path is: `/dev/stdout`, `/proc/self/fd/3`.
+    pub fn own_descriptor(&self, path: &[u8]) -> Option<String> {
+        let (link, rest) = own_link(path, self.in_proc)?;
+        (rest.is_empty() && link.starts_with("fd/")).then(|| self.own(&link))
+    }
+
     /// A descriptor of its own.
     fn descriptor(&self, number: i32) -> nix::Result<OwnedFd> {
         if number < 0 {

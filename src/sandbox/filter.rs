@@ -207,8 +207,8 @@ fn renames() -> Vec<Rule> {
     rules
 }
 
-/// Whoever asks for one of these means no file of `/proc`: it is made, written, or a folder.
-const NO_FILE_OF_PROC: u32 = (libc::O_ACCMODE | libc::O_CREAT | libc::O_DIRECTORY | libc::O_PATH) as u32;
+/// Whoever asks for one of these means no file of `/proc`: it is made, a folder, or only named.
+const NO_FILE_OF_PROC: u32 = (libc::O_EXCL | libc::O_DIRECTORY | libc::O_PATH) as u32;
 
 /// Opens with these flags, since a filter can't read a path: init answers those of its own, and lets all others pass.
 /// `when` is given the index of the flags; those of openat2 lie in memory.

@@ -97,6 +97,7 @@ impl Owners {
             mounts.push(mount::place(place.as_fd()).map_err(|errno| Error::io("statx", inside, errno))?.mount);
         }
         let own = nix::unistd::getpid().to_string();
+        answers.no_capabilities = order.no_capabilities;
         answers.outer_proc = proc::link("self").is_ok_and(|number| number != own.as_bytes());
         let namespace = proc::link(MOUNT_NAMESPACE).map_err(|errno| Error::io("readlink", MOUNT_NAMESPACE, errno))?;
         let seen = match &order.seen {

@@ -333,6 +333,9 @@ fn without_namespaces(spec: &Spec) -> Result<Vec<Operation>> {
         folder("/sys", 0o755),
         folder("/dev/shm", 0o1777),
         link("/proc/self/fd", "/dev/fd"),
+        link("/proc/self/fd/0", "/dev/stdin"),
+        link("/proc/self/fd/1", "/dev/stdout"),
+        link("/proc/self/fd/2", "/dev/stderr"),
     ];
     plan.extend(DEVICES.map(|name| Operation::Node(name.into())));
     plan.push(Operation::Answers);
