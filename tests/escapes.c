@@ -354,6 +354,18 @@ static int read_the_command_line_of_the_host(void) {
     return 0;
 }
 
+static int leave_by_a_file_of_proc(void) {
+    const char *names[] = {"self/maps", "self/status", "self/mountinfo", "meminfo"};
+    char path[64];
+    for (int i = 0; i < 4; i++) {
+        snprintf(path, sizeof path, "/proc/%s", names[i]);
+        int fd = open(path, O_RDONLY);
+        if (fd < 0) continue;
+        if (fchdir(fd) == 0 || openat(fd, "..", O_PATH) >= 0 || openat(fd, "../1/root", O_PATH) >= 0 || openat(fd, ".", O_PATH) >= 0) return 1;
+    }
+    return 0;
+}
+
 static int change_owners_through_init(void) {
     char path[8192];
     snprintf(path, sizeof path, "/proc/1/root%s", secret);
@@ -369,6 +381,33 @@ static void *flip(void *unused) {
         memcpy(raced, "/opt/race/file", 14);
     }
     return NULL;
+}
+static char answered[64], elsewhere[64];
+static void *flip_between_processes(void *unused) {
+    (void)unused;
+    while (racing) {
+        memcpy(answered, elsewhere, sizeof answered);
+        strcpy(answered, "/proc/self/cmdline");
+    }
+    return NULL;
+}
+static int change_a_path_of_proc_while_init_reads_it(void) {
+    pthread_t other;
+    snprintf(elsewhere, sizeof elsewhere, "/proc/%s/environ", host_pid);
+    strcpy(answered, "/proc/self/cmdline");
+    pthread_create(&other, NULL, flip_between_processes, NULL);
+    int told = 0;
+    for (int i = 0; i < 3000 && !told; i++) {
+        static char text[1 << 16];
+        int fd = open(answered, O_RDONLY);
+        ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
+        // The mark is in our own command line as well.
+        told = n > 0 && memmem(text, n, "SECRET_OF_THE_CALLER", 20) != NULL;
+        if (fd >= 0) close(fd);
+    }
+    racing = 0;
+    pthread_join(other, NULL);
+    return told;
 }
 // What comes of it is looked at from the host.
 static int change_an_argument_while_init_reads_it(void) {
@@ -447,7 +486,8 @@ static const struct { const char *name; int (*attempt)(void); } attempts[] = {
     TRY(read_the_keys_of_the_machine), TRY(read_the_timers_and_the_hardware), TRY(read_how_the_machine_was_started),
     TRY(write_to_sys), TRY(change_the_mode_of_a_device_of_the_host), TRY(rename_the_machine),
     TRY(read_host_paths_among_the_mounts), TRY(read_control_groups_of_the_host), TRY(read_the_environment_of_the_host),
-    TRY(read_the_command_line_of_the_host), TRY(change_owners_through_init), TRY(change_an_argument_while_init_reads_it),
+    TRY(read_the_command_line_of_the_host), TRY(leave_by_a_file_of_proc), TRY(change_a_path_of_proc_while_init_reads_it),
+    TRY(change_owners_through_init), TRY(change_an_argument_while_init_reads_it),
     TRY(outlive_the_build),
 };
 

@@ -109,38 +109,69 @@ exec /tmp/escapes '{}' '{mark}' {port} {} '{}' '{mark}'
 }
 
 /// In a changed root init has no more capabilities than the rule where the container has none that the rule loses: that it
-/// can't be dumped is then all that keeps a rule out of it.
+/// can't be dumped is then all that keeps a rule out of it. And what init answers of `/proc` there tells of the rule alone.
 #[test]
-fn nobody_looks_into_the_init_of_a_changed_root() {
+fn nobody_looks_into_the_init_of_a_changed_root_nor_past_the_rule_by_what_it_answers() {
     if !have(&["root", "setpriv", "gcc"]) {
         return;
     }
     const KEPT: &str = "-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+setfcap,+net_bind_service,\
                         +sys_chroot";
     let prefix = ["/usr/bin/setpriv", &format!("--bounding-set={KEPT}"), "--inh-caps=-all"];
-    let workspace = Workspace::tiny_of(User::root()).behind(&prefix);
+    let mark = format!("mark-chroot-{}", std::process::id());
+    let workspace = Workspace::tiny_of(User::root()).env("SECRET_OF_THE_CALLER", &mark).behind(&prefix);
+    let secret = workspace.everything().join("secret");
+    fs::write(&secret, SECRET).expect("write");
+    let mut other = workspace.command(Path::new("/bin/busybox"), &["sleep", "1000"]).spawn().expect("sleep");
     workspace.file("try/escapes", fs::read(program()).expect("read"));
     let attempts = [
+        "read_a_host_file_by_its_path",
+        "read_a_host_file_above_the_root",
+        "read_a_host_file_through_the_root_of_init",
+        "read_a_host_file_through_the_folder_of_init",
+        "read_a_host_file_through_another_process",
+        "open_a_descriptor_of_init",
         "take_a_descriptor_of_init",
         "trace_init",
+        "read_the_memory_of_init",
         "read_the_memory_of_init_by_a_call",
         "write_the_memory_of_init_by_a_call",
+        "read_where_the_memory_of_init_is",
+        "read_the_environment_of_init",
+        "read_the_executable_of_init",
+        "enter_the_namespaces_of_init",
+        "see_a_process_of_the_host",
+        "read_the_memory_of_the_kernel",
+        "read_the_keys_of_the_machine",
+        "read_how_the_machine_was_started",
+        "read_host_paths_among_the_mounts",
+        "read_control_groups_of_the_host",
+        "read_the_environment_of_the_host",
+        "read_the_command_line_of_the_host",
+        "leave_by_a_file_of_proc",
+        "change_a_path_of_proc_while_init_reads_it",
     ];
     workspace.file(
         "try/build.star",
         format!(
             r#"rule("build", deps = ["//base:build"], sources = ["escapes"], run = """
 cp escapes /tmp/escapes; chmod 0755 /tmp/escapes
-exec /tmp/escapes /none none 1 1 /none none {}
+exec /tmp/escapes '{}' none 1 {} '{}' '{mark}' {}
 """)
 "#,
+            secret.display(),
+            other.id(),
+            workspace.store().display(),
             attempts.join(" "),
         ),
     );
-    let built = workspace.run("build --isolation chroot //try:build").success();
+    let built = workspace.run("build --isolation chroot //try:build");
     let log = workspace.run("log //try:build").success();
+    let _ = other.kill();
+    let _ = other.wait();
     let refused: Vec<_> = log.stdout.lines().filter_map(|line| line.strip_prefix("refused ")).collect();
     assert_eq!(refused, attempts, "{built}{log}");
+    built.success();
 }
 
 const PLANTED: &str = r#"

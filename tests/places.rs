@@ -301,10 +301,8 @@ rule("devices/build", deps = ["//base:build"], run = """
 echo gone >/dev/null; test -z "$(cat /dev/null)"
 test "$(head -c 3 /dev/zero | od -An -tx1 | tr -d ' ')" = 000000
 test "$(head -c 8 /dev/urandom | wc -c)" = 8
-! echo x 2>/dev/null >/dev/full
-! (: </dev/tty) 2>/dev/null
-! test -e /proc/self
-! nc -w 1 127.0.0.1 1 </dev/null 2>/out; grep -q 'not supported' /out; rm /out
+if echo x 2>/dev/null >/dev/full || (: </dev/tty) 2>/dev/null || test -e /proc/1; then exit 1; fi
+nc -w 1 127.0.0.1 1 </dev/null 2>/out || true; grep -q 'not supported' /out; rm /out
 chown 33 /etc/passwd; chown 0 /etc/passwd
 sleep 7654 & (setsid sleep 7654 &) ; true
 """)
@@ -319,6 +317,102 @@ rule("other/build", deps = ["//base:build"], user = "www-data", run = "true")
         let refused = in_a_closed_place(&workspace, "build --isolation chroot //app:other/build").failure(2);
         assert!(refused.stderr.contains("can't run a rule as user 33"), "{refused}");
     }
+}
+
+/// Nothing is mounted there: init answers, with what is true of the rule, and with nothing else.
+#[test]
+fn what_builds_ask_of_proc_is_answered_in_a_changed_root_and_nothing_else_of_it() {
+    if !have(&["root", "setpriv"]) {
+        return;
+    }
+    const RULES: &str = r#"
+rule("asks/build", deps = ["//base:build"], run = """
+test -d /proc/self; test -r /proc/self/maps; test -h /proc/self/exe; test -e /proc/mounts
+test "$(readlink /proc/self/exe)" = /bin/busybox; test "$(readlink /proc/$$/exe)" = /bin/busybox
+sleep 1000 & other=$!; test "$(readlink /proc/$other/exe)" = /bin/busybox; kill $other
+test "$(readlink /proc/self/cwd)" = /workspace/app; test "$(cd /usr; readlink /proc/self/cwd)" = /usr
+sh -c 'test "$(cd /proc; exec readlink self)" -gt 0'
+grep -q ' /bin/busybox$' /proc/self/maps; grep -q 'stack' /proc/$$/maps
+grep -q '^Name:.grep' /proc/self/status; grep -q '^Name:.sh' /proc/$$/status
+test "$(cut -d ' ' -f 1 /proc/$$/stat)" = $$; test "$(cat /proc/self/cmdline | tr '\\0' ' ')" = 'cat /proc/self/cmdline '
+test "$(cat /proc/self/cgroup)" = 0::/
+grep -q ' / /proc rw,' /proc/self/mountinfo; grep -q '^proc /proc proc ' /proc/mounts
+(cd /proc; grep -q MemTotal meminfo; cd self; grep -q ' /bin/busybox$' maps; cd /; grep -q MemTotal proc/meminfo)
+test "$(echo in | cat /dev/stdin)" = in; test "$(echo out >/dev/stdout)" = out; test "$( (echo err >/dev/stderr) 2>&1)" = err
+echo file >/tmp/f; exec 4</tmp/f 5>>/tmp/f; read x </dev/fd/4; test "$x" = file; echo more >>/proc/self/fd/5; echo new >/proc/self/fd/5
+test "$(cat /tmp/f)" = new; test "$(echo piped | sh -c 'exec 6<&0; cat /proc/self/fd/6')" = piped; exec 4<&- 5>&-
+test "$(cat /proc/sys/kernel/random/uuid)" != "$(cat /proc/sys/kernel/random/uuid)"
+# In another root it is that one's.
+mkdir -p /tmp/r/bin /tmp/r/lib; cp /bin/busybox /tmp/r/bin; test "$(chroot /tmp/r /bin/busybox readlink /proc/self/exe)" = /bin/busybox
+
+# Nothing of the machine is to be seen, and what isn't in the lists isn't there.
+no() { if "$@"; then echo "it can: $*"; exit 1; fi; }
+no grep -F 'STORE' /proc/self/maps /proc/self/mountinfo /proc/self/mounts /proc/self/status
+test "$(cd /proc; find . -type f -size +0)" = ''
+for name in 1/cmdline 1/stat 1/maps OTHER/cmdline OTHER/status self/fd self/mem self/environ self/root self/ns self/fd/7 kcore keys kallsyms cmdline; do
+    if cat /proc/$name 2>/dev/null || test -e /proc/$name; then echo "/proc/$name is there"; exit 1; fi
+done
+no readlink /proc/1/exe; no readlink /proc/OTHER/exe; no readlink /proc/OTHER/cwd; no readlink /proc/self/root
+no ls /proc/self/fd; no ls /proc/self/exe/; no /proc/self/exe true
+exec 3</proc/meminfo; no sh -c 'echo x >&3'
+""")
+rule("leaves/build", deps = ["//base:build"], run = """
+cat /proc/self/maps /proc/cpuinfo >/dev/null; mkdir -p /proc/x 2>/dev/null || true; rm -f /proc/meminfo 2>/dev/null || true; echo x >/made
+""")
+"#;
+    let clean = Workspace::tiny();
+    clean.file("app/build.star", RULES);
+    let expected = clean.run("build --json //app:leaves/build").success().json()[0]["digest"].clone();
+    for prefix in [&[][..], &["/usr/bin/setpriv", "--bounding-set=-mknod", "--inh-caps=-mknod"]] {
+        let workspace = Workspace::tiny_of(User::root()).behind(prefix);
+        let rules = RULES.replace("OTHER", &std::process::id().to_string());
+        workspace.file("app/build.star", rules.replace("STORE", &workspace.everything().display().to_string()));
+        in_a_closed_place(&workspace, "build --isolation chroot //app:asks/build").success();
+        let left = in_a_closed_place(&workspace, "build --json --isolation chroot //app:leaves/build").success();
+        assert_eq!(left.json()[0]["digest"], expected, "{prefix:?}: {left}");
+    }
+}
+
+/// There is no user namespace to make root look like the user: the check is the user, wherever the container lets it be.
+#[test]
+fn the_check_of_an_image_is_its_user_in_a_changed_root() {
+    if !have(&["root", "setpriv"]) {
+        return;
+    }
+    const RULES: &str = r#"
+rule("made", deps = ["//base:build"], run = "echo s >/closed; chmod 600 /closed; echo r >/shown; mkdir /own; chown 33:33 /own")
+tapeout("tapeout", deps = [":made"], include = ["/closed", "/shown", "/own"], paths = ["/bin/busybox", "/bin/sh"], libraries = False)
+image("strict", deps = [":tapeout"], user = "www-data", working_dir = "/new", check = """
+alias b=/bin/busybox; no() { if "$@"; then echo "it can: $*"; exit 1; fi; }
+test "$(b id -u) $(b id -g) $(b id -G)" = '33 33 33'
+b cat /shown; no /bin/busybox cat /closed; echo x >/own/x; echo x >x; echo x >/tmp/x; test "$(b stat -c %u:%g /tmp/x /own)" = "$(echo 33:33; echo 33:33)"
+b chown 33:33 /tmp/x; no /bin/busybox chown 0 /tmp/x; no /bin/busybox mknod /tmp/null c 1 3
+echo n >/dev/null; test "$(b head -c 8 /dev/urandom | b wc -c)" = 8; no /bin/sh -c ': </dev/tty'; test "$(b echo in | b cat /dev/stdin)" = in; b chmod 400 /own/x; exec 4</own/x; no /bin/sh -c 'echo y >/dev/fd/4'
+test "$(b readlink /proc/self/exe)" = /bin/busybox; b grep -q ' /bin/busybox$' /proc/self/maps; test "$(b readlink /proc/self/cwd)" = /new
+b grep -q '^CapPrm:.0*$' /proc/self/status; no /bin/busybox readlink /proc/1/exe
+b sleep 7656 & (b setsid /bin/busybox sleep 7656 &); true
+""")
+image("lax", deps = [":tapeout"], user = "www-data", check = "/bin/busybox cat /shown; if /bin/busybox cat /closed; then exit 1; fi; echo x >/own/x")
+"#;
+    let images = ["strict", "lax"];
+    let built = |workspace: &Workspace, way: &str| {
+        workspace.file("app/build.star", RULES);
+        let build = format!("build {way} //app:strict //app:lax");
+        if way.is_empty() { workspace.run(&build) } else { in_a_closed_place(workspace, &build) }.success();
+        images.map(|image| Layout::open(&workspace.output(&format!("app/{image}/build_image"))).only().digest)
+    };
+    let expected = built(&Workspace::tiny(), "");
+    for prefix in [&[][..], &["/usr/bin/setpriv", "--bounding-set=-mknod", "--inh-caps=-mknod"]] {
+        let workspace = Workspace::tiny_of(User::root()).behind(prefix);
+        assert_eq!(built(&workspace, "--isolation chroot"), expected, "{prefix:?}");
+        let alive = workspace.tool("pgrep", &["-f", "sleep 7656$"]);
+        assert!(!alive.succeeded(), "a process of the check is alive: {alive}");
+    }
+    // Where it may not become somebody else, it is root without any capability.
+    let drop = ["/usr/bin/setpriv", "--bounding-set=-setuid", "--inh-caps=-setuid"];
+    let workspace = Workspace::tiny_of(User::root()).behind(&drop);
+    workspace.file("app/build.star", RULES);
+    in_a_closed_place(&workspace, "build --isolation chroot //app:lax").success();
 }
 
 /// Who has the network asks the machine's name servers, whatever stands at the place of their file; what shows them is in

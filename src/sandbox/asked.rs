@@ -19,9 +19,21 @@ pub(super) enum Asked {
     Own { target: Target, uid: u32, gid: u32 },
     Device { folder: i32, path: u64, mode: u32, device: u64 },
     Rename { old: (i32, u64), new: (i32, u64), flags: u32 },
-    Open { path: u64, how: How },
+    Open { at: (i32, u64), how: How },
+    ReadLink { at: (i32, u64), into: (u64, usize) },
     Stat { target: Target, into: u64 },
     Statx { target: Target, mask: u32, into: u64 },
+}
+
+/// What a caller is told.
+pub(super) enum Answer {
+    Done(nix::Result<()>),
+    /// So many bytes are in its memory.
+    Length(usize),
+    /// The kernel does it.
+    Proceed,
+    /// It has its answer already.
+    Given,
 }
 
 /// How something is to be opened.
@@ -59,9 +71,12 @@ pub(super) fn understand(n: &Notification) -> Option<Asked> {
         libc::SYS_renameat => Asked::Rename { old: (a[0] as i32, a[1]), new: (a[2] as i32, a[3]), flags: 0 },
         libc::SYS_renameat2 => Asked::Rename { old: (a[0] as i32, a[1]), new: (a[2] as i32, a[3]), flags: a[4] as u32 },
         #[cfg(target_arch = "x86_64")]
-        libc::SYS_open => Asked::Open { path: a[0], how: How::Flags(a[1] as i32) },
-        libc::SYS_openat => Asked::Open { path: a[1], how: How::Flags(a[2] as i32) },
-        libc::SYS_openat2 => Asked::Open { path: a[1], how: How::At(a[2]) },
+        libc::SYS_open => Asked::Open { at: (here, a[0]), how: How::Flags(a[1] as i32) },
+        libc::SYS_openat => Asked::Open { at: (a[0] as i32, a[1]), how: How::Flags(a[2] as i32) },
+        libc::SYS_openat2 => Asked::Open { at: (a[0] as i32, a[1]), how: How::At(a[2]) },
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_readlink => Asked::ReadLink { at: (here, a[0]), into: (a[1], a[2] as usize) },
+        libc::SYS_readlinkat => Asked::ReadLink { at: (a[0] as i32, a[1]), into: (a[2], a[3] as usize) },
         #[cfg(target_arch = "x86_64")]
         libc::SYS_stat => Asked::Stat { target: path(here, a[0], 0), into: a[1] },
         #[cfg(target_arch = "x86_64")]
@@ -113,6 +128,12 @@ impl Caller {
         format!("{}/{name}", self.in_proc)
     }
 
+    /// The name below `/proc` of a descriptor of its own, if that is what a path is: `/dev/stdout`, `/proc/self/fd/3`.
+    pub fn own_descriptor(&self, path: &[u8]) -> Option<String> {
+        let (link, rest) = own_link(path, self.in_proc)?;
+        (rest.is_empty() && link.starts_with("fd/")).then(|| self.own(&link))
+    }
+
     /// A descriptor of its own.
     fn descriptor(&self, number: i32) -> nix::Result<OwnedFd> {
         if number < 0 {
@@ -123,7 +144,7 @@ impl Caller {
     }
 
     /// Where a relative path starts.
-    fn start(&self, folder: i32) -> nix::Result<OwnedFd> {
+    pub fn start(&self, folder: i32) -> nix::Result<OwnedFd> {
         if folder == libc::AT_FDCWD { self.follow(&self.own("cwd")) } else { self.descriptor(folder) }
     }
 

@@ -25,6 +25,8 @@ pub(super) enum Owners {
     Recorded,
     /// It answers what reads an owner, too.
     Seen,
+    /// The step is a user without capabilities: the kernel answers them, as init would.
+    Users,
     /// Subordinate IDs are mapped: the kernel answers them, but makes no device.
     Real,
     /// The same without a listener: no device can be had.
@@ -40,6 +42,8 @@ pub(super) struct Open {
     pub network: bool,
     /// Init opens the devices that there is no node for.
     pub devices: bool,
+    /// There is no `/proc`: init answers what builds ask of it.
+    pub proc: bool,
 }
 
 /// The filter as a program; `mapped` is the only owner that there is.
@@ -55,10 +59,16 @@ pub(super) fn program(owners: Owners, mapped: (u32, u32), open: Open) -> Vec<lib
         rules.extend(without_effect());
     }
     rules.extend(owner_calls(owners, mapped.0, mapped.1));
-    if owners != Owners::MappedOnly && open.devices {
-        rules.extend(opens());
+    if owners != Owners::MappedOnly {
+        if open.devices {
+            rules.extend(opens(|_| When::Always));
+        }
+        if open.proc {
+            rules.extend(opens(|flags| When::Is(flags, NO_FILE_OF_PROC, 0)));
+            rules.extend(links());
+        }
     }
-    if !matches!(owners, Owners::MappedOnly | Owners::RealAlone) {
+    if !matches!(owners, Owners::Users | Owners::MappedOnly | Owners::RealAlone) {
         rules.extend(renames());
     }
     if owners == Owners::Seen {
@@ -162,13 +172,13 @@ fn owner_calls(owners: Owners, uid: u32, gid: u32) -> Vec<Rule> {
 
     let action = match owners {
         Owners::Recorded | Owners::Seen | Owners::Real => Action::Notify,
-        Owners::MappedOnly | Owners::RealAlone => Action::Errno(libc::EINVAL),
+        Owners::Users | Owners::MappedOnly | Owners::RealAlone => Action::Errno(libc::EINVAL),
     };
     let mut rules = vec![];
     for (call, user) in chowns {
         match owners {
             Owners::Recorded | Owners::Seen => rules.push(Rule { call, when: When::Always, action }),
-            Owners::Real | Owners::RealAlone => {}
+            Owners::Users | Owners::Real | Owners::RealAlone => {}
             Owners::MappedOnly => {
                 rules.push(Rule { call, when: When::NotIn(user, vec![uid, u32::MAX]), action });
                 rules.push(Rule { call, when: When::NotIn(user + 1, vec![gid, u32::MAX]), action });
@@ -197,13 +207,25 @@ fn renames() -> Vec<Rule> {
     rules
 }
 
-/// Every open, since a filter can't read a path: init answers those of a device, and lets all
-/// others pass.
-fn opens() -> Vec<Rule> {
+/// Whoever asks for one of these means no file of `/proc`: it is made, a folder, or only named.
+const NO_FILE_OF_PROC: u32 = (libc::O_EXCL | libc::O_DIRECTORY | libc::O_PATH) as u32;
+
+/// Opens with these flags, since a filter can't read a path: init answers those of its own, and lets all others pass.
+/// `when` is given the index of the flags; those of openat2 lie in memory.
+fn opens(when: fn(u8) -> When) -> Vec<Rule> {
     #[cfg(target_arch = "x86_64")]
-    let calls = [libc::SYS_open, libc::SYS_openat, libc::SYS_openat2];
+    let calls = [(libc::SYS_open, when(1)), (libc::SYS_openat, when(2)), (libc::SYS_openat2, When::Always)];
     #[cfg(not(target_arch = "x86_64"))]
-    let calls = [libc::SYS_openat, libc::SYS_openat2];
+    let calls = [(libc::SYS_openat, when(2)), (libc::SYS_openat2, When::Always)];
+    calls.map(|(call, when)| Rule { call, when, action: Action::Notify }).to_vec()
+}
+
+/// The same of every link that is read.
+fn links() -> Vec<Rule> {
+    #[cfg(target_arch = "x86_64")]
+    let calls = [libc::SYS_readlink, libc::SYS_readlinkat];
+    #[cfg(not(target_arch = "x86_64"))]
+    let calls = [libc::SYS_readlinkat];
     calls.map(|call| Rule { call, when: When::Always, action: Action::Notify }).to_vec()
 }
 
@@ -248,8 +270,9 @@ mod tests {
 
     #[test]
     fn a_filter_fits_the_kernels_limits() {
-        for owners in [Owners::Recorded, Owners::Seen, Owners::Real, Owners::RealAlone, Owners::MappedOnly] {
-            for open in [Open::default(), Open { network: true, devices: true }] {
+        use Owners::{MappedOnly, Real, RealAlone, Recorded, Seen, Users};
+        for owners in [Recorded, Seen, Users, Real, RealAlone, MappedOnly] {
+            for open in [Open::default(), Open { network: true, devices: true, proc: true }] {
                 assert!(program(owners, (0, 0), open).len() < 4096);
             }
         }

@@ -19,8 +19,9 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
+use crate::sandbox::answered::{self, Answers};
 use crate::sandbox::filter::Open;
-use crate::sandbox::owner::{Devices, Owners};
+use crate::sandbox::owner::Owners;
 use crate::sandbox::plan::{HostPath, Operation, Order, Reply, SECRETS};
 use crate::sandbox::spec::{Hit, Outcome, Standard, Status};
 use crate::sandbox::start::{self, ROLE, not_a_folder};
@@ -112,8 +113,7 @@ fn serve(newborn: &mut Newborn, pipes: &Pipes<'_>, standard: Vec<OwnedFd>) -> Re
         range::give_owners(known)?;
     }
     let upper = room.upper.take().ok_or_else(|| Error::failed("the plan has no snapshot"))?;
-    let devices = std::mem::take(&mut room.devices);
-    let owners = Owners::new(upper, &order, devices)?;
+    let owners = Owners::new(upper, &order, std::mem::take(&mut room.answers))?;
     start::wait_for_go(control)?;
     let watch = Watch::new(pipes, &order, owners, weakened, terminal)?;
     let outcome = watch.run();
@@ -146,8 +146,7 @@ fn null() -> Result<File> {
 struct Room {
     root: Option<OwnedFd>,
     upper: Option<OwnedFd>,
-    /// Those for which there is no node: names, and the device of the machine.
-    devices: Devices,
+    answers: Answers,
     weakened: Vec<String>,
 }
 
@@ -182,6 +181,8 @@ impl Room {
             }
             Operation::Copy { host, inside } => self.copy_of_host(host, inside),
             Operation::Node(name) => self.node(name),
+            Operation::User { uid, gid } => self.user(*uid, *gid),
+            Operation::Answers => self.names_in_proc(),
             Operation::Chroot => process::change_root(self.root()?.as_fd()),
             Operation::Own(inside) => {
                 let copy = self.copy(inside)?;
@@ -298,8 +299,45 @@ impl Room {
         let opened =
             (name != "tty").then(|| File::options().read(true).write(true).open(&host).or_else(|_| File::open(&host)));
         let opened = opened.transpose().map_err(|e| Error::io("open", &host, e))?;
-        self.devices.push((host.into_bytes(), opened.map(OwnedFd::from)));
+        self.answers.devices.push((host.into_bytes(), opened.map(OwnedFd::from)));
         Ok(())
+    }
+
+    /// One empty file under all names of files, and links that lead nowhere, since the kernel would follow them.
+    fn names_in_proc(&mut self) -> Result<()> {
+        self.answers.proc = true;
+        let (files, links) = answered::names();
+        let mut first: Option<(OwnedFd, Vec<u8>)> = None;
+        for path in files {
+            let (folder, name) = split(&path);
+            let (folder, name) = (self.folder(folder, 0o555)?, name.as_bytes());
+            match &first {
+                Some((from, old)) => file::link_at(from.as_fd(), old, folder.as_fd(), name)?,
+                None => {
+                    drop(file::create_file_at(folder.as_fd(), name, 0o444)?);
+                    first = Some((folder, name.to_vec()));
+                }
+            }
+        }
+        for path in links {
+            let (folder, name) = split(&path);
+            file::symlink_at(b"answered", self.folder(folder, 0o555)?.as_fd(), name.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Where a container doesn't let us, or knows no such user, the steps are root without any capability: modes let that do
+    /// what the user may.
+    fn user(&mut self, uid: u32, gid: u32) -> Result<()> {
+        use caps::{CapSet, Capability};
+        // To give files to it, end it, and become it.
+        let needed = [Capability::CAP_CHOWN, Capability::CAP_KILL, Capability::CAP_SETGID, Capability::CAP_SETUID];
+        let may = needed.into_iter().all(|cap| caps::has_cap(None, CapSet::Effective, cap).unwrap_or(false));
+        if !may || process::take_real_ids(uid, gid).is_err() {
+            return Ok(());
+        }
+        self.answers.user = Some((uid, gid));
+        range::give_all(self.root()?.as_fd(), (uid, gid), &mut |_, _| Ok(()))
     }
 
     /// Opens what is at a path inside; `None`: nothing.
@@ -611,7 +649,9 @@ impl<'a> Watch<'a> {
     fn steps(&mut self) -> Result<(Status, Option<usize>)> {
         let (mut status, mut failed_step) = (Status::Exited(0), None);
         for number in 0..self.order.steps.len() {
-            let open = Open { network: self.order.foreign_network, devices: self.owners.answers_opens() };
+            let answers = self.owners.answers();
+            let (devices, proc) = (!answers.devices.is_empty(), answers.proc);
+            let open = Open { network: self.order.foreign_network, devices, proc };
             let started = step::start(self.order, number, self.outputs(), open)?;
             if started.listener.is_none() && number == 0 {
                 self.weakened.push(NO_OWNERS.into());
@@ -629,7 +669,8 @@ impl<'a> Watch<'a> {
 
     fn outputs(&self) -> step::Given<'_> {
         let (output, door) = (self.pipes.output, self.pipes.door.as_ref());
-        step::Given { output, terminal: self.terminal.as_deref(), door }
+        let user = self.owners.answers().user;
+        step::Given { output, terminal: self.terminal.as_deref(), door, user }
     }
 
     fn wait_for(&mut self, started: &step::Started) -> Result<End> {

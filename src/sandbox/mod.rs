@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! start.rs  outside   makes the namespaces, sends the plan, waits until all inside are dead
-//! init.rs   PID 1     carries out the plan, starts the steps, answers (asked.rs) chown, mknod (owner.rs) and rename (rename.rs)
+//! init.rs   PID 1     carries out the plan, starts the steps, answers (asked.rs) chown, mknod (owner.rs), rename (rename.rs) and, without mounts, /proc (answered.rs)
 //! step.rs   the rule  no capability, descriptor or signal more than a build needs (filter.rs)
 //! ```
 //!
@@ -14,6 +14,7 @@
 //! inside with init, because it is PID 1 there. Nothing is mounted outside of
 //! the new mount namespace: after a kill there is nothing to clean up but folders of the caller.
 
+mod answered;
 mod asked;
 mod cgroup;
 mod filter;

@@ -9,7 +9,7 @@
 //! one is another file. Which file a call means is found out in `asked.rs`.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use nix::errno::Errno;
@@ -17,7 +17,8 @@ use nix::fcntl::{OFlag, RenameFlags, ResolveFlag};
 use nix::sys::stat::SFlag;
 
 use crate::error::{Error, Result};
-use crate::sandbox::asked::{Asked, Caller, How, MOUNT_NAMESPACE, Target, name_of, split, top, understand};
+use crate::sandbox::answered::Answers;
+use crate::sandbox::asked::{Answer, Asked, Caller, MOUNT_NAMESPACE, Target, name_of, split, top, understand};
 use crate::sandbox::plan::Order;
 use crate::sandbox::range;
 use crate::sandbox::rename::{self, End};
@@ -34,9 +35,6 @@ const MOST_NAMELESS: usize = 512;
 const UNCHANGED: u32 = u32::MAX;
 /// Overlay leaves it on what it copies up.
 const ORIGIN: &[u8] = b"user.overlay.origin";
-
-/// Devices without a node: the path of each, and the device open for both; `None`: there is none.
-pub(super) type Devices = Vec<(Vec<u8>, Option<OwnedFd>)>;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Record {
@@ -68,15 +66,13 @@ pub(super) struct Owners {
     mounts: Vec<u64>,
     uid: u32,
     gid: u32,
-    /// `/proc` is that of a container around us, where threads have other numbers.
-    outer_proc: bool,
     /// The steps have capabilities: they may change owners at all.
     allowed: bool,
     /// Our mount namespace: in another one, paths may lead elsewhere.
     namespace: Vec<u8>,
     records: BTreeMap<Vec<u8>, Record>,
     nameless: Vec<Nameless>,
-    devices: Devices,
+    answers: Answers,
     /// Where the snapshot is a folder as it is: what was born before this time is part of it.
     began: Option<(i64, i64)>,
     seen: Option<Seen>,
@@ -91,18 +87,9 @@ struct Seen {
     tmp_mount: u64,
 }
 
-/// What a caller is told.
-enum Answer {
-    Done(nix::Result<()>),
-    /// The kernel does it.
-    Proceed,
-    /// It has its answer already.
-    Given,
-}
-
 impl Owners {
     /// For a snapshot whose upper folder this is. The sandbox is our root by now.
-    pub fn new(upper: OwnedFd, order: &Order, devices: Devices) -> Result<Self> {
+    pub fn new(upper: OwnedFd, order: &Order, mut answers: Answers) -> Result<Self> {
         let root = file::open_path(std::path::Path::new("/"))?;
         let mut mounts = vec![mount::place(root.as_fd()).map_err(|errno| Error::io("statx", "/", errno))?.mount];
         for inside in &order.places {
@@ -110,7 +97,8 @@ impl Owners {
             mounts.push(mount::place(place.as_fd()).map_err(|errno| Error::io("statx", inside, errno))?.mount);
         }
         let own = nix::unistd::getpid().to_string();
-        let outer_proc = proc::link("self").is_ok_and(|number| number != own.as_bytes());
+        answers.no_capabilities = order.no_capabilities;
+        answers.outer_proc = proc::link("self").is_ok_and(|number| number != own.as_bytes());
         let namespace = proc::link(MOUNT_NAMESPACE).map_err(|errno| Error::io("readlink", MOUNT_NAMESPACE, errno))?;
         let seen = match &order.seen {
             None => None,
@@ -125,12 +113,11 @@ impl Owners {
             mounts,
             uid: order.uid,
             gid: order.gid,
-            outer_proc,
             allowed: !order.no_capabilities && order.uid == 0,
             namespace,
             records: BTreeMap::new(),
             nameless: vec![],
-            devices,
+            answers,
             began: order.tree.then(file::now),
             seen,
             several_users: order.range.is_some(),
@@ -148,7 +135,8 @@ impl Owners {
                 Answer::Done(self.make_device(listener, &asked, folder, path, mode, device))
             }
             Some(Asked::Rename { old, new, flags }) => self.rename(listener, &asked, old, new, flags),
-            Some(Asked::Open { path, how }) => self.open_device(listener, &asked, path, &how),
+            Some(Asked::Open { at, how }) => self.answers.open(listener, &asked, at, &how),
+            Some(Asked::ReadLink { at, into }) => self.answers.read_link(listener, &asked, at, into),
             // What can't be answered here is as the kernel says it: an error, or nobody else's file.
             Some(Asked::Stat { target, into }) => {
                 self.show(listener, &asked, &target, into, file::stat_as).unwrap_or(Answer::Proceed)
@@ -160,50 +148,19 @@ impl Owners {
         };
         match answer {
             Answer::Given => {}
-            Answer::Done(result) => seccomp::reply(listener, asked.id, result),
+            Answer::Done(result) => seccomp::reply(listener, asked.id, result.map(|()| 0)),
+            Answer::Length(bytes) => seccomp::reply(listener, asked.id, Ok(bytes as i64)),
             Answer::Proceed => seccomp::proceed(listener, asked.id),
         }
     }
 
-    /// Are opens asked about at all?
-    pub fn answers_opens(&self) -> bool {
-        !self.devices.is_empty()
-    }
-
-    /// Opens a device for which there is no node. Every other open is the kernel's, of a path that
-    /// may be another one by then: this refuses nothing.
-    fn open_device(&self, listener: BorrowedFd, asked: &Notification, path: u64, how: &How) -> Answer {
-        let Ok(path) = process::read_string(asked.thread, path) else { return Answer::Proceed };
-        let Some((_, device)) = self.devices.iter().find(|(name, _)| *name == path) else { return Answer::Proceed };
-        let flags = match how {
-            How::Flags(flags) => Ok(*flags),
-            How::At(address) => process::read_number(asked.thread, *address).map(|flags| flags as i32),
-        };
-        let given = flags.and_then(|flags| {
-            let exclusive = libc::O_CREAT | libc::O_EXCL;
-            if flags & exclusive == exclusive {
-                return Err(Errno::EEXIST);
-            }
-            if flags & libc::O_DIRECTORY != 0 {
-                return Err(Errno::ENOTDIR);
-            }
-            let device = device.as_ref().ok_or(Errno::ENXIO)?;
-            // A descriptor of its own, for what it may do with it.
-            let wanted = OFlag::from_bits_truncate(flags & (libc::O_ACCMODE | libc::O_NONBLOCK | libc::O_APPEND));
-            let opened = proc::open(&format!("self/fd/{}", device.as_raw_fd()), wanted)?;
-            if !seccomp::still_waits(listener, asked.id) {
-                return Err(Errno::EINTR);
-            }
-            seccomp::give(listener, asked.id, opened.as_fd(), flags & libc::O_CLOEXEC != 0)
-        });
-        match given {
-            Ok(()) => Answer::Given,
-            Err(errno) => Answer::Done(Err(errno)),
-        }
+    /// What init answers beside owners.
+    pub fn answers(&self) -> &Answers {
+        &self.answers
     }
 
     fn caller(&self, asked: &Notification) -> nix::Result<Caller> {
-        Caller::of(asked, self.outer_proc)
+        Caller::of(asked, self.answers.outer_proc)
     }
 
     fn change_owner(

@@ -99,6 +99,15 @@ pub enum Operation {
     },
     /// A device node of that name, or its opens are answered.
     Node(String),
+    /// The steps are this user and no root, where the container lets them; all in the root becomes the user's.
+    User {
+        /// Who.
+        uid: u32,
+        /// In which group.
+        gid: u32,
+    },
+    /// What init answers of `/proc` is there to be looked at.
+    Answers,
     /// The folder becomes the root.
     Chroot,
     /// A folder of the snapshot becomes a mount of its own, so that it can't be removed or renamed.
@@ -170,6 +179,8 @@ impl fmt::Display for Operation {
             Self::Folders(tree) => write!(f, "take {} as it is, and mount nothing", tree.display()),
             Self::Copy { host, inside } => write!(f, "copy {} to {inside}", host.display()),
             Self::Node(name) => write!(f, "node /dev/{name}, or answer its opens"),
+            Self::User { uid, gid } => write!(f, "become {uid}:{gid}, and own all"),
+            Self::Answers => write!(f, "answer what builds ask of /proc"),
             Self::Chroot => write!(f, "change the root"),
             Self::Own(inside) => write!(f, "make {inside} a mount of its own"),
             Self::Bind { host, inside, read_only } => {
@@ -322,11 +333,18 @@ fn without_namespaces(spec: &Spec) -> Result<Vec<Operation>> {
         folder("/sys", 0o755),
         folder("/dev/shm", 0o1777),
         link("/proc/self/fd", "/dev/fd"),
+        link("/proc/self/fd/0", "/dev/stdin"),
+        link("/proc/self/fd/1", "/dev/stdout"),
+        link("/proc/self/fd/2", "/dev/stderr"),
     ];
     plan.extend(DEVICES.map(|name| Operation::Node(name.into())));
+    plan.push(Operation::Answers);
     plan.extend(
         spec.mounts.iter().map(|bind| Operation::Copy { host: (&bind.host).into(), inside: bind.inside.clone() }),
     );
+    if spec.uid != 0 {
+        plan.push(Operation::User { uid: spec.uid, gid: spec.gid });
+    }
     plan.push(Operation::Chroot);
     Ok(plan)
 }
@@ -412,7 +430,8 @@ impl Order {
             Step::Argv(argv) => Program { argv: argv.clone() },
         };
         let chroot = spec.isolation == Isolation::Chroot;
-        // Without a map we are who we are: root. Whoever has no capability may no more than that user.
+        // Without a map we are who we are: root. A step without capabilities can be the user, or may no more than that
+        // user: `Operation::User`.
         let (uid, gid) = if chroot { (0, 0) } else { (spec.uid, spec.gid) };
         if chroot && !spec.no_capabilities && (uid, gid) != (spec.uid, spec.gid) {
             return Err(Error::request(format!("--isolation chroot can't run a rule as user {}", spec.uid))

@@ -76,6 +76,15 @@ pub(super) fn give_owners(known: &Known) -> Result<()> {
 
 /// Everything below a folder, and itself, becomes 0:0; `tell` hears of each file before.
 pub(super) fn take_back(top: BorrowedFd, tell: &mut dyn FnMut(&OwnedFd, &FileStat) -> Result<()>) -> Result<()> {
+    give_all(top, (0, 0), tell)
+}
+
+/// The same with another owner.
+pub(super) fn give_all(
+    top: BorrowedFd,
+    owner: (u32, u32),
+    tell: &mut dyn FnMut(&OwnedFd, &FileStat) -> Result<()>,
+) -> Result<()> {
     // Folders are opened anew from the top, so that a wide tree costs no descriptors.
     let mut folders: Vec<Vec<u8>> = vec![b".".to_vec()];
     while let Some(path) = folders.pop() {
@@ -84,14 +93,14 @@ pub(super) fn take_back(top: BorrowedFd, tell: &mut dyn FnMut(&OwnedFd, &FileSta
         for name in file::list(folder.as_fd())? {
             let Some(stat) = file::stat_at(folder.as_fd(), &name)? else { continue };
             tell(&file::open_at(folder.as_fd(), &name, OFlag::O_PATH)?, &stat)?;
-            change(folder.as_fd(), &name, &stat, (0, 0))?;
+            change(folder.as_fd(), &name, &stat, owner)?;
             if file::kind(&stat) == SFlag::S_IFDIR {
                 folders.push([path.as_slice(), b"/", &name].concat());
             }
         }
     }
     let stat = nix::sys::stat::fstat(top).map_err(|errno| Error::io("fstat", "", errno))?;
-    change(top, b".", &stat, (0, 0))
+    change(top, b".", &stat, owner)
 }
 
 /// chown(2) that takes nothing else away: it clears set-ID bits and capabilities, of folders neither.

@@ -35,17 +35,19 @@ enum Stage {
     Folder,
     Limits,
     Capabilities,
+    User,
     Filter,
     Listener,
     Execute,
 }
 
-const STAGES: [Stage; 8] = [
+const STAGES: [Stage; 9] = [
     Stage::Terminal,
     Stage::Descriptors,
     Stage::Folder,
     Stage::Limits,
     Stage::Capabilities,
+    Stage::User,
     Stage::Filter,
     Stage::Listener,
     Stage::Execute,
@@ -60,6 +62,8 @@ pub(super) struct Given<'a> {
     pub terminal: Option<&'a str>,
     /// Of the control group that it joins.
     pub door: Option<&'a OwnedFd>,
+    /// Who it is, where that isn't root and there is no user namespace to say so.
+    pub user: Option<(u32, u32)>,
 }
 
 /// Starts a step. When this returns, its program runs.
@@ -74,6 +78,10 @@ pub(super) fn start(order: &Order, number: usize, given: Given<'_>, open: Open) 
         127
     })?;
     drop(theirs);
+    if given.user.is_some() {
+        // It had our memory when it became somebody else, and the kernel set this to fs.suid_dumpable.
+        nix::sys::prctl::set_dumpable(false).map_err(|errno| Error::io("prctl(PR_SET_DUMPABLE)", "", errno))?;
+    }
     let listener = match process::receive_descriptor(&ours) {
         Ok(Some((0, listener))) => listener,
         Ok(Some((stage, _))) => return Err(failed(order, number, stage, &ours)),
@@ -134,7 +142,7 @@ fn become_step(
     open: Open,
 ) -> Result<std::convert::Infallible, (Stage, Errno)> {
     let at = |stage| move |errno| (stage, errno);
-    let Given { output, terminal, door } = given;
+    let Given { output, terminal, door, user } = given;
     nix::unistd::setsid().map_err(at(Stage::Terminal))?;
     let opened = |e: std::io::Error| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
     match (order.standard, terminal) {
@@ -158,13 +166,9 @@ fn become_step(
             process::set_standard(output.as_fd(), 2).map_err(at(Stage::Descriptors))?;
         }
     }
-    if order.chroot {
-        // No namespace ends with init.
-        nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(at(Stage::Limits))?;
-    }
     process::close_all_on_exec();
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
-    enter(&order.cwd).map_err(at(Stage::Folder))?;
+    enter(&order.cwd, user).map_err(at(Stage::Folder))?;
     if let Some(door) = door {
         nix::unistd::write(door, b"0").map_err(at(Stage::Limits))?;
     }
@@ -173,11 +177,23 @@ fn become_step(
     let program = order.steps[number].argv.clone();
     let (argv, env) = (c_strings(&program), c_strings(&order.env));
 
-    let keep = filter::capabilities(order.no_capabilities || order.uid != 0);
+    let keep = match user {
+        // They go when it isn't root any more.
+        Some(_) => caps::CapsHashSet::from([caps::Capability::CAP_SETGID, caps::Capability::CAP_SETUID]),
+        None => filter::capabilities(order.no_capabilities || order.uid != 0),
+    };
     process::keep_only(&keep).map_err(|_| (Stage::Capabilities, Errno::EPERM))?;
+    if let Some((uid, gid)) = user {
+        process::become_user(uid, gid).map_err(at(Stage::User))?;
+    }
+    if order.chroot {
+        // No namespace ends with init. Whoever becomes another user loses it.
+        nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(at(Stage::Limits))?;
+    }
     nix::sys::prctl::set_no_new_privs().map_err(at(Stage::Filter))?;
-    let mapped = (order.uid, order.gid);
+    let mapped = user.unwrap_or((order.uid, order.gid));
     let owners = match (&order.range, &order.seen) {
+        _ if user.is_some() => Owners::Users,
         // What `stat` shows is true there.
         (Some(_), _) => Owners::Real,
         (None, Some(_)) => Owners::Seen,
@@ -197,12 +213,13 @@ fn become_step(
     execute(&argv, &env, &order.path).map_err(at(Stage::Execute))
 }
 
-fn enter(folder: &str) -> nix::Result<()> {
+fn enter(folder: &str, user: Option<(u32, u32)>) -> nix::Result<()> {
     match nix::unistd::chdir(folder) {
         Err(Errno::ENOENT) => {
             // We are inside: no link leads out.
             std::fs::create_dir_all(folder).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
-            nix::unistd::chdir(folder)
+            nix::unistd::chdir(folder)?;
+            user.map_or(Ok(()), |(uid, gid)| nix::unistd::chown(".", Some(uid.into()), Some(gid.into())))
         }
         other => other,
     }

@@ -49,9 +49,45 @@ pub fn read(name: &str) -> nix::Result<String> {
     Ok(text)
 }
 
+/// No file that is read whole is longer.
+const LONGEST: u64 = 16 << 20;
+
+/// The bytes of `/proc/NAME`.
+pub fn read_bytes(name: &str) -> nix::Result<Vec<u8>> {
+    let mut bytes = vec![];
+    std::fs::File::from(open(name, OFlag::O_RDONLY)?)
+        .take(LONGEST)
+        .read_to_end(&mut bytes)
+        .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
+    Ok(bytes)
+}
+
 /// The path, as our root has it, of what is open here.
 pub fn name_of(fd: BorrowedFd) -> nix::Result<Vec<u8>> {
     link(&format!("self/fd/{}", fd.as_raw_fd()))
+}
+
+/// The state of a process, and the number of its parent.
+fn state_and_parent(pid: i32) -> Option<(String, i32)> {
+    // Its name, in brackets, may hold anything: what follows the last one counts (proc_pid_stat(5)).
+    let stat = read_bytes(&format!("{pid}/stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat);
+    let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    Some((fields.next()?.to_string(), fields.next()?.parse().ok()?))
+}
+
+/// Does this process descend from us?
+pub fn is_descendant(mut pid: i32) -> bool {
+    let own = nix::unistd::getpid().as_raw();
+    // Numbers come again: a circle ends, too.
+    for _ in 0..1 << 16 {
+        match state_and_parent(pid) {
+            Some((_, parent)) if parent == own => return true,
+            Some((_, parent)) if parent > 1 => pid = parent,
+            _ => return false,
+        }
+    }
+    false
 }
 
 /// All processes that descend from this one and are not dead, but none of `spared` nor what descends from it.
@@ -59,11 +95,8 @@ pub fn descendants(spared: &[Pid]) -> nix::Result<Vec<Pid>> {
     let mut parents = std::collections::BTreeMap::new();
     for name in super::file::list(open(".", OFlag::O_RDONLY | OFlag::O_DIRECTORY)?.as_fd()).map_err(|_| Errno::EIO)? {
         let Some(pid) = std::str::from_utf8(&name).ok().and_then(|name| name.parse::<i32>().ok()) else { continue };
-        // Its name, in brackets, may hold anything: what follows the last one counts (proc_pid_stat(5)).
-        let Ok(stat) = read(&format!("{pid}/stat")) else { continue };
-        let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
-        if let (Some(state), Some(Ok(parent))) = (fields.next(), fields.next().map(str::parse::<i32>)) {
-            parents.insert(pid, (parent, !matches!(state, "Z" | "X")));
+        if let Some((state, parent)) = state_and_parent(pid) {
+            parents.insert(pid, (parent, !matches!(state.as_str(), "Z" | "X")));
         }
     }
     let own = nix::unistd::getpid().as_raw();
@@ -121,6 +154,8 @@ mod tests {
             std::thread::sleep(std::time::Duration::from_millis(5));
         };
         assert!(found.contains(&Pid::from_raw(child.id() as i32)));
+        assert!(found.iter().all(|pid| is_descendant(pid.as_raw())));
+        assert!(![1, nix::unistd::getpid().as_raw(), nix::unistd::getppid().as_raw()].into_iter().any(is_descendant));
         assert!(!found.contains(&nix::unistd::getpid()) && !found.contains(&nix::unistd::getppid()));
         let spared = descendants(&[Pid::from_raw(child.id() as i32)]).unwrap();
         assert!(!found.iter().any(|pid| spared.contains(pid)), "{spared:?} of {found:?}");

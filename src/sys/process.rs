@@ -243,6 +243,44 @@ pub fn keep_only(keep: &caps::CapsHashSet) -> Result<()> {
     caps::clear(None, CapSet::Inheritable).map_err(failed)
 }
 
+/// This process's real IDs become those of a user, its effective ones stay: it may look into the user's processes
+/// (process_vm_readv(2)) and signal them, and do all that it could. An error: nothing has changed.
+pub fn take_real_ids(uid: u32, gid: u32) -> nix::Result<()> {
+    use nix::unistd::{Gid, Uid, setresgid, setresuid};
+    let (same_user, same_group) = (Uid::from_raw(u32::MAX), Gid::from_raw(u32::MAX));
+    let before = nix::unistd::getgid();
+    setresgid(Gid::from_raw(gid), same_group, same_group)?;
+    setresuid(Uid::from_raw(uid), same_user, same_user).inspect_err(|_| {
+        let _ = setresgid(before, same_group, same_group);
+    })
+}
+
+/// This process becomes a user for good, without any capability.
+pub fn become_user(uid: u32, gid: u32) -> nix::Result<()> {
+    use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    setgroups(&[])?;
+    setresgid(gid, gid, gid)?;
+    setresuid(uid, uid, uid)?;
+    // The kernel has taken them already, unless somebody around us has told it not to (securebits, capabilities(7)).
+    caps::clear(None, caps::CapSet::Effective)
+        .and_then(|()| caps::clear(None, caps::CapSet::Permitted))
+        .map_err(|_| Errno::EPERM)
+}
+
+/// Does something with a user's rights on files, and on processes where `/proc` asks for them.
+pub fn with_files_of<T>((uid, gid): (u32, u32), run: impl FnOnce() -> nix::Result<T>) -> nix::Result<T> {
+    use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
+    let (gid, uid) = (setfsgid(Gid::from_raw(gid)), setfsuid(Uid::from_raw(uid)));
+    let result = run();
+    // They say who it was before, and refuse nothing to who was it.
+    setfsuid(uid);
+    setfsgid(gid);
+    // The kernel sets it to fs.suid_dumpable whenever these change (prctl(2)).
+    nix::sys::prctl::set_dumpable(false)?;
+    result
+}
+
 /// Does something without any capability in effect, so that the kernel looks at modes.
 pub fn without_capabilities<T>(run: impl FnOnce() -> nix::Result<T>) -> nix::Result<T> {
     use caps::CapSet;

@@ -190,10 +190,13 @@ pub fn still_waits(listener: BorrowedFd, id: u64) -> bool {
     unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID as _, &raw const id) == 0 }
 }
 
-/// Answers: the errno that the call returns, or success.
-pub fn reply(listener: BorrowedFd, id: u64, result: Result<(), Errno>) {
-    let error = result.err().map_or(0, |errno| -(errno as i32));
-    respond(listener, libc::seccomp_notif_resp { id, val: 0, error, flags: 0 });
+/// Answers: the errno that the call returns, or the number.
+pub fn reply(listener: BorrowedFd, id: u64, result: Result<i64, Errno>) {
+    let (val, error) = match result {
+        Ok(number) => (number, 0),
+        Err(errno) => (0, -(errno as i32)),
+    };
+    respond(listener, libc::seccomp_notif_resp { id, val, error, flags: 0 });
 }
 
 /// Lets the kernel carry the call out (5.5). Its arguments may be others by now: this refuses nothing.
