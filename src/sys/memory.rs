@@ -1,6 +1,9 @@
 //! Memory of this process, and files in memory.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, Write};
+use std::mem::MaybeUninit;
+use std::ops::Deref;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -14,7 +17,7 @@ pub fn file_of(bytes: &[u8]) -> nix::Result<OwnedFd> {
         // SAFETY: the name is a C string.
         let fd = unsafe { libc::memfd_create(c"answer".as_ptr(), flags) };
         // SAFETY: the call succeeded, so the number is a new descriptor of ours.
-        if fd < 0 { Err(Errno::last()) } else { Ok(unsafe { std::fs::File::from_raw_fd(fd) }) }
+        if fd < 0 { Err(Errno::last()) } else { Ok(unsafe { File::from_raw_fd(fd) }) }
     };
     // Kernels before 6.3 don't know the second flag and need none.
     let mut file = match create(libc::MFD_CLOEXEC | libc::MFD_NOEXEC_SEAL) {
@@ -24,12 +27,6 @@ pub fn file_of(bytes: &[u8]) -> nix::Result<OwnedFd> {
     file.write_all(bytes).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
     proc::open(&format!("self/fd/{}", file.as_raw_fd()), OFlag::O_RDONLY)
 }
-
-use std::fs::File;
-use std::io;
-use std::mem::MaybeUninit;
-use std::ops::Deref;
-use std::os::fd::AsRawFd;
 
 /// From so many files on a list of them is worth the time of giving its memory back.
 pub const MANY_FILES: usize = 10_000;
