@@ -256,21 +256,43 @@ mod tests {
     fn each_runs_once_after_its_dependencies() {
         let deps = vec![vec![], vec![0], vec![0, 0], vec![1, 2], vec![]];
         for n in [1, 4] {
-            let seen = Mutex::new(vec![]);
+            let (seen, have_turns) = (Mutex::new(vec![]), AtomicUsize::new(0));
             run(&deps, jobs(n), |id, turn| {
                 turn.take()?;
-                let mut seen = seen.lock().unwrap();
-                assert!(deps[id].iter().all(|d| seen.contains(d)));
-                seen.push(id);
+                assert!(have_turns.fetch_add(1, Ordering::SeqCst) < n);
+                {
+                    let mut seen = seen.lock().unwrap();
+                    assert!(deps[id].iter().all(|d| seen.contains(d)));
+                    seen.push(id);
+                }
+                have_turns.fetch_sub(1, Ordering::SeqCst);
                 Ok(())
             })
             .unwrap();
             let mut seen = seen.into_inner().unwrap();
-            if n == 1 {
-                assert_eq!(seen, [0, 1, 2, 3, 4]);
-            }
             seen.sort();
             assert_eq!(seen, [0, 1, 2, 3, 4]);
+        }
+    }
+
+    #[test]
+    fn of_those_that_wait_for_a_turn_the_first_in_the_graphs_order_has_it() {
+        for _ in 0..50 {
+            let (seen, begun) = (Mutex::new(vec![]), Barrier::new(3));
+            run(&[vec![], vec![], vec![]], jobs(1), |id, turn| {
+                if id == 0 {
+                    turn.take()?;
+                }
+                begun.wait();
+                turn.take()?;
+                seen.lock().unwrap().push(id);
+                while id == 0 && turn.shared.lock().waiting.len() < 2 {
+                    std::thread::yield_now();
+                }
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(seen.into_inner().unwrap(), [0, 1, 2]);
         }
     }
 
