@@ -151,26 +151,36 @@ fn nobody_looks_into_the_init_of_a_changed_root_nor_past_the_rule_by_what_it_ans
         "leave_by_a_file_of_proc",
         "change_a_path_of_proc_while_init_reads_it",
     ];
+    // As root in a rule, and as somebody else in a check.
     workspace.file(
         "try/build.star",
-        format!(
-            r#"rule("build", deps = ["//base:build"], sources = ["escapes"], run = """
-cp escapes /tmp/escapes; chmod 0755 /tmp/escapes
-exec /tmp/escapes '{}' none 1 {} '{}' '{mark}' {}
+        r#"
+rule("build", deps = ["//base:build"], sources = ["escapes"], run = """
+cp escapes /escapes; chmod 0755 /escapes
+exec /escapes ARGUMENTS
 """)
-"#,
-            secret.display(),
-            other.id(),
-            workspace.store().display(),
-            attempts.join(" "),
+tapeout("tapeout", deps = [":build"], include = ["/escapes"], paths = ["/bin/busybox", "/bin/sh"], libraries = False)
+image("image", deps = [":tapeout"], user = "www-data", check = "exec /escapes ARGUMENTS")
+"#
+        .replace(
+            "ARGUMENTS",
+            &format!(
+                "'{}' none 1 {} '{}' '{mark}' {}",
+                secret.display(),
+                other.id(),
+                workspace.store().display(),
+                attempts.join(" "),
+            ),
         ),
     );
-    let built = workspace.run("build --isolation chroot //try:build");
-    let log = workspace.run("log //try:build").success();
+    let built = workspace.run("build --isolation chroot //try:image");
+    let logs = ["//try:build", "//try:image"].map(|label| workspace.run(&format!("log {label}")));
     let _ = other.kill();
     let _ = other.wait();
-    let refused: Vec<_> = log.stdout.lines().filter_map(|line| line.strip_prefix("refused ")).collect();
-    assert_eq!(refused, attempts, "{built}{log}");
+    for log in logs {
+        let refused: Vec<_> = log.stdout.lines().filter_map(|line| line.strip_prefix("refused ")).collect();
+        assert_eq!(refused, attempts, "{built}{log}");
+    }
     built.success();
 }
 

@@ -3,8 +3,8 @@
 //!
 //! Empty files stand at those names, for who only looks whether they are there. Who opens a device gets it as init has it
 //! open. Who opens a file of `/proc` gets a copy in memory of what it would read, and never a descriptor of the machine's
-//! own `/proc`: links and folders of that lead out of the root, and whoever is root may change its modes. What is in no list
-//! here isn't there.
+//! own `/proc`: links and folders of that lead out of the root, and whoever is root may change its modes. Who opens what it has
+//! open already, by its name, gets it opened again, with its own rights. What is in no list here isn't there.
 //!
 //! Init opens fixed names alone, and of processes those of the rule. The path that was asked for is copied before it is looked
 //! at, so that nobody can make another one of it meanwhile.
