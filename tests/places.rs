@@ -342,6 +342,8 @@ test "$(echo in | cat /dev/stdin)" = in; test "$(echo out >/dev/stdout)" = out; 
 echo file >/tmp/f; exec 4</tmp/f 5>>/tmp/f; read x </dev/fd/4; test "$x" = file; echo more >>/proc/self/fd/5; echo new >/proc/self/fd/5
 test "$(cat /tmp/f)" = new; test "$(echo piped | sh -c 'exec 6<&0; cat /proc/self/fd/6')" = piped; exec 4<&- 5>&-
 test "$(cat /proc/sys/kernel/random/uuid)" != "$(cat /proc/sys/kernel/random/uuid)"
+# The kernel cuts this name in the middle of a character.
+printf '#!/bin/sh\\nread x </proc/self/stat && echo read\\n' >/tmp/äöüäöüäöü; chmod 755 /tmp/äöüäöüäöü; test "$(/tmp/äöüäöüäöü)" = read
 # In another root it is that one's.
 mkdir -p /tmp/r/bin /tmp/r/lib; cp /bin/busybox /tmp/r/bin; test "$(chroot /tmp/r /bin/busybox readlink /proc/self/exe)" = /bin/busybox
 
@@ -388,6 +390,7 @@ test "$(b id -u) $(b id -g) $(b id -G)" = '33 33 33'
 b cat /shown; no /bin/busybox cat /closed; echo x >/own/x; echo x >x; echo x >/tmp/x; test "$(b stat -c %u:%g /tmp/x /own)" = "$(echo 33:33; echo 33:33)"
 b chown 33:33 /tmp/x; no /bin/busybox chown 0 /tmp/x; no /bin/busybox mknod /tmp/null c 1 3
 echo n >/dev/null; test "$(b head -c 8 /dev/urandom | b wc -c)" = 8; no /bin/sh -c ': </dev/tty'; test "$(b echo in | b cat /dev/stdin)" = in; b chmod 400 /own/x; exec 4</own/x; no /bin/sh -c 'echo y >/dev/fd/4'
+echo said >/dev/stdout; echo said >/dev/stderr
 test "$(b readlink /proc/self/exe)" = /bin/busybox; b grep -q ' /bin/busybox$' /proc/self/maps; test "$(b readlink /proc/self/cwd)" = /new
 b grep -q '^CapPrm:.0*$' /proc/self/status; no /bin/busybox readlink /proc/1/exe
 b sleep 7656 & (b setsid /bin/busybox sleep 7656 &); true

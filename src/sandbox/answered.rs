@@ -13,10 +13,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sys::stat::SFlag;
 
 use crate::sandbox::asked::{Answer, Caller, How, name_of};
 use crate::sys::seccomp::{self, Notification};
-use crate::sys::{memory, proc, process};
+use crate::sys::{file, memory, proc, process};
 
 /// Of the machine.
 const MACHINE: [&str; 9] = [
@@ -127,6 +128,9 @@ pub(super) fn names() -> (impl Iterator<Item = String>, impl Iterator<Item = Str
     (of_the_machine.chain(of_processes), LINKS.into_iter().map(|name| format!("/proc/self/{name}")))
 }
 
+/// Where `resolve` stands in `struct open_how`, behind flags and mode: openat2(2).
+const RESOLVE: u64 = 16;
+
 /// Something that is answered when it is opened.
 enum Known<'a> {
     Device(Option<&'a OwnedFd>),
@@ -148,8 +152,17 @@ impl Answers {
         let Some(known) = known else { return Answer::Proceed };
         let flags = match how {
             How::Flags(flags) => Ok(*flags),
-            How::At(address) => process::read_number(asked.thread, *address).map(|flags| flags as i32),
+            How::At(address) => match process::read_number(asked.thread, *address + RESOLVE) {
+                // Who says how the path is to be resolved means another root, or no links.
+                Ok(1..) => return Answer::Proceed,
+                Ok(0) => process::read_number(asked.thread, *address).map(|flags| flags as i32),
+                Err(errno) => Err(errno),
+            },
         };
+        let names_alone = flags.is_ok_and(|flags| flags & libc::O_PATH != 0);
+        if names_alone && !matches!(known, Known::Device(_)) {
+            return Answer::Proceed;
+        }
         let given = flags.and_then(|flags| {
             let exclusive = libc::O_CREAT | libc::O_EXCL;
             if flags & exclusive == exclusive {
@@ -157,6 +170,9 @@ impl Answers {
             }
             if flags & libc::O_DIRECTORY != 0 && !matches!(known, Known::Descriptor(_)) {
                 return Err(Errno::ENOTDIR);
+            }
+            if flags & libc::O_NOFOLLOW != 0 && matches!(known, Known::Descriptor(_)) {
+                return Err(Errno::ELOOP);
             }
             let opened = match &known {
                 Known::Descriptor(name) => self.looking(|| open_again(name, flags))?,
@@ -166,6 +182,9 @@ impl Answers {
             };
             if !seccomp::still_waits(listener, asked.id) {
                 return Err(Errno::EINTR);
+            }
+            if flags & libc::O_TRUNC != 0 && matches!(known, Known::Descriptor(_)) {
+                empty(&opened, flags)?;
             }
             seccomp::give(listener, asked.id, opened.as_fd(), flags & libc::O_CLOEXEC != 0)
         });
@@ -186,6 +205,9 @@ impl Answers {
         let Ok(path) = process::read_string(asked.thread, path) else { return Answer::Proceed };
         let Some((Meant::Link(whose, name), caller)) = self.meant(asked, folder, &path) else { return Answer::Proceed };
         let told = self.link(&caller, whose, name).and_then(|link| {
+            if size == 0 {
+                return Err(Errno::EINVAL);
+            }
             if !seccomp::still_waits(listener, asked.id) {
                 return Err(Errno::EINTR);
             }
@@ -294,11 +316,17 @@ fn open_device(device: &OwnedFd, flags: i32) -> nix::Result<OwnedFd> {
 
 /// What is open already, as the kernel opens it by its link. Init waits for nobody at the other end of a pipe.
 fn open_again(name: &str, flags: i32) -> nix::Result<OwnedFd> {
-    let kept = libc::O_ACCMODE | libc::O_APPEND | libc::O_TRUNC | libc::O_DIRECTORY;
+    let kept = libc::O_ACCMODE | libc::O_APPEND | libc::O_DIRECTORY;
     let opened = proc::open(name, OFlag::from_bits_truncate(flags & kept) | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)?;
     let wanted = OFlag::from_bits_truncate(flags & (libc::O_APPEND | libc::O_NONBLOCK));
     nix::fcntl::fcntl(&opened, nix::fcntl::FcntlArg::F_SETFL(wanted))?;
     Ok(opened)
+}
+
+/// What O_TRUNC does to a file, once it is sure whose it is.
+fn empty(opened: &OwnedFd, flags: i32) -> nix::Result<()> {
+    let regular = file::kind(&nix::sys::stat::fstat(opened)?) == SFlag::S_IFREG;
+    if regular && flags & libc::O_ACCMODE != libc::O_RDONLY { nix::unistd::ftruncate(opened, 0) } else { Ok(()) }
 }
 
 fn mountinfo() -> String {

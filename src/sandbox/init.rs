@@ -15,6 +15,7 @@ use nix::fcntl::{OFlag, ResolveFlag};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::SFlag;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
@@ -102,10 +103,15 @@ fn serve(newborn: &mut Newborn, pipes: &Pipes<'_>, standard: Vec<OwnedFd>) -> Re
         process::adopt_orphans()?;
         // Killed, it would leave behind what no namespace ends. It sees itself when whoever started us is dead.
         process::outlive_parent()?;
+        // What init opens for a step must not be the terminal of whoever builds: `/dev/tty` is that of who opens it.
+        nix::unistd::setsid().map_err(|errno| Error::io("setsid", "", errno))?;
     }
     let mut room = Room::default();
     for operation in &order.operations {
         room.carry_out(operation, &order)?;
+    }
+    if let Some(user) = room.answers.user {
+        give_pipes(output, user)?;
     }
     let terminal = (order.standard == Standard::Terminal).then(|| offer_terminal(output)).transpose()?;
     let weakened = std::mem::take(&mut room.weakened);
@@ -122,6 +128,20 @@ fn serve(newborn: &mut Newborn, pipes: &Pipes<'_>, standard: Vec<OwnedFd>) -> Re
         kill_all(true);
     }
     outcome
+}
+
+/// The pipes that the steps write to become their user's, who may then open `/dev/stdout`.
+fn give_pipes(output: &File, (uid, gid): (u32, u32)) -> Result<()> {
+    use nix::unistd::{Gid, Uid, fchown};
+    let standard = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    for pipe in [output.as_fd(), standard.0.as_fd(), standard.1.as_fd(), standard.2.as_fd()] {
+        let stat = nix::sys::stat::fstat(pipe).map_err(|errno| Error::io("fstat", "output", errno))?;
+        if file::kind(&stat) == SFlag::S_IFIFO {
+            fchown(pipe, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+                .map_err(|errno| Error::io("fchown", "output", errno))?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes a terminal in here, and sends its other side out over the socket that is there instead of
@@ -330,12 +350,21 @@ impl Room {
     /// what the user may.
     fn user(&mut self, uid: u32, gid: u32) -> Result<()> {
         use caps::{CapSet, Capability};
-        // To give files to it, end it, and become it.
-        let needed = [Capability::CAP_CHOWN, Capability::CAP_KILL, Capability::CAP_SETGID, Capability::CAP_SETUID];
+        // To give files to it and go on using them, end it, and become it.
+        let needed = [
+            Capability::CAP_CHOWN,
+            Capability::CAP_DAC_OVERRIDE,
+            Capability::CAP_FOWNER,
+            Capability::CAP_KILL,
+            Capability::CAP_SETGID,
+            Capability::CAP_SETUID,
+        ];
         let may = needed.into_iter().all(|cap| caps::has_cap(None, CapSet::Effective, cap).unwrap_or(false));
         if !may || process::take_real_ids(uid, gid).is_err() {
             return Ok(());
         }
+        // The steps have none, and init opens files for them.
+        process::drop_groups();
         self.answers.user = Some((uid, gid));
         range::give_all(self.root()?.as_fd(), (uid, gid), &mut |_, _| Ok(()))
     }

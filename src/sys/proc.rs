@@ -40,13 +40,9 @@ pub fn link(name: &str) -> nix::Result<Vec<u8>> {
     nix::fcntl::readlinkat(start()?, name).map(OsStringExt::into_vec)
 }
 
-/// The text of `/proc/NAME`.
+/// The text of `/proc/NAME`. The name of a process in it may be cut in the middle of a character.
 pub fn read(name: &str) -> nix::Result<String> {
-    let mut text = String::new();
-    std::fs::File::from(open(name, OFlag::O_RDONLY)?)
-        .read_to_string(&mut text)
-        .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
-    Ok(text)
+    read_bytes(name).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// No file that is read whole is longer.

@@ -272,7 +272,8 @@ pub fn become_user(uid: u32, gid: u32) -> nix::Result<()> {
 pub fn with_files_of<T>((uid, gid): (u32, u32), run: impl FnOnce() -> nix::Result<T>) -> nix::Result<T> {
     use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
     let (gid, uid) = (setfsgid(Gid::from_raw(gid)), setfsuid(Uid::from_raw(uid)));
-    let result = run();
+    // The kernel has taken those that count for files already, unless somebody around us has told it not to (securebits).
+    let result = without_capabilities(run);
     // They say who it was before, and refuse nothing to who was it.
     setfsuid(uid);
     setfsgid(gid);
