@@ -1,5 +1,6 @@
 //! What a tapeout rule may say, how layers are made of it, and what an image says of itself.
 
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
 
 use crate::common::image::Image;
@@ -281,7 +282,6 @@ fn a_layer_that_takes_a_large_file_over_is_the_one_that_compresses_it() {
     assert_eq!(digests(&workspace), taken_over);
 }
 
-/// The whole chain of images: what a base left out by its `exclude` is not there for what stands on it.
 #[test]
 fn a_file_of_holes_is_read_and_unpacked_again_whatever_its_layer_packs_to() {
     if !have(&["busybox"]) {
@@ -300,11 +300,19 @@ image("app", deps = [":tapeout"])
     assert!(listed.stdout.contains("/disk"), "{}", listed.stdout);
     workspace.run("export //app:app -o app.tar --format docker-archive").success();
     workspace.run("image unpack //app:app root").success();
-    let disk = std::fs::metadata(workspace.path("root/disk")).unwrap();
-    assert_eq!(std::os::unix::fs::MetadataExt::size(&disk), size + 4);
-    assert!(std::os::unix::fs::MetadataExt::blocks(&disk) * 512 < size / 10, "it has no holes");
+    let disk = std::fs::File::open(workspace.path("root/disk")).unwrap();
+    let ends = |at: u64, length: usize| {
+        let mut bytes = vec![0; length];
+        disk.read_exact_at(&mut bytes, at).unwrap();
+        bytes
+    };
+    assert_eq!((ends(0, 7), ends(size - 1, 5)), (b"begin\n\0".to_vec(), b"\0end\n".to_vec()));
+    let data = disk.metadata().unwrap();
+    assert_eq!(data.len(), size + 4);
+    assert!(data.blocks() * 512 < size / 10, "it has no holes");
 }
 
+/// The whole chain of images: what a base left out by its `exclude` is not there for what stands on it.
 #[test]
 fn an_image_on_a_base_has_the_difference_alone_and_knows_what_the_base_left_out() {
     if !have(&["busybox"]) {

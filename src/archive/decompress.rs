@@ -5,6 +5,8 @@
 
 use std::io::{self, BufRead, BufReader, Read};
 
+use super::holes;
+
 /// The largest window that a zstd frame may ask for: 2^27 bytes, as `zstd -d` has it without `--long`.
 pub(super) const ZSTD_WINDOW_LOG: u32 = 27;
 /// The most memory that an xz stream may ask for: `xz -9` needs 65 MiB to decompress.
@@ -105,7 +107,7 @@ impl<R: Read> Read for Limited<R> {
         if self.came_out > self.limit {
             return Err(io::Error::other(format!("it holds more than the {} bytes that are allowed", self.limit)));
         }
-        if buffer[..n].iter().all(|byte| *byte == 0) {
+        if n >= holes::BLOCK && buffer[..n].iter().all(|byte| *byte == 0) {
             self.zeros += n as u64;
         }
         let counts = self.came_out - self.zeros;

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 
 /// Fewer zeros are written: file systems take space in blocks of this.
-const BLOCK: usize = 4096;
+pub(super) const BLOCK: usize = 4096;
 
 /// Writes an empty file, where a write of nothing but zeros leaves a hole.
 #[derive(Debug)]

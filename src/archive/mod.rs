@@ -3,7 +3,7 @@
 pub mod access_list;
 pub mod compress;
 pub mod decompress;
-mod holes;
+pub mod holes;
 pub mod kept;
 pub mod patch;
 pub mod pieces;

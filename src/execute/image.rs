@@ -54,6 +54,7 @@ pub struct Built {
 /// All that an image depends on.
 #[derive(Serialize)]
 struct Document<'a> {
+    packing: u32,
     label: &'a Label,
     spec: &'a Image,
     selections: &'a [(Label, Digest)],
@@ -160,6 +161,7 @@ impl Build<'_> {
         // The number of an instance is another one when something else is asked for besides; `base` says what it is.
         let base = image.base.clone().filter(|base| matches!(base, ImageRef::Registry(_)));
         let document = Document {
+            packing: compress::FORMAT,
             label: &self.graph.instances[id].label,
             spec: &Image { base, ..image.clone() },
             selections: &self.selections_of(id)?,

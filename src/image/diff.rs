@@ -11,6 +11,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::files::{File, Files, Place, contents, files};
+use crate::archive::holes::WithHoles;
 use crate::archive::tar_reader::Kind;
 use crate::builder::image::Image;
 use crate::digest::Digest;
@@ -182,6 +183,12 @@ fn ways(a: &File, b: &File) -> Vec<&'static str> {
     ways.into_iter().flatten().collect()
 }
 
+fn keep(content: &mut dyn Read, file: fs::File) -> io::Result<()> {
+    let mut file = WithHoles::new(file);
+    io::copy(content, &mut file)?;
+    file.finish().map(drop)
+}
+
 /// Where the contents of files begin to differ, by path.
 fn first_bytes(a: &Image, in_a: &Files, b: &Image, in_b: &Files, scratch: &Path) -> Result<BTreeMap<String, u64>> {
     // Several names may lead to one content.
@@ -196,8 +203,8 @@ fn first_bytes(a: &Image, in_a: &Files, b: &Image, in_b: &Files, scratch: &Path)
     }
     let name = |(layer, entry): Place| scratch.join(format!("{layer}.{entry}"));
     contents(a, &wanted.keys().copied().collect(), &mut |place, content| {
-        let kept = fs::File::create_new(name(place)).and_then(|mut file| io::copy(content, &mut file));
-        kept.map(drop).map_err(|e| Error::io("write", name(place), e))
+        let kept = fs::File::create_new(name(place)).and_then(|file| keep(content, file));
+        kept.map_err(|e| Error::io("write", name(place), e))
     })?;
     let mut of_b: BTreeMap<Place, Vec<(&RootPath, Place)>> = BTreeMap::new();
     for (place, paths) in &wanted {
@@ -212,7 +219,7 @@ fn first_bytes(a: &Image, in_a: &Files, b: &Image, in_b: &Files, scratch: &Path)
         let pairs = &of_b[&place];
         // Names that share one content here and not there are rare: then it is kept as well.
         if pairs.len() > 1 {
-            fs::File::create(&other).and_then(|mut file| io::copy(content, &mut file)).map_err(failed)?;
+            fs::File::create(&other).and_then(|file| keep(&mut *content, file)).map_err(failed)?;
         }
         for (path, kept) in pairs {
             let kept = fs::File::open(name(*kept)).map_err(failed)?;

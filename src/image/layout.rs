@@ -97,10 +97,10 @@ impl New {
         fill(&self.replacing.new, images, &have, blob)?;
         let mut changed = file::now();
         self.replacing.finish(|old| {
-            // A blob changes when it loses a name: it is looked at when it has one alone.
+            // A blob changes when it loses a name: it is looked at when it has one alone. One that can't lose it now
+            // (somebody else wrote to this place meanwhile) is only hashed again the next time.
             for name in taken.into_inner() {
-                let path = old.join(BLOBS).join(name);
-                fs::remove_file(&path).map_err(|e| Error::io("unlink", &path, e))?;
+                let _ = fs::remove_file(old.join(BLOBS).join(name));
             }
             changed = file::now();
             discard(old)

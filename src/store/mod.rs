@@ -469,16 +469,24 @@ impl Store {
     /// Begins to bring to the disk what was written so far, while other work goes on: [`Store::sync`], which does the
     /// rest and tells what went wrong, then takes less time.
     pub fn sync_ahead(&self) {
-        let ahead = self.0.ahead.clone();
+        let (ahead, unsynced) = (self.0.ahead.clone(), self.unsynced());
         if !ahead.swap(true, Ordering::Relaxed)
             && let Ok(folder) = File::open(self.path())
         {
             // Without the thread all is left to the sync at the end.
             let _ = std::thread::Builder::new().name("sync".into()).spawn(move || {
-                let _ = file::sync_file_system(folder.as_fd());
+                let synced = file::sync_file_system(folder.as_fd());
+                forget_if_failed(&synced, &unsynced);
                 ahead.store(false, Ordering::Relaxed);
             });
         }
+    }
+
+    /// All that was written is on the disk, or nothing of it counts.
+    fn sync_written(&self) -> Result<()> {
+        let synced = file::sync_file_system(self.0.lock.as_fd());
+        forget_if_failed(&synced, &self.unsynced());
+        synced.map_err(|e| Error::io("syncfs", self.path(), e))
     }
 
     /// Brings all results of this command to the disk.
@@ -490,7 +498,7 @@ impl Store {
         if keys.is_empty() {
             return packed::add(self, synced);
         }
-        file::sync_file_system(self.0.lock.as_fd()).map_err(|e| Error::io("syncfs", self.path(), e))?;
+        self.sync_written()?;
         let actions = self.path().join("actions");
         for key in keys {
             let digest = key.to_str().and_then(|hex| Digest::from_hex(hex).ok());
@@ -606,10 +614,18 @@ impl Store {
     /// Keeps a builder under its tag.
     pub fn keep_builder(&self, builder: &Builder) -> Result<()> {
         let path = self.builder_path(&builder.tag)?;
-        file::sync_file_system(self.0.lock.as_fd()).map_err(|e| Error::io("syncfs", self.path(), e))?;
+        self.sync_written()?;
         let text = serde_json::to_vec_pretty(builder)
             .map_err(|e| Error::failed(format!("can't write {}: {e}", path.display())))?;
         self.replace(&path, &text)
+    }
+}
+
+/// An error of syncfs(2) is told once to each that was there when it happened: another command would hear of none, and
+/// take the results in `unsynced/` for good.
+fn forget_if_failed(synced: &io::Result<()>, unsynced: &Path) {
+    if synced.is_err() {
+        let _ = file::remove_tree(unsynced);
     }
 }
 
