@@ -1,10 +1,11 @@
 //! The sandbox: namespaces, the snapshot, recorded owners.
 //!
-//! Three processes, one file each:
+//! Three processes, one file each, two for the one between:
 //!
 //! ```text
 //! start.rs  outside   makes the namespaces, sends the plan, waits until all inside are dead
-//! init.rs   PID 1     carries out the plan, starts the steps, answers (asked.rs) chown, mknod (owner.rs), rename (rename.rs) and, without mounts, /proc (answered.rs)
+//! init.rs   PID 1     carries out the plan
+//! watch.rs  PID 1     starts the steps, answers (asked.rs) chown, mknod (owner.rs), rename (rename.rs) and, without mounts, /proc (answered.rs)
 //! step.rs   the rule  no capability, descriptor or signal more than a build needs (filter.rs)
 //! ```
 //!
@@ -31,9 +32,10 @@ mod seen;
 mod spec;
 mod start;
 mod step;
+mod watch;
 
 pub use findings::{Finding, State, findings};
-pub use init::{NO_OWNERS, take_over_if_asked};
+pub use init::take_over_if_asked;
 pub use machine::Machine;
 pub use place::{Isolation, Place, Snapshots, Wish};
 pub use plan::{Operation, plan};
@@ -41,3 +43,4 @@ pub use range::give_back;
 pub use seen::{Facts, Known, KnownFile};
 pub use spec::{Above, Bind, Hit, Outcome, Recorded, Secret, Spec, Standard, Status};
 pub use start::{Turn, run, run_in_turn, run_on_terminal, run_with};
+pub use watch::NO_OWNERS;

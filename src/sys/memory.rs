@@ -1,29 +1,30 @@
 //! Memory of this process, and files in memory.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Write};
 use std::mem::MaybeUninit;
 use std::ops::Deref;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::sys::proc;
 
+/// A new file in memory. `executable` says whether it may be executed ever; kernels before 6.3 don't know that flag and
+/// need none.
+pub fn new_file(name: &CStr, flags: MFdFlags, executable: libc::c_uint) -> nix::Result<OwnedFd> {
+    match memfd_create(name, flags | MFdFlags::from_bits_retain(executable)) {
+        Err(Errno::EINVAL) => memfd_create(name, flags),
+        other => other,
+    }
+}
+
 /// A file in memory that can be read alone.
 pub fn file_of(bytes: &[u8]) -> nix::Result<OwnedFd> {
-    let create = |flags: libc::c_uint| {
-        // SAFETY: the name is a C string.
-        let fd = unsafe { libc::memfd_create(c"answer".as_ptr(), flags) };
-        // SAFETY: the call succeeded, so the number is a new descriptor of ours.
-        if fd < 0 { Err(Errno::last()) } else { Ok(unsafe { File::from_raw_fd(fd) }) }
-    };
-    // Kernels before 6.3 don't know the second flag and need none.
-    let mut file = match create(libc::MFD_CLOEXEC | libc::MFD_NOEXEC_SEAL) {
-        Err(Errno::EINVAL) => create(libc::MFD_CLOEXEC)?,
-        other => other?,
-    };
+    let mut file = File::from(new_file(c"answer", MFdFlags::MFD_CLOEXEC, libc::MFD_NOEXEC_SEAL)?);
     file.write_all(bytes).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
     proc::open(&format!("self/fd/{}", file.as_raw_fd()), OFlag::O_RDONLY)
 }

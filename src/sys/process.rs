@@ -1,6 +1,5 @@
 //! Processes: namespaces, ID maps, capabilities, and our own executable as a sealed memfd.
 
-use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -10,10 +9,12 @@ use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
+use nix::sys::memfd::MFdFlags;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal};
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
+use crate::sys::memory;
 use crate::sys::refusal::Refusal;
 
 // --- Our own executable, and the roles that it plays.
@@ -50,7 +51,8 @@ pub fn own_executable() -> Result<BorrowedFd<'static>> {
     }
     let path = EXECUTABLE.get().map_or_else(|| PathBuf::from("/proc/self/exe"), Clone::clone);
     let source = File::open(&path).map_err(|e| Error::io("open", &path, e))?;
-    let own = match executable_memfd(c"tapeout") {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let own = match memory::new_file(c"tapeout", flags, libc::MFD_EXEC) {
         Ok(memfd) => Own { fd: seal(&source, File::from(memfd), &path)?, sealed: true },
         // vm.memfd_noexec is 2 (EACCES), or the kernel has no memfd.
         Err(Errno::EACCES | Errno::EPERM | Errno::ENOSYS) => Own { fd: source.into(), sealed: false },
@@ -75,21 +77,6 @@ fn seal(mut source: &File, mut copy: File, path: &std::path::Path) -> Result<Own
     // The writable descriptor would keep execve at ETXTBSY; a new read-only one doesn't.
     let name = format!("/proc/self/fd/{}", copy.as_raw_fd());
     File::open(&name).map(OwnedFd::from).map_err(|e| Error::io("open", &name, e))
-}
-
-/// A memfd that may be executed. Kernels before 6.3 don't know the flag and need none.
-fn executable_memfd(name: &CStr) -> nix::Result<OwnedFd> {
-    let create = |flags: libc::c_uint| {
-        // SAFETY: `name` is a C string.
-        let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
-        // SAFETY: the call succeeded, so the number is a new descriptor of ours.
-        if fd < 0 { Err(Errno::last()) } else { Ok(unsafe { OwnedFd::from_raw_fd(fd) }) }
-    };
-    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
-    match create(flags | libc::MFD_EXEC) {
-        Err(Errno::EINVAL) => create(flags),
-        other => other,
-    }
 }
 
 /// A command that runs our own executable in a role; `main` sees it by [`role`].
