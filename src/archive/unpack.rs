@@ -23,6 +23,7 @@ use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
 use crate::sys::file;
 use crate::sys::root::Root;
+use crate::sys::xattr;
 use crate::tree::{Change, Changeset, Entry, Node, RootPath};
 
 /// How an archive is applied.
@@ -491,7 +492,7 @@ pub fn tree_of(folder: &Root, owners: &Owners, time: i64) -> Result<Changeset> {
                 return Err(not_kept(path, value));
             }
             // Without an overlay the store may lie where there are none: then they are data alone.
-            let _ = file::set_xattr(dir.as_fd(), path.name(), attribute, value);
+            let _ = xattr::set(dir.as_fd(), path.name(), attribute, value);
         }
     }
     Ok(Changeset { time, changes: walk.changes })

@@ -13,6 +13,7 @@ use crate::archive::access_list::{self, ACLS};
 use crate::error::{Error, Result};
 use crate::sys::file;
 use crate::sys::root::Root;
+use crate::sys::xattr;
 use crate::tree::RootPath;
 
 /// Finds what changed.
@@ -99,8 +100,8 @@ impl Attributes {
     /// Reads them, and removes from the file those that are overlay's own.
     fn read(dir: BorrowedFd, name: &[u8], path: &RootPath) -> Result<Self> {
         let mut found = Self::default();
-        for attribute in file::list_xattrs(dir, name)? {
-            let value = || file::get_xattr(dir, name, &attribute).map(Option::unwrap_or_default);
+        for attribute in xattr::list(dir, name)? {
+            let value = || xattr::get(dir, name, &attribute).map(Option::unwrap_or_default);
             if attribute.starts_with(ESCAPED) {
                 return Err(an_order(&attribute[8..], path));
             }
@@ -114,7 +115,7 @@ impl Attributes {
                 _ => continue,
             }
             if attribute.starts_with(OVERLAY) {
-                file::remove_xattr(dir, name, &attribute)?;
+                xattr::remove(dir, name, &attribute)?;
             }
         }
         Ok(found)
@@ -123,7 +124,7 @@ impl Attributes {
 
 /// The attributes that go into layers of a file that no overlay has shown.
 pub(super) fn plain_attributes(dir: BorrowedFd, name: &[u8], path: &RootPath) -> Result<Xattrs> {
-    if let Some(order) = file::list_xattrs(dir, name)?.into_iter().find(|attribute| attribute.starts_with(OVERLAY)) {
+    if let Some(order) = xattr::list(dir, name)?.into_iter().find(|attribute| attribute.starts_with(OVERLAY)) {
         return Err(an_order(&order, path));
     }
     let mut kept = plain_attributes_of_kept(dir, name)?;
@@ -138,8 +139,8 @@ pub(super) fn plain_attributes(dir: BorrowedFd, name: &[u8], path: &RootPath) ->
 /// The same of a file in the kept form, which may have some that are overlay's.
 pub(super) fn plain_attributes_of_kept(dir: BorrowedFd, name: &[u8]) -> Result<Xattrs> {
     let mut kept = Xattrs::new();
-    for attribute in file::list_xattrs(dir, name)? {
-        let value = || file::get_xattr(dir, name, &attribute).map(Option::unwrap_or_default);
+    for attribute in xattr::list(dir, name)? {
+        let value = || xattr::get(dir, name, &attribute).map(Option::unwrap_or_default);
         match attribute.as_slice() {
             CAPABILITY => drop(kept.insert(attribute.clone(), version_2(value()?))),
             order if order.starts_with(OVERLAY) => {}
@@ -169,9 +170,9 @@ fn an_order(attribute: &[u8], path: &RootPath) -> Error {
 }
 
 fn forget_overlay(dir: BorrowedFd, name: &[u8]) -> Result<()> {
-    for attribute in file::list_xattrs(dir, name)? {
+    for attribute in xattr::list(dir, name)? {
         if attribute.starts_with(OVERLAY) {
-            file::remove_xattr(dir, name, &attribute)?;
+            xattr::remove(dir, name, &attribute)?;
         }
     }
     Ok(())

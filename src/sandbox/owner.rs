@@ -26,7 +26,7 @@ use crate::sandbox::seen::{Below, Facts, Upper};
 use crate::sandbox::spec::Recorded;
 use crate::sys::mount::{self, Place};
 use crate::sys::seccomp::{self, Notification};
-use crate::sys::{file, proc, process};
+use crate::sys::{file, proc, process, xattr};
 
 /// Nobody has more files than this, and init's memory has an end.
 const MOST: usize = 8_000_000;
@@ -251,7 +251,7 @@ impl Owners {
                 Some(began) => file::born(upper.as_fd()).is_ok_and(|born| born.is_some_and(|born| born < began)),
                 None => {
                     relative.is_empty()
-                        || file::get_xattr(self.upper.as_fd(), relative, ORIGIN).is_ok_and(|value| value.is_some())
+                        || xattr::get(self.upper.as_fd(), relative, ORIGIN).is_ok_and(|value| value.is_some())
                 }
             };
         let upper = Upper { path: &path, access: (stat.st_atime, stat.st_atime_nsec), copied_up, special: !plain };

@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::sandbox::Recorded;
 use crate::sys::file;
 use crate::sys::root::Root;
+use crate::sys::xattr;
 use crate::tree::{Entry, RootPath, Stack};
 
 impl Tree {
@@ -193,7 +194,7 @@ impl Harvest<'_> {
                 file::mkdir_at(into.as_fd(), name, stat.st_mode & 0o7777)?;
                 for (attribute, value) in &xattrs {
                     if self.tree.record.abilities.can_have(attribute) {
-                        file::set_xattr(into.as_fd(), name, attribute, value)?;
+                        xattr::set(into.as_fd(), name, attribute, value)?;
                     }
                 }
             }
@@ -247,7 +248,7 @@ impl Harvest<'_> {
             file::mkdir_at(into.as_fd(), folder.name(), entry.mode)?;
             for (attribute, value) in &entry.xattrs {
                 if self.tree.record.abilities.can_have(attribute) {
-                    file::set_xattr(into.as_fd(), folder.name(), attribute, value)?;
+                    xattr::set(into.as_fd(), folder.name(), attribute, value)?;
                 }
             }
             self.finder.passed_through(folder, entry);
