@@ -52,6 +52,24 @@ fn what_is_pushed_is_pulled_by_others_and_sent_once() {
 }
 
 #[test]
+fn a_registry_that_refuses_to_mount_is_sent_the_blobs() {
+    if !have(&["busybox", "docker-registry"]) {
+        return;
+    }
+    let workspace = built();
+    let registry = Registry::start(workspace.everything(), false);
+    let proxy =
+        Proxy::start(registry.port, |head, _| match head.lines().next().unwrap_or_default().contains("?mount=") {
+            true => Fate::Answered("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".into()),
+            false => Fate::Passed,
+        });
+    workspace.run(&format!("push //app:small {}", proxy.reference("one:1"))).success();
+    let pushed = workspace.run(&format!("push --json //app:small {}", proxy.reference("other:1"))).success().json();
+    assert!(proxy.asked().iter().any(|head| head.contains("?mount=")));
+    assert_eq!((pushed["mounted"].as_u64(), pushed["sent"].as_u64()), (Some(0), Some(3)), "{pushed}");
+}
+
+#[test]
 fn an_upload_goes_on_where_it_broke() {
     if !have(&["busybox", "docker-registry", "skopeo"]) {
         return;

@@ -451,4 +451,26 @@ mod tests {
         assert!(error.contains("DENIED"), "{error}");
         assert!(!error.contains("sesame") && !error.contains(&basic("me", "open-sesame")), "{error}");
     }
+
+    #[test]
+    fn a_blob_that_may_not_be_mounted_is_sent() {
+        for refusal in
+            ["400 Bad Request", "401 Unauthorized", "403 Forbidden", "404 Not Found", "405 Method Not Allowed"]
+        {
+            let (registry, asked) = server(move |head| match head.lines().next().unwrap_or_default() {
+                first if first.contains("?mount=") => answer(refusal, "", ""),
+                first if first.starts_with("HEAD") => answer("404 Not Found", "", ""),
+                first if first.starts_with("POST") => answer("202 Accepted", "Location: /v2/x/u\r\n", ""),
+                first if first.starts_with("PATCH") => answer("202 Accepted", "Location: /v2/x/u\r\n", ""),
+                _ => answer("201 Created", "", ""),
+            });
+            let reference: Reference = format!("docker://{registry}/x").parse().unwrap();
+            let repository = Repository::new(&reference, &Keychain::default(), Network::Allowed);
+            let open = |from: u64| -> Result<Box<dyn Read>> { Ok(Box::new(&b"abc"[from as usize..])) };
+            let pushed = repository.push_blob(&Digest::of("abc"), 3, Some("other"), &open, &|_| {}).unwrap();
+            assert_eq!(pushed, Pushed::Sent, "{refusal}");
+            let asked = lock(&asked).clone();
+            assert_eq!(asked.iter().filter(|head| head.contains("?mount=")).count(), 1, "{asked:?}");
+        }
+    }
 }

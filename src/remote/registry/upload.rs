@@ -52,6 +52,12 @@ impl Repository {
                         (session, have, mount) = (Some(url), 0, None);
                         continue;
                     }
+                    // To mount is an offer, which a registry may refuse (distribution-spec, "Mounting a blob from another
+                    // repository"): of that one we may know nothing, or it is gone.
+                    Err(Trouble::Final(_)) if mount.is_some() => {
+                        mount = None;
+                        continue;
+                    }
                     Err(trouble) => Err(trouble),
                 },
                 Some(url) => self.go_on(url, digest, size, &mut have, open),
