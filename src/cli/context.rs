@@ -16,7 +16,7 @@ use crate::remote::credentials::Keychain;
 use crate::remote::http::Network;
 use crate::sandbox::{Isolation, Snapshots, Wish};
 use crate::store::Store;
-use crate::sys::file;
+use crate::sys::{file, process};
 
 /// The folder to stand in.
 pub fn directory(global: &Global) -> Result<PathBuf> {
@@ -124,12 +124,19 @@ pub fn network(global: &Global) -> Network {
 /// Where docker and podman keep credentials for registries (containers-auth.json(5), docker login).
 pub fn keychain() -> Keychain {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    keychain_of(&set, process::caller())
+}
+
+/// The same for a user of this number, with this environment.
+fn keychain_of(set: &dyn Fn(&str) -> Option<PathBuf>, uid: u32) -> Keychain {
     if let Some(file) = set("REGISTRY_AUTH_FILE") {
         return Keychain { files: vec![file] };
     }
     let home = set("HOME");
+    // podman-login(1): without XDG_RUNTIME_DIR, as for root in a container, it is a folder of that user's number.
+    let runtime = set("XDG_RUNTIME_DIR").map(|folder| folder.join("containers"));
     let files = [
-        set("XDG_RUNTIME_DIR").map(|folder| folder.join("containers/auth.json")),
+        Some(runtime.unwrap_or_else(|| format!("/run/containers/{uid}").into()).join("auth.json")),
         set("XDG_CONFIG_HOME")
             .or(home.as_ref().map(|home| home.join(".config")))
             .map(|f| f.join("containers/auth.json")),
@@ -189,4 +196,26 @@ pub fn request(global: &Global, ask: &Ask, patterns: &[String]) -> Result<Reques
 /// What a command that takes no parameters asks for.
 pub fn nothing_asked() -> Ask {
     Ask { parameters: vec![], paths: vec![], inputs: vec![] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_looked_for_where_docker_and_podman_put_them() {
+        let files = |set: &[(&str, &str)]| -> Vec<String> {
+            let found = |name: &str| set.iter().find(|(key, _)| *key == name).map(|(_, value)| PathBuf::from(value));
+            keychain_of(&found, 1000).files.iter().map(|path| path.display().to_string()).collect()
+        };
+        let at_home = ["/h/.config/containers/auth.json", "/h/.docker/config.json"];
+        assert_eq!(files(&[("HOME", "/h")]), [&["/run/containers/1000/auth.json"][..], &at_home].concat());
+        assert_eq!(files(&[]), ["/run/containers/1000/auth.json"]);
+        let runtime = ("XDG_RUNTIME_DIR", "/run/user/1000");
+        assert_eq!(files(&[("HOME", "/h"), runtime])[0], "/run/user/1000/containers/auth.json");
+        let all = [("HOME", "/h"), runtime, ("XDG_CONFIG_HOME", "/c"), ("DOCKER_CONFIG", "/d")];
+        let expected = ["/run/user/1000/containers/auth.json", "/c/containers/auth.json", "/d/config.json"];
+        assert_eq!(files(&all), expected);
+        assert_eq!(files(&[runtime, ("REGISTRY_AUTH_FILE", "/f")]), ["/f"]);
+    }
 }

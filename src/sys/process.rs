@@ -109,6 +109,8 @@ fn is_capable_root() -> bool {
 /// be read and removed. Root needs none: then it is only rid of its supplementary groups, which
 /// nothing that it starts could drop later. To be called before there are threads.
 pub fn enter_user_namespace() -> Result<()> {
+    // Inside it would be 0.
+    caller();
     if is_capable_root() {
         drop_groups();
         return Ok(());
@@ -116,6 +118,12 @@ pub fn enter_user_namespace() -> Result<()> {
     let outside = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     nix::sched::unshare(CloneFlags::CLONE_NEWUSER).map_err(|errno| Refusal::new("unshare", errno))?;
     Ok(map_ids((0, 0), outside)?)
+}
+
+/// The number of the user who started us, whatever user namespace we have entered since.
+pub fn caller() -> u32 {
+    static CALLER: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    *CALLER.get_or_init(|| nix::unistd::getuid().as_raw())
 }
 
 /// Root's supplementary groups, which are of no use to it; refused, they stay.
