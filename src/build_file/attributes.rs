@@ -17,7 +17,7 @@ use super::spec::{
 use crate::archive::compress::{GZIP_MOST, ZSTD_MOST};
 use crate::error::Result;
 use crate::label::{Label, Package};
-use crate::remote::reference::Reference;
+use crate::remote::reference::{Reference, is_tag};
 
 /// Something wrong with an attribute.
 #[derive(Debug, Clone)]
@@ -660,7 +660,7 @@ impl<'a> Attributes<'a> {
             level,
             exclude: self.patterns("exclude"),
             check: self.steps("check"),
-            version: self.version(),
+            version: self.version_and_tag(),
         };
         self.not_of_proc(&image.working_dir);
         image
@@ -758,6 +758,23 @@ impl<'a> Attributes<'a> {
                 Some(&version),
                 format!("not a version: {version:?}"),
                 Some("letters, digits and . _ + - ~ may stand in it"),
+            );
+        }
+        Some(version)
+    }
+
+    /// An image's is its tag too. What can't be one is not turned into another text: two versions could get the same.
+    fn version_and_tag(&mut self) -> Option<String> {
+        let version = self.text("version")?;
+        if !is_tag(&version) {
+            self.fault(
+                "version",
+                Some(&version),
+                format!("not a version of an image: {version:?}"),
+                Some(
+                    "it is the tag: at most 128 letters, digits and _ . -, the first neither . nor -. For 1.0~rc1+b2 write \
+                     1.0-rc1_b2, and the whole one in annotations = {\"org.opencontainers.image.version\": …}",
+                ),
             );
         }
         Some(version)

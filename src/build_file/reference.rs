@@ -321,7 +321,7 @@ pub const FUNCTIONS: &[Function] = &[
             ),
             a("exclude", "list of patterns", "[]", "Pruned after the joint point."),
             a("check", RUN, "[]", "Runs in the finished image before it is written."),
-            a("version", "string", "None", "Its version, and its tag in the layout."),
+            a("version", "string", "None", "Its version, and so its tag: letters, digits and `_ . -`."),
         ],
     },
     Function {

@@ -105,7 +105,7 @@ fn is_repository_part(part: &str) -> bool {
 }
 
 /// distribution-spec, "Pulling manifests": `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}`
-fn is_tag(tag: &str) -> bool {
+pub fn is_tag(tag: &str) -> bool {
     !tag.is_empty()
         && tag.len() <= 128
         && !tag.starts_with(['.', '-'])
