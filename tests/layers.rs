@@ -232,6 +232,97 @@ fn layers_are_compressed_as_asked_and_hold_the_same() {
     workspace.run("build //bad:bad").failure(2).stderr_has("gzip:12").stderr_has("not a signal: \"SIGNAL\"");
 }
 
+/// What a later rule removes or replaces, in an image of one layer and of many, alone and on a base.
+const REPLACED: &str = r#"
+rule("build", deps = ["//base:build"], run = """
+mkdir -p /opt/app/docs/deep /etc/app; cd /opt/app
+echo readme >docs/readme; echo deep >docs/deep/page; echo keep >keep; echo gone >gone; ln keep kept
+echo a >/etc/app/a.conf
+""")
+tapeout("all", deps = [":build"], include = ["/opt/app", "/etc/app"], paths = ["/bin/busybox"])
+tapeout("trim", deps = [":all"], run = "rm -rf /opt/app/docs; rm /opt/app/gone")
+tapeout("link", deps = [":trim"], files = [file("/etc/app", target = "/srv/app"), file("/opt/app/docs/new", content = "new")])
+image("base", deps = [":all"])
+image("many", deps = [":link"])
+image("single", deps = [":link"], layers = "single")
+image("on/many", base = ":base", deps = [":link"])
+image("on/single", base = ":base", deps = [":link"], layers = "single")
+"#;
+
+#[test]
+fn one_layer_for_all_hides_what_later_rules_removed_or_replaced() {
+    if !have(&["busybox"]) {
+        return;
+    }
+    let workspace = workspace(REPLACED);
+    workspace.run("build //app:*").success();
+    let paths = |image: &Image, layer: usize| -> Vec<String> {
+        image.layers[layer].iter().map(|entry| String::from_utf8_lossy(&entry.path).into_owned()).collect()
+    };
+    let many = image(&workspace, "many");
+    assert!(!many.has("opt/app/docs/readme") && !many.has("etc/app/a.conf") && many.has("opt/app/docs/new"));
+
+    let single = image(&workspace, "single");
+    assert_eq!((single.layers.len(), single.files()), (1, many.files()));
+    let there = paths(&single, 0);
+    let hidden = |path: &&String| path.contains(".wh.") || path.contains("readme") || path.contains("a.conf");
+    assert_eq!(there.iter().find(hidden), None, "{there:?}");
+    let link = |image: &Image| {
+        let entries = image.layers.iter().flatten();
+        entries.filter(|entry| entry.kind == tar::EntryType::Link).count()
+    };
+    assert_eq!((link(&single), link(&many)), (1, 1), "hard links stay");
+
+    let [on_many, on_single] = ["on/many", "on/single"].map(|name| image(&workspace, name));
+    assert_eq!(on_single.files(), on_many.files());
+    assert_eq!(on_single.layers.len(), image(&workspace, "base").layers.len() + 1);
+    let mut own = paths(&on_single, on_single.layers.len() - 1);
+    own.retain(|path| path.starts_with("opt/app/") || path.starts_with("etc/app"));
+    let whiteouts = ["opt/app/.wh.gone", "opt/app/docs/.wh.deep", "opt/app/docs/.wh.readme"];
+    assert!(whiteouts.iter().all(|path| own.iter().any(|there| there == path)), "{own:?}");
+    assert!(!own.iter().any(|path| path.starts_with("etc/app/")), "nothing is written through the link: {own:?}");
+}
+
+#[test]
+fn rules_that_put_different_things_at_one_path_are_told_whatever_a_third_one_says() {
+    if !have(&["busybox"]) {
+        return;
+    }
+    let put = |name: &str, deps: &str, text: &str| {
+        format!("tapeout(\"{name}\", deps = [{deps}], files = [file(\"/x\", content = \"{text}\")])\n")
+    };
+    let made = "rule(\"made\", deps = [\"//base:build\"], run = \"echo A >/x; mkdir /d; echo A >/d/y\")\n";
+    let picks = "tapeout(\"one\", deps = [\":made\"], include = [\"/x\", \"/d\"])\n";
+    let removes = |what: &str| format!("tapeout(\"two\", deps = [\":made\"], run = \"rm -r {what}\")\n");
+    let kept = "exclude = [\"/x\"], run = \"rm -r /x\")\n";
+    for (what, rules, told) in [
+        (
+            "two",
+            put("one", "", "A") + &put("two", "", "B"),
+            Some("two rules put different things at /x: //app:one and //app:two"),
+        ),
+        (
+            "three, of which two aren't ordered",
+            put("one", "", "A") + &put("two", "\":one\"", "B") + &put("three", "\":one\"", "C"),
+            Some("two rules put different things at /x: //app:two and //app:three"),
+        ),
+        ("three in a row", put("one", "", "A") + &put("two", "\":one\"", "B") + &put("three", "\":two\"", "C"), None),
+        ("the same", put("one", "", "A") + &put("two", "", "A"), None),
+        ("a removal", format!("{made}{picks}{}", removes("/x")), Some("//app:two removes /x, which //app:one picks")),
+        ("of a folder", format!("{made}{picks}{}", removes("/d")), Some("//app:two removes /d, which //app:one picks")),
+        ("one that is excluded", format!("{made}{picks}tapeout(\"two\", deps = [\":made\"], {kept}"), None),
+    ] {
+        let three = if rules.contains("\"three\"") { ", \":three\"" } else { "" };
+        let workspace = workspace(&format!("{rules}image(\"app\", deps = [\":one\", \":two\"{three}])\n"));
+        let built = workspace.run("build //app:app");
+        match told {
+            Some(told) => built.failure(1).stderr_has(told).stderr_has("app/build.star").stderr_has("the last word"),
+            None => built.success(),
+        };
+        assert_eq!(workspace.output("app/app/build_image").exists(), told.is_none(), "{what}");
+    }
+}
+
 /// A file that is a block of its own, and one that isn't.
 const BIG: &str = r#"
 rule("build", deps = ["//base:build"], sources = ["word"], run = """

@@ -173,6 +173,80 @@ fn a_secret_that_stands_in_a_build_file_is_refused() {
     }
 }
 
+/// A secret that lies in a file of a package, or came out of a rule that names none, gets into nothing either.
+#[test]
+fn a_secret_that_nobody_read_as_one_is_found_in_all_that_is_made() {
+    if !have(&["busybox"]) {
+        return;
+    }
+    let reads = "rule('use', deps = ['//base:build'], secrets = ['npm_token'], run = 'true')\n";
+    // Of the shell's making: neither the build file nor a source holds the whole of it.
+    let writes =
+        "rule('writes', deps = ['//base:build'], run = 'mkdir -p /opt/a; printf %s%s tok-3f9a 8c1d77e2 >/opt/a/b')\n";
+    let prints = "rule('prints', deps = ['//base:build'], run = 'printf %s%s tok-3f9a 8c1d77e2')\n";
+    let source = "among the sources: /workspace/app/token holds the secret npm_token";
+    for (label, rules, told) in [
+        ("x", format!("{reads}tapeout('x', deps = [':use'], files = [file('/etc/token', source = 'token')])"), source),
+        ("x", "rule('x', deps = ['//base:build'], sources = ['token'], run = 'true')".to_string(), source),
+        (
+            "x",
+            "rule('x', deps = ['//base:build'], sources = glob(['t*']), run = 'cp token /etc/other')".to_string(),
+            source,
+        ),
+        ("x", format!("{writes}rule('x', deps = [':writes'], run = 'true')"), "/opt/a/b holds the secret npm_token"),
+        ("x", format!("{prints}rule('x', deps = [':prints'], run = 'true')"), "it printed the secret npm_token"),
+        (
+            "p/build_pod",
+            "tapeout('t', paths = ['/bin/busybox'])\nimage('i', deps = [':t'], entrypoint = ['/bin/busybox'])\n\
+             pod('p', containers = [container('c', image = ':i')], files = [file('etc/token', source = 'token')])"
+                .to_string(),
+            source,
+        ),
+    ] {
+        let workspace = workspace(&format!("{rules}\n"));
+        workspace.file("app/token", format!("[auth]\ntoken = {TOKEN}\n"));
+        let built = workspace.run(&format!("build //app:{label} --secret npm_token=file:token"));
+        let failed = if told == source { 2 } else { 1 };
+        built.failure(failed).stderr_has(told).stderr_has("//app:").says_not(TOKEN);
+        assert_eq!(holds(&workspace, TOKEN), [] as [String; 0], "{rules}");
+        assert!(!workspace.output("app").join(label).exists(), "{rules}");
+        // Without it nothing is looked for.
+        if !rules.contains("secrets") {
+            workspace.run(&format!("build //app:{label}")).success();
+        }
+    }
+}
+
+#[test]
+fn what_was_made_before_it_was_a_secret_is_not_taken_over() {
+    if !have(&["busybox"]) {
+        return;
+    }
+    let workspace = workspace(
+        r#"
+rule("build", deps = ["//base:build"], run = "mkdir -p /opt/a; printf %s%s tok-3f9a 8c1d77e2 >/opt/a/b")
+tapeout("own", deps = ["//base:build"], run = "printf %s%s tok-3f9a 8c1d77e2 >/own")
+tapeout("builders", deps = ["//base:build"], paths = ["/etc/passwd"])
+image("passwd", deps = [":builders"])
+image("whole", tapeouts = ALL)
+"#,
+    );
+    workspace.run("build //app:build //app:own //app:passwd //app:whole").success();
+    for (label, told) in [("build", "/opt/a/b holds the secret t"), ("own", "/own holds the secret t")] {
+        let built = workspace.run(&format!("build //app:{label} --secret t=file:token")).failure(1);
+        built.stderr_has(told).stderr_has(&format!("//app:{label}")).stderr_has("app/build.star");
+    }
+    // The builder's own files are searched where an image takes them.
+    let line = std::fs::read_to_string(workspace.path("app/build.star")).expect("read");
+    assert!(!line.contains("www-data"));
+    workspace.file("passwd", "www-data:x:33:33");
+    for label in ["passwd", "whole"] {
+        let built = workspace.run(&format!("build //app:{label} --secret t=file:passwd")).failure(1);
+        built.stderr_has("/etc/passwd holds the secret t").stderr_has("//app:");
+    }
+    workspace.run("build //app:build //app:own //app:passwd //app:whole").success();
+}
+
 #[test]
 fn a_flag_that_is_no_secret_is_refused_and_not_repeated() {
     let workspace = workspace("rule('build', deps = ['//base:build'], secrets = ['t'], run = 'true')\n");

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::execute::environment;
 use crate::execute::request::{FORMAT, Request};
 use crate::execute::rule::{self, Onlooker};
+use crate::execute::secrets::{Given, Search};
 use crate::nearest::nearest;
 use crate::remote::credentials::Keychain;
 use crate::remote::http::{Http, Network};
@@ -542,7 +543,8 @@ impl Configure for InSandbox<'_> {
             return Ok(digest);
         }
         let snapshot = Stack(run.lower.iter().map(|digest| store.changeset(digest)).collect::<Result<_>>()?);
-        let (layer, _) = rule::run(store, &request, &snapshot, None, &[], Onlooker::nobody())
+        let no_secrets = Given { own: &[], all: &Search::default() };
+        let (layer, _) = rule::run(store, &request, &snapshot, None, no_secrets, Onlooker::nobody())
             .map_err(|e| e.context(format!("configure the builder {}", self.base.config.tag)))?;
         Ok(layer.digest)
     }

@@ -1,11 +1,11 @@
 //! One build: every instance of the graph, in order, from what its dependencies came to.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use crate::build_file::spec::{Graph, Id, Ids, Instance, Rule, Source, Spec};
@@ -16,14 +16,14 @@ use crate::execute::log::Live;
 use crate::execute::request::{FORMAT, Request};
 use crate::execute::rule::Onlooker;
 use crate::execute::schedule::{self, Order, Turn};
-use crate::execute::secrets::{self, Secrets};
+use crate::execute::secrets::{self, Given, Search, Secrets};
 use crate::execute::snapshot::{self, Snapshot};
 use crate::execute::{environment, fetch, identity, room, rule, sources, unpack};
 use crate::label::Package;
 use crate::report::{Event, Report, Silent};
 use crate::sandbox;
 use crate::store::Store;
-use crate::tree::Layer;
+use crate::tree::{Layer, Selection};
 
 /// How to build.
 #[derive(Debug, Clone)]
@@ -105,9 +105,13 @@ pub struct Build<'a> {
     /// What rules without sources find in their package's folder: one for all of them.
     bare: Mutex<BTreeMap<Package, Layer>>,
     /// What rules did weaker than elsewhere.
-    weakened: Mutex<std::collections::BTreeSet<String>>,
+    weakened: Mutex<BTreeSet<String>>,
     /// Held while a base image is pulled.
     pub(super) pulling: Mutex<()>,
+    /// Looks for the command's secrets.
+    pub(super) search: Search,
+    /// Changesets in which it found none.
+    searched: Mutex<BTreeSet<Digest>>,
 }
 
 /// What is said wherever a rule that has the network is shown.
@@ -148,6 +152,8 @@ impl<'a> Build<'a> {
             bare: Mutex::default(),
             weakened: Mutex::default(),
             pulling: Mutex::default(),
+            search: options.secrets.search(),
+            searched: Mutex::default(),
         }
     }
 
@@ -246,6 +252,7 @@ impl<'a> Build<'a> {
         let instance = &self.graph.instances[id];
         if let Spec::Archive(_) | Spec::Git(_) = &instance.spec {
             let digest = unpack::unpacked(self, instance, self.time(id))?;
+            self.holds_no_secret(&digest)?;
             let key = unpack::key_of(self, instance, self.time(id))?;
             self.remember(id, (&key, &key), Some(digest), None);
             return Ok(Some(digest));
@@ -256,6 +263,7 @@ impl<'a> Build<'a> {
             self.weaker(format!("{}: {NOT_HERMETIC}", self.name(id)));
         }
         if let Some(digest) = self.cached_rule(&request, &snapshot)? {
+            self.holds_no_secret(&digest)?;
             self.done("cached", id, if request.network { NOT_HERMETIC } else { "" });
             self.remember(id, (&key, &key), Some(digest), Some(&request));
             return Ok(Some(digest));
@@ -265,6 +273,28 @@ impl<'a> Build<'a> {
         let digest = self.run_request(id, &request, &snapshot, turn)?;
         self.remember(id, (&key, &key), Some(digest), Some(&request));
         Ok(Some(digest))
+    }
+
+    /// What a changeset of the store has, whoever made it and when, must hold no secret of this command.
+    pub(super) fn holds_no_secret(&self, changeset: &Digest) -> Result<()> {
+        if self.search.is_empty() || !self.searched().insert(*changeset) {
+            return Ok(());
+        }
+        let Layer { changeset: changes, .. } = self.store.changeset(changeset)?;
+        let files = self.store.changeset_files(changeset)?;
+        self.search.refuses_kept(&changes.changes, |path| files.open_file(path))
+    }
+
+    /// And so must what goes into an image.
+    pub(super) fn picked_holds_no_secret(&self, selection: &Selection) -> Result<()> {
+        self.search.refuses_picked(selection, |changeset, path| match self.searched().contains(changeset) {
+            true => Ok(None),
+            false => self.store.read(changeset, path).map(Some),
+        })
+    }
+
+    fn searched(&self) -> MutexGuard<'_, BTreeSet<Digest>> {
+        self.searched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The changeset of a rule that ran before. Where it installed packages under another lock, the lock learns
@@ -303,7 +333,7 @@ impl<'a> Build<'a> {
                 request,
                 &stack,
                 (!request.packages.is_empty()).then_some(&renumber),
-                &self.options.secrets.of(&request.secrets),
+                Given { own: &self.options.secrets.of(&request.secrets), all: &self.search },
                 Onlooker { live, left: &left, turn: sandbox::Turn { begin: &begin, ended: &|| turn.give() } },
             )
         });
@@ -315,6 +345,7 @@ impl<'a> Build<'a> {
             self.remember(id, (&request.key(), &request.key()), None, Some(request));
             e.next(format!("see all that it printed: tapeout log {}", instance.label)).at(instance.place.clone(), "")
         })?;
+        self.searched().insert(layer.digest);
         for text in weakened {
             let text = format!("{name}: {text}");
             self.report.event(Event::Note { text: &text });
@@ -411,7 +442,8 @@ impl<'a> Build<'a> {
         let fetched = fetch::files(self, instance, sources).map_err(here)?;
         let from =
             sources::From { folder: instance.folder.as_deref(), inputs: &self.options.inputs, fetched: &fetched };
-        let layer = sources::gather(self.store, package, &from, sources, self.options.epoch).map_err(here)?;
+        let layer =
+            sources::gather(self.store, package, &from, sources, self.options.epoch, &self.search).map_err(here)?;
         if sources.is_empty() {
             bare().insert(package.clone(), layer.clone());
         }
@@ -494,8 +526,12 @@ impl<'a> Build<'a> {
         for (id, instance) in self.graph.instances.iter().enumerate() {
             let known = |id: &Id| matches!(forecasts[*id], Forecast::Cached | Forecast::Group);
             // What stands on something unknown is unknown itself: what is nearest tells it all.
-            let forecast =
-                if !instance.deps.iter().all(known) { Forecast::Unknown } else { self.forecast_one(id, instance)? };
+            let forecast = match instance.deps.iter().all(known) {
+                false => Forecast::Unknown,
+                true => self
+                    .forecast_one(id, instance)
+                    .map_err(|e| e.context(format!("{} {}", kind(&instance.spec), self.name(id))))?,
+            };
             forecasts.push(forecast);
         }
         Ok(forecasts)

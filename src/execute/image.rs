@@ -19,7 +19,8 @@ use crate::execute::build::{Build, Output};
 use crate::execute::check;
 use crate::execute::log::Live;
 use crate::execute::request::own_key;
-use crate::execute::tapeout::{JOINT_POINT, is_base_tapeout};
+use crate::execute::schedule::Set;
+use crate::execute::tapeout::JOINT_POINT;
 use crate::image::config::{self, ImageLayer};
 use crate::image::layer::{self, LayerInfo, Packing};
 use crate::image::layout::{self, LayoutImage};
@@ -90,7 +91,9 @@ impl Build<'_> {
         let path = self.options.output.join(label.package().path()).join(label.name());
         let asked = self.graph.requested.contains(&id);
         let key = self.image_key(id, image)?;
+        self.holds_no_secret_of_others(id, image)?;
         if let Some(mut built) = self.cached_image(id, image)? {
+            self.documents_hold_no_secret(&built)?;
             self.done("cached", id, "");
             if asked && !self.is_written(&path, &built)? {
                 self.write_layout(id, layout::New::begin(&path)?, &built, &path)?;
@@ -109,6 +112,37 @@ impl Build<'_> {
             built.path = Some(path);
         }
         Ok(built)
+    }
+
+    /// What no rule picked is searched for secrets here: the builder, or a registry's image that it stands on.
+    fn holds_no_secret_of_others(&self, id: Id, image: &Image) -> Result<()> {
+        if self.search.is_empty() {
+            return Ok(());
+        }
+        if image.whole_builder {
+            self.picked_holds_no_secret(&self.whole_builder(id)?)?;
+        }
+        match (image.pulled_base(), self.stands_on(image)?) {
+            (Some(base), Some(below)) => self
+                .picked_holds_no_secret(&self.read_selection(&below.files)?)
+                .map_err(|e| e.context(format!("in {base}"))),
+            _ => Ok(()),
+        }
+    }
+
+    /// What an image says of itself.
+    fn documents_hold_no_secret(&self, built: &Built) -> Result<()> {
+        if self.search.is_empty() {
+            return Ok(());
+        }
+        for (what, document) in [("its config", built.config), ("its manifest", built.manifest)] {
+            let mut bytes = vec![];
+            let path = self.store.blob_path(&document.digest);
+            let read = io::Read::read_to_end(&mut self.store.blob(&document.digest)?, &mut bytes);
+            read.map_err(|e| Error::io("read", path, e))?;
+            self.search.refuses_document(what, &bytes)?;
+        }
+        Ok(())
     }
 
     /// Is this very image there already, as it was written?
@@ -142,19 +176,25 @@ impl Build<'_> {
 
     /// The selections that become this image's layers, the lowest first; those of its base left out.
     pub(super) fn selections_of(&self, id: Id) -> Result<Vec<(Label, Digest)>> {
+        let picked = self.picked_by(id)?.into_iter();
+        Ok(picked.map(|(rule, digest)| (self.graph.instances[rule].label.clone(), digest)).collect())
+    }
+
+    /// The same with the tapeout rules themselves: there may be two of one label.
+    fn picked_by(&self, id: Id) -> Result<Vec<(Id, Digest)>> {
         let Spec::Image(image) = &self.graph.instances[id].spec else {
             return Err(Error::failed("not an image"));
         };
         let in_base = image.built_base().map(|base| self.order.below(base)).unwrap_or_default();
-        let mut selections = vec![];
+        let mut picked = vec![];
         for below in self.order.as_written(id).into_iter().filter(|below| !in_base.contains(*below)) {
             if let (Spec::Tapeout(_), Output::Selection { selection, .. }) =
                 (&self.graph.instances[below].spec, self.output(below)?)
             {
-                selections.push((self.graph.instances[below].label.clone(), *selection));
+                picked.push((below, *selection));
             }
         }
-        Ok(selections)
+        Ok(picked)
     }
 
     pub(super) fn image_key(&self, id: Id, image: &Image) -> Result<Digest> {
@@ -198,18 +238,19 @@ impl Build<'_> {
 
     fn make_image(&self, id: Id, image: &Image, new: Option<&layout::New>) -> Result<Built> {
         let instance = &self.graph.instances[id];
-        let (mut names, mut selections): (Vec<String>, Vec<Selection>) = (vec![], vec![]);
+        // Whose layer it is; `None`: the builder's.
+        let (mut rules, mut selections): (Vec<Option<Id>>, Vec<Selection>) = (vec![], vec![]);
         if image.whole_builder {
-            names.push(WHOLE_BUILDER.to_string());
+            rules.push(None);
             selections.push(self.whole_builder(id)?);
         }
-        for (label, digest) in self.selections_of(id)? {
+        for (rule, digest) in self.picked_by(id)? {
             let mut selection = self.read_selection(&digest)?;
-            if image.whole_builder && is_base_tapeout(&label) {
+            if image.whole_builder && self.is_base_tapeout(rule) {
                 // The builder has all that the joint point would add, and more of it.
                 selection.retain(|path, _| !selections[0].contains_key(path));
             }
-            names.push(label.to_string());
+            rules.push(Some(rule));
             selections.push(selection);
         }
         let many = selections.iter().map(Selection::len).sum::<usize>() > memory::MANY_FILES;
@@ -218,7 +259,12 @@ impl Build<'_> {
             memory::give_back();
         }
         self.prune(id, image, &mut selections)?;
-        self.clash(id, &names, &selections)?;
+        self.clash(id, &rules, &selections)?;
+        let name_of = |rule: &Option<Id>| match rule {
+            Some(rule) => self.graph.instances[*rule].label.to_string(),
+            None => WHOLE_BUILDER.to_string(),
+        };
+        let mut names: Vec<String> = rules.iter().map(name_of).collect();
         let below = self.stands_on(image)?;
         let files = {
             let base_files = match &below {
@@ -228,11 +274,9 @@ impl Build<'_> {
             let files = tapeout::settle::settle(&base_files, &mut selections);
             if image.layers == Layers::Single {
                 names = vec![instance.label.to_string()];
-                selections = vec![selections.into_iter().flatten().collect()];
-                tapeout::lookup::merged(std::iter::once(&base_files).chain(&selections))
-            } else {
-                files
+                selections = vec![tapeout::settle::squash(&base_files, selections, &files)];
             }
+            files
         };
         tapeout::program::check(image, &files).map_err(|e| e.at(instance.place.clone(), ""))?;
         let user = self.numbers(id, image, &files)?;
@@ -276,6 +320,7 @@ impl Build<'_> {
             user,
             path: None,
         };
+        self.documents_hold_no_secret(&built)?;
         let document = serde_json::to_vec(&built).map_err(|e| Error::failed(e.to_string()))?;
         self.store.record_action(&self.image_key(id, image)?, &document)?;
         let size: u64 = built.layers.iter().map(|layer| layer.info.size).sum();
@@ -303,39 +348,54 @@ impl Build<'_> {
             .collect())
     }
 
-    /// Two rules that put different things at one path are an error, unless one comes after the other.
-    fn clash(&self, id: Id, names: &[String], selections: &[Selection]) -> Result<()> {
-        let below = self.order.as_written(id);
-        let of_label = below.into_iter().rev().map(|i| (self.graph.instances[i].label.to_string(), i));
-        let instances: BTreeMap<String, Id> = of_label.collect();
-        let mut first: BTreeMap<&RootPath, (usize, &Entry)> = BTreeMap::new();
+    /// Two rules that put different things at one path, or of which one removes what the other has there, are an
+    /// error, unless one comes after the other: each pair of them, whatever a third one says.
+    fn clash(&self, id: Id, rules: &[Option<Id>], selections: &[Selection]) -> Result<()> {
+        let mut all: Vec<(&RootPath, usize)> = vec![];
         for (at, selection) in selections.iter().enumerate() {
-            for (path, picked) in selection {
-                let Some(entry) = picked.entry.as_ref() else { continue };
-                let Some(&(before, other)) = first.get(path) else {
-                    first.insert(path, (at, entry));
-                    continue;
-                };
-                let ordered = match (instances.get(&names[before]), instances.get(&names[at])) {
-                    (Some(before), Some(&at)) => self.order.below(at).contains(*before),
+            all.extend(selection.keys().map(|path| (path, at)));
+        }
+        all.sort();
+        let mut below: BTreeMap<Id, Set> = BTreeMap::new();
+        for at_one_path in all.chunk_by(|(one, _), (other, _)| one == other) {
+            for (nth, &(path, at)) in at_one_path.iter().enumerate() {
+                let entry = &selections[at][path].entry;
+                let differs = |before: &Option<Entry>| match (before, entry) {
+                    (Some(before), Some(entry)) => !(before.is_folder() && entry.is_folder()) && !before.same_as(entry),
+                    (None, None) => false,
                     _ => true,
                 };
-                let folders = entry.is_folder() && other.is_folder();
-                if !ordered && !folders && !entry.same_as(other) {
-                    let error = Error::failed(format!(
-                        "two rules put different things at {path}: {} and {}",
-                        names[before], names[at]
-                    ));
-                    return Err(error.at(self.graph.instances[id].place.clone(), "both are in this image").next(
-                        format!(
-                            "exclude it from one of them, or give {} a dependency on {}: it then has the last word",
-                            names[at], names[before]
-                        ),
-                    ));
+                for &(_, before) in &at_one_path[..nth] {
+                    // All comes after the builder.
+                    let (Some(first), Some(then)) = (rules[before], rules[at]) else { continue };
+                    if !differs(&selections[before][path].entry)
+                        || below.entry(then).or_insert_with(|| self.order.below(then)).contains(first)
+                    {
+                        continue;
+                    }
+                    return Err(self.clashing(id, path, (first, &selections[before][path].entry), (then, entry)));
                 }
             }
         }
         Ok(())
+    }
+
+    fn clashing(
+        &self,
+        id: Id,
+        path: &RootPath,
+        (first, before): (Id, &Option<Entry>),
+        (then, after): (Id, &Option<Entry>),
+    ) -> Error {
+        let [first, then] = [first, then].map(|rule| &self.graph.instances[rule].label);
+        let what = match (before, after) {
+            (Some(_), None) => format!("{then} removes {path}, which {first} picks"),
+            (None, Some(_)) => format!("{first} removes {path}, which {then} picks"),
+            _ => format!("two rules put different things at {path}: {first} and {then}"),
+        };
+        Error::failed(what).at(self.graph.instances[id].place.clone(), "both are in this image").next(format!(
+            "exclude it from one of them, or give {then} a dependency on {first}: it then has the last word"
+        ))
     }
 
     fn prune(&self, id: Id, image: &Image, selections: &mut [Selection]) -> Result<()> {

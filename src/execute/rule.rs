@@ -20,8 +20,8 @@ use crate::execute::identity::{self, Renumber};
 use crate::execute::log::{self, Live};
 use crate::execute::request::{FORMAT, Outcome, Request};
 use crate::execute::room::{self, Lent, Room};
-use crate::execute::secrets::Search;
-use crate::sandbox::{self, Bind, Hit, NO_OWNERS, Secret, Snapshots, Spec, Status, Turn};
+use crate::execute::secrets::Given;
+use crate::sandbox::{self, Bind, Hit, NO_OWNERS, Snapshots, Spec, Status, Turn};
 use crate::store::{Cache, Scratch, Store};
 use crate::sys::file;
 use crate::sys::root::Root;
@@ -57,7 +57,7 @@ pub fn run(
     request: &Request,
     snapshot: &Stack,
     renumber: Option<&Renumber>,
-    secrets: &[Secret],
+    secrets: Given<'_>,
     onlooker: Onlooker<'_>,
 ) -> Result<(Layer, Vec<String>)> {
     let kept = store.log_path(&request.key());
@@ -69,7 +69,7 @@ pub fn run(
 }
 
 /// Runs a request once more: the result and the log that the store has of it stay.
-pub fn again(store: &Store, request: &Request, snapshot: &Stack, secrets: &[Secret]) -> Result<Layer> {
+pub fn again(store: &Store, request: &Request, snapshot: &Stack, secrets: Given<'_>) -> Result<Layer> {
     let scratch = store.scratch()?;
     make(store, request, snapshot, None, secrets, Onlooker::nobody(), &scratch.path().join("log"))
         .map(|(layer, _)| layer)
@@ -80,11 +80,10 @@ fn make(
     request: &Request,
     snapshot: &Stack,
     renumber: Option<&Renumber>,
-    secrets: &[Secret],
+    secrets: Given<'_>,
     onlooker: Onlooker<'_>,
     kept: &Path,
 ) -> Result<(Layer, Vec<String>)> {
-    let search = Search::of(secrets);
     let caches = caches(store, request)?;
     let turn = match room::place(store)?.snapshots {
         Snapshots::Overlay => onlooker.turn,
@@ -97,7 +96,7 @@ fn make(
     let room = Room::of(store, snapshot)?;
     let log_path = room.scratch().path().join("log");
     let mut spec = spec(store, request, snapshot, &room)?;
-    spec.secrets = secrets.to_vec();
+    spec.secrets = secrets.own.to_vec();
     spec.mounts.extend(caches.iter().map(|(inside, cache)| Bind {
         host: cache.folder().to_path_buf(),
         inside: inside.to_string(),
@@ -108,9 +107,9 @@ fn make(
         resolver.filter(|shown| !can_be_mounted(shown)).map(|(host, path)| room.lend(&host, path)).transpose()?;
     // The clock of the file system that the caches lie on.
     let began = fs::metadata(&spec.tmp).map_err(|e| Error::io("stat", &spec.tmp, e))?;
-    let outcome = log::run(&spec, &log_path, &search, onlooker.live, turn);
+    let outcome = log::run(&spec, &log_path, secrets.all, onlooker.live, turn);
     for (inside, cache) in &caches {
-        search.refuses_in_cache(cache.folder(), inside, (began.ctime(), began.ctime_nsec()))?;
+        secrets.all.refuses_in_cache(cache.folder(), inside, (began.ctime(), began.ctime_nsec()))?;
     }
     let outcome = outcome?;
     lent.map_or(Ok(()), Lent::give_back)?;
@@ -121,7 +120,7 @@ fn make(
     fs::rename(&log_path, kept).map_err(|e| Error::io("rename", kept, e))?;
     if let Some(error) = failure(&outcome, request) {
         // What it wrote may hold a secret, and those are kept nowhere.
-        let keep: &dyn Fn(&Path) = if secrets.is_empty() { onlooker.left } else { &|_| {} };
+        let keep: &dyn Fn(&Path) = if secrets.own.is_empty() { onlooker.left } else { &|_| {} };
         let on_host = room.is_on_host();
         room.give_up(snapshot, &outcome.recorded, keep)?;
         let may_be_owners = outcome.weakened.iter().any(|weaker| weaker == NO_OWNERS);
@@ -135,7 +134,7 @@ fn make(
             captured.renumber(&map.users, &map.groups);
             identity::rewrite(&mut captured, &map)?;
         }
-        search.refuses(&captured)?;
+        secrets.all.refuses(&captured)?;
         let (changeset, digest) = captured.name()?;
         store.keep_changeset(digest, changeset, files)
     })?;

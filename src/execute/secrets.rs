@@ -2,8 +2,9 @@
 //!
 //! Their values come from the command line (`--secret`) and stay in memory: they go to init with its
 //! order, which writes them to a file system in memory. A rule's key holds their names alone. Nothing
-//! keeps a rule from writing down what it read, so its log, its changeset and the build files are
-//! searched for the very bytes; encoded or compressed they are not found.
+//! keeps a rule from writing down what it read, nor anybody from leaving a secret in a file that a rule takes, so all
+//! that a command with secrets makes or takes from its store is searched for the very bytes: build files, sources, logs,
+//! changesets, what goes into images. Encoded or compressed they are not found. A command without secrets searches nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
@@ -15,10 +16,11 @@ use nix::sys::stat::SFlag;
 
 use crate::build_file::spec::{Graph, Rule, Spec};
 use crate::changeset::Captured;
-use crate::error::{Error, Place, Result};
+use crate::digest::Digest;
+use crate::error::{Error, Kind, Place, Result};
 use crate::sandbox::Secret;
 use crate::sys::file;
-use crate::tree::{Node, RootPath};
+use crate::tree::{Change, Content, Entry, Node, RootPath, Selection};
 
 /// Shorter ones would be found everywhere.
 const SHORTEST: usize = 8;
@@ -57,6 +59,11 @@ impl Secrets {
         self.0.is_empty()
     }
 
+    /// Looks for any of them.
+    pub fn search(&self) -> Search {
+        Search::of(&self.0.values().cloned().collect::<Vec<_>>())
+    }
+
     /// Those that a rule names, as many as there are.
     pub fn of(&self, names: &[String]) -> Vec<Secret> {
         names.iter().collect::<BTreeSet<_>>().into_iter().filter_map(|name| self.0.get(name)).cloned().collect()
@@ -72,8 +79,7 @@ impl Secrets {
         if self.0.is_empty() {
             return Ok(());
         }
-        let all: Vec<_> = self.0.values().cloned().collect();
-        let search = Search::of(&all);
+        let search = self.search();
         for instance in &graph.instances {
             let spec = serde_json::to_value(&instance.spec);
             let rest = serde_json::to_value((&instance.parameters, &instance.annotations, &instance.doc));
@@ -91,6 +97,19 @@ impl Secrets {
         }
         Ok(())
     }
+}
+
+fn holds(path: &RootPath, name: &str) -> Error {
+    Error::failed(format!("{path} holds the secret {name}"))
+}
+
+/// The secrets of a command as a rule has them.
+#[derive(Debug, Clone, Copy)]
+pub struct Given<'a> {
+    /// Those that it names: it may read them.
+    pub own: &'a [Secret],
+    /// Looks for all of them: nobody may write one down.
+    pub all: &'a Search,
 }
 
 /// The names of secrets that an instance needs.
@@ -139,45 +158,131 @@ impl Search {
 
     /// A captured changeset must hold none: neither in names, nor in what they stand for.
     pub fn refuses(&self, captured: &Captured) -> Result<()> {
+        let found = self.in_changes(captured.changes(), |path| captured.open(path))?;
+        found.map_or(Ok(()), |error| {
+            Err(error
+                .why("what a rule writes is kept, and gets into images")
+                .next("let the rule remove it before it ends, or write it below /tmp"))
+        })
+    }
+
+    /// Of a changeset that the store has.
+    pub fn refuses_kept<F: Read>(
+        &self,
+        changes: &BTreeMap<RootPath, Change>,
+        open: impl Fn(&RootPath) -> Result<F>,
+    ) -> Result<()> {
+        let found = self.in_changes(changes, |path| open(path).map(Some))?;
+        found.map_or(Ok(()), |error| {
+            Err(error
+                .why("it is in the store, and gets into images")
+                .next("keep it out of what is taken and written here; tapeout gc then removes what was made of it"))
+        })
+    }
+
+    /// Of the sources of a rule.
+    pub fn refuses_sources<F: Read>(
+        &self,
+        changes: &BTreeMap<RootPath, Change>,
+        open: impl Fn(&RootPath) -> Result<F>,
+    ) -> Result<()> {
+        let found = self.in_changes(changes, |path| open(path).map(Some))?;
+        found.map_or(Ok(()), |error| {
+            Err(error
+                .with_kind(Kind::Request)
+                .context("among the sources")
+                .why("sources are kept, and get into images")
+                .next("leave it out, and read it in a rule with secrets = […], from /run/secrets"))
+        })
+    }
+
+    fn in_changes<F: Read>(
+        &self,
+        changes: &BTreeMap<RootPath, Change>,
+        open: impl Fn(&RootPath) -> Result<Option<F>>,
+    ) -> Result<Option<Error>> {
+        if self.is_empty() {
+            return Ok(None);
+        }
+        let mut buffer = vec![];
+        for (path, change) in changes {
+            let Some(entry) = &change.now else { continue };
+            let file = if matches!(entry.node, Node::File { .. }) { open(path)? } else { None };
+            let found = match (self.in_entry(path, entry), file) {
+                (None, Some(file)) => self.in_content(path, file, &mut buffer)?,
+                (found, _) => found,
+            };
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
+    /// What a rule picks, or an image has below. `open` gives a file of a changeset; `None`: that one was searched.
+    pub fn refuses_picked<F: Read>(
+        &self,
+        selection: &Selection,
+        open: impl Fn(&Digest, &RootPath) -> Result<Option<F>>,
+    ) -> Result<()> {
         if self.is_empty() {
             return Ok(());
         }
         let mut buffer = vec![];
-        for (path, change) in captured.changes() {
-            let Some(entry) = &change.now else { continue };
-            let plain = || {
-                let name = self.find(path.as_bytes()).map(|name| (name, "the name of"));
-                let target = || match &entry.node {
-                    Node::Link { target } => self.find(target).map(|name| (name, "the target of")),
-                    _ => None,
-                };
-                let attribute = || {
-                    let all = entry.xattrs.iter().flat_map(|(key, value)| [key, value]);
-                    all.into_iter().find_map(|bytes| self.find(bytes)).map(|name| (name, "an attribute of"))
-                };
-                name.or_else(target).or_else(attribute)
+        for (path, picked) in selection {
+            let Some(entry) = &picked.entry else { continue };
+            let found = match (self.in_entry(path, entry), &picked.content) {
+                (None, Content::Inline(bytes)) => self.find(bytes).map(|name| holds(path, name)),
+                (None, Content::Stored { changeset, path: at }) => match open(changeset, at)? {
+                    Some(file) => self.in_content(path, file, &mut buffer)?,
+                    None => None,
+                },
+                (found, _) => found,
             };
-            let found = match plain() {
-                Some(found) => Some(found),
-                None => self.in_content(captured, path, &mut buffer)?.map(|name| (name, "")),
-            };
-            if let Some((name, what)) = found {
-                // A name that is the secret is not told.
-                let shown = if what == "the name of" { "a file".to_string() } else { path.to_string() };
-                let what = if what.is_empty() { shown } else { format!("{what} {shown}") };
-                return Err(Error::failed(format!("{what} holds the secret {name}"))
-                    .why("what a rule writes is kept, and gets into images")
-                    .next("let the rule remove it before it ends, or write it below /tmp"));
+            if let Some(error) = found {
+                return Err(error
+                    .why("it would be in the image")
+                    .next("don't pick it; what needs it reads it where it runs, or in a rule with secrets = […]"));
             }
         }
         Ok(())
     }
 
-    fn in_content(&self, captured: &Captured, path: &RootPath, buffer: &mut Vec<u8>) -> Result<Option<&str>> {
-        match captured.open(path)? {
-            Some(file) => self.in_file(file, buffer).map_err(|e| Error::io("read", path.as_path(), e)),
-            None => Ok(None),
+    fn in_content(&self, path: &RootPath, file: impl Read, buffer: &mut Vec<u8>) -> Result<Option<Error>> {
+        let found = self.in_file(file, buffer).map_err(|e| Error::io("read", path.as_path(), e))?;
+        Ok(found.map(|name| holds(path, name)))
+    }
+
+    /// A document that goes into an image: its strings.
+    pub fn refuses_document(&self, what: &str, json: &[u8]) -> Result<()> {
+        if self.is_empty() {
+            return Ok(());
         }
+        let value = serde_json::from_slice(json).map_err(|e| Error::failed(format!("{what} can't be read: {e}")))?;
+        match self.in_json(&value, "") {
+            Some((name, at)) => {
+                Err(Error::failed(format!("{what} holds the secret {name} in {}", at.trim_matches('.'))))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// In what an entry says of itself.
+    fn in_entry(&self, path: &RootPath, entry: &Entry) -> Option<Error> {
+        if let Some(name) = self.find(path.as_bytes()) {
+            // A name that is the secret is not told.
+            return Some(Error::failed(format!("the name of a file holds the secret {name}")));
+        }
+        let target = match &entry.node {
+            Node::Link { target } => self.find(target).map(|name| (name, "the target of")),
+            _ => None,
+        };
+        let attribute = || {
+            let mut all = entry.xattrs.iter().flat_map(|(key, value)| [key, value]);
+            all.find_map(|bytes| self.find(bytes)).map(|name| (name, "an attribute of"))
+        };
+        let (name, what) = target.or_else(attribute)?;
+        Some(Error::failed(format!("{what} {path} holds the secret {name}")))
     }
 
     fn in_file(&self, mut file: impl Read, buffer: &mut Vec<u8>) -> io::Result<Option<&str>> {

@@ -16,6 +16,7 @@ use crate::build_file::spec::Source;
 use crate::changeset;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
+use crate::execute::secrets::Search;
 use crate::label::Package;
 use crate::store::Store;
 use crate::sys::file;
@@ -39,9 +40,16 @@ pub struct From<'a> {
     pub fetched: &'a [(String, Digest)],
 }
 
-/// Copies the sources of a rule into the store. Without any, the changeset still has the folder
-/// that the rule works in.
-pub fn gather(store: &Store, package: &Package, from: &From, sources: &[Source], time: i64) -> Result<Layer> {
+/// Copies the sources of a rule into the store, if there is no secret in them. Without any, the changeset still has the
+/// folder that the rule works in.
+pub fn gather(
+    store: &Store,
+    package: &Package,
+    from: &From,
+    sources: &[Source],
+    time: i64,
+    secrets: &Search,
+) -> Result<Layer> {
     let top = RootPath::new(folder(package))?;
     let mut found = Found::default();
     found.folders_to(&top);
@@ -68,7 +76,7 @@ pub fn gather(store: &Store, package: &Package, from: &From, sources: &[Source],
     for (path, digest) in from.fetched {
         found.put(store, &top.join(path)?, digest)?;
     }
-    found.keep(store, time)
+    found.keep(store, time, secrets)
 }
 
 #[derive(Default)]
@@ -160,17 +168,19 @@ impl Found {
         Ok(())
     }
 
-    fn keep(mut self, store: &Store, time: i64) -> Result<Layer> {
+    fn keep(mut self, store: &Store, time: i64, secrets: &Search) -> Result<Layer> {
         // Copied before it is named: a file that is edited meanwhile is taken as it was copied.
         let digest = changeset::digest_of(&self.changeset(time), |path| self.files[path].open(store));
         if let Ok(digest) = digest
             && store.has_changeset(&digest)
         {
+            secrets.refuses_sources(&self.changes, |path| self.files[path].open(store))?;
             return store.changeset(&digest);
         }
         let scratch = store.scratch()?;
         let files = scratch.folder("files")?;
         self.copy_to(store, &files, time)?;
+        secrets.refuses_sources(&self.changes, |path| open(&path.below(&files)))?;
         let changeset = self.changeset(time);
         let digest = changeset::digest_of(&changeset, |path| open(&path.below(&files)))?;
         store.keep_changeset(digest, changeset, &files)

@@ -38,7 +38,7 @@ struct Document<'a> {
 pub(super) const JOINT_POINT: &str = "//base:tapeout";
 
 /// Is it that one?
-pub(super) fn is_base_tapeout(label: &Label) -> bool {
+fn is_base_tapeout(label: &Label) -> bool {
     label.package().path() == "base" && label.name() == "tapeout"
 }
 
@@ -48,7 +48,10 @@ impl Build<'_> {
         let own = match self.request(id)? {
             None => None,
             Some((request, _)) => match rule::cached(self.store, &request) {
-                Some(digest) => Some((request.key(), digest)),
+                Some(digest) => {
+                    self.holds_no_secret(&digest)?;
+                    Some((request.key(), digest))
+                }
                 None => self.changeset_of_run(id, turn)?.map(|digest| (request.key(), digest)),
             },
         };
@@ -56,11 +59,15 @@ impl Build<'_> {
         let key = self.selection_key(id, own)?;
         let log = ran.unwrap_or(key);
         if let Some(selection) = self.cached_selection(&key) {
+            if !self.search.is_empty() {
+                self.picked_holds_no_secret(&self.read_selection(&selection)?)?;
+            }
             self.done("cached", id, "");
             self.remember(id, (&key, &log), Some(selection), None);
             return Ok(Output::Selection { selection, own });
         }
         let picked = self.pick(id, own)?;
+        self.picked_holds_no_secret(&picked)?;
         let selection = self.keep_selection(&picked)?;
         self.store.record_action(&key, selection.to_string().as_bytes())?;
         let files = picked.values().filter(|p| p.entry.as_ref().is_some_and(|e| !e.is_folder())).count();

@@ -11,6 +11,7 @@ use crate::build_file::spec::{Id, Spec};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::build::{Build, Output};
+use crate::execute::secrets::Given;
 use crate::execute::{rule, snapshot};
 use crate::image::diff::same_bytes;
 use crate::label::Label;
@@ -71,9 +72,11 @@ impl Build<'_> {
         self.permit_network(instance, &request)?;
         let name = format!("{} again", instance.label);
         self.report.event(Event::Started { what: &name, total: None });
+        let own = self.options.secrets.of(&request.secrets);
+        let secrets = Given { own: &own, all: &self.search };
         let made = snapshot
             .stack(self.store, self.graph, &self.order)
-            .and_then(|stack| rule::again(self.store, &request, &stack, &self.options.secrets.of(&request.secrets)));
+            .and_then(|stack| rule::again(self.store, &request, &stack, secrets));
         self.report.event(Event::Ended { what: &name });
         let second = made.map_err(|e| e.context(format!("rule {}, the second time", instance.label)))?;
         let found = self.compare(&instance.label, &self.store.changeset(&first)?, &second)?;

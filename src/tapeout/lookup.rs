@@ -268,19 +268,24 @@ pub fn lay(all: &mut Selection, layer: &Selection) {
         return;
     }
     for (path, picked) in layer {
-        let folder_stays = picked.entry.as_ref().is_some_and(Entry::is_folder);
-        if !folder_stays && all.get(path).and_then(|p| p.entry.as_ref()).is_some_and(Entry::is_folder) {
-            let below: Vec<_> =
-                all.range(path.clone()..).map(|(p, _)| p).take_while(|p| p.starts_with(path)).cloned().collect();
-            for gone in below {
-                all.remove(&gone);
-            }
-        }
-        match &picked.entry {
-            Some(_) => all.insert(path.clone(), picked.clone()),
-            None => all.remove(path),
-        };
+        put(all, path.clone(), picked.clone());
     }
+}
+
+/// Puts what one layer has at a path on what stands: what replaces or removes a folder hides what lies below it.
+pub fn put(all: &mut Selection, path: RootPath, picked: Picked) {
+    let folder_stays = picked.entry.as_ref().is_some_and(Entry::is_folder);
+    if !folder_stays && all.get(&path).and_then(|p| p.entry.as_ref()).is_some_and(Entry::is_folder) {
+        let below: Vec<_> =
+            all.range(path.clone()..).map(|(p, _)| p).take_while(|p| p.starts_with(&path)).cloned().collect();
+        for gone in below {
+            all.remove(&gone);
+        }
+    }
+    match picked.entry {
+        Some(_) => all.insert(path, picked),
+        None => all.remove(&path),
+    };
 }
 
 #[cfg(test)]

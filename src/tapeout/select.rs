@@ -239,7 +239,7 @@ impl<'a> Selecting<'a> {
             }
             if change.now.is_some() {
                 self.pick(path, &why);
-            } else {
+            } else if self.exclude.taking(path).is_empty() {
                 self.remove(path, &why);
             }
         }

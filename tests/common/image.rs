@@ -174,7 +174,8 @@ impl Entry {
 }
 
 impl Image {
-    /// All entries that a container sees, by path: upper layers over lower ones, whiteouts applied.
+    /// All entries that a container sees, by path: upper layers over lower ones, whiteouts applied; what is no folder
+    /// hides what lay below a folder that it replaces.
     pub fn files(&self) -> BTreeMap<Vec<u8>, Entry> {
         let mut files: BTreeMap<Vec<u8>, Entry> = BTreeMap::new();
         for layer in &self.layers {
@@ -187,6 +188,10 @@ impl Image {
                 }
             }
             for entry in layer.iter().filter(|entry| !split(&entry.path).1.starts_with(b".wh.")) {
+                if entry.kind != tar::EntryType::Directory {
+                    let below = [&entry.path[..], b"/"].concat();
+                    files.retain(|path, _| !path.starts_with(&below));
+                }
                 files.insert(entry.path.clone(), entry.clone());
             }
         }
