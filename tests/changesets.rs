@@ -340,7 +340,13 @@ fn image_of(room: &Room, folder: &str, compression: Compression, to: &Path) {
     let annotations = config::annotations(&image, "odd", 1_000_000_000).unwrap();
     let manifest = room.store.put(&config::manifest(&bytes, &layers, &annotations).unwrap()).unwrap();
     let blobs = layers.iter().map(|layer| layer.info.digest).chain([config.digest]).collect();
-    let image = LayoutImage { tag: "latest".into(), name: None, manifest: (manifest.digest, manifest.size), blobs };
+    let image = LayoutImage {
+        tag: "latest".into(),
+        name: None,
+        platform: None,
+        manifest: (manifest.digest, manifest.size),
+        blobs,
+    };
     layout::write(to, &[image], &|digest| room.store.blob_path(digest)).unwrap();
 }
 

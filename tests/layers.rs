@@ -183,6 +183,90 @@ image("app", deps = [":tapeout"], entrypoint = lambda p: [p["program"]])
     with("sh").success();
 }
 
+/// What is for another machine: a program that is nothing but its header, the only part that is looked at.
+#[test]
+fn an_image_says_what_it_is_for_and_starts_no_program_of_another_machine() {
+    if !have(&["busybox"]) {
+        return;
+    }
+    let build = |platform: &str| {
+        format!(
+            r#"
+rule("build", deps = ["//base:build"], run = """
+mkdir /opt; printf '\\177ELF\\2\\1\\1\\0\\0\\0\\0\\0\\0\\0\\0\\0\\2\\0\\363\\0\\1\\0\\0\\0' >/opt/riscv; truncate -s 64 /opt/riscv
+chmod 755 /opt/riscv; printf '#!/bin/sh\\n' >/opt/script; chmod 755 /opt/script
+""")
+tapeout("tapeout", deps = [":build"], include = ["/opt/**"], libraries = False)
+image("app", deps = [":tapeout"], entrypoint = ["/opt/riscv"]{platform})
+image("data", deps = [":tapeout"], entrypoint = ["/opt/script"], compression = "none")
+image("on", base = ":app", deps = [":tapeout"])
+"#
+        )
+    };
+    let workspace = workspace(&build(""));
+    let index = |name: &str| -> serde_json::Value {
+        let text = workspace.read(&format!("tapeout-out/app/{name}/build_image/index.json"));
+        serde_json::from_str(&text).expect("index.json")
+    };
+    let told = workspace.run("build //app:app").failure(1).stderr_has("/opt/riscv is a program for riscv64");
+    told.stderr_has("platform = \"linux/riscv64\"").stderr_has("app/build.star");
+    // A script runs wherever its interpreter does, and what isn't started is only data.
+    workspace.run("build //app:data").success();
+    assert!(index("data")["manifests"][0].get("platform").is_none(), "of this machine, nothing is said");
+    let data = image(&workspace, "data");
+
+    workspace.file("app/build.star", build(", platform = \"linux/riscv64/rva22\""));
+    workspace.run("build //app:app").success();
+    let app = image(&workspace, "app");
+    let platform = serde_json::json!({"architecture": "riscv64", "os": "linux", "variant": "rva22"});
+    for (name, value) in platform.as_object().expect("an object") {
+        assert_eq!(&app.config[name], value);
+    }
+    assert_eq!(index("app")["manifests"][0]["platform"], platform);
+    assert_eq!(app.config["rootfs"]["diff_ids"][0], data.config["rootfs"]["diff_ids"][0]);
+    workspace.run("image inspect //app:app").success().stdout_has("linux/riscv64/rva22");
+    workspace.run("export //app:app -o app.tar").success();
+    let packed = std::fs::read(workspace.path("app.tar")).expect("the archive");
+    assert!(String::from_utf8_lossy(&packed).contains("rva22"));
+    let refused = workspace.run("build //app:on").failure(2).stderr_has("its base is for linux/riscv64");
+    refused.stderr_has("platform = \"linux/riscv64\"");
+
+    for bad in ["riscv64", "linux/x86_64", "windows/amd64", "linux/arm/", "linux/arm/v7/x"] {
+        workspace.file("app/build.star", build(&format!(", platform = \"{bad}\"")));
+        workspace.run("build //app:app").failure(2).stderr_has("not a platform").stderr_has("linux/arm/v7");
+    }
+}
+
+#[test]
+fn the_user_of_an_image_is_in_the_groups_that_its_tables_say() {
+    if !have(&["busybox"]) {
+        return;
+    }
+    let workspace = workspace(
+        r#"
+rule("build", deps = ["//base:build"], run = """
+echo 'keys:x:110:daemon,www-data' >>/etc/group
+echo secret >/key; chown 0:110 /key; chmod 640 /key
+""")
+tapeout("tapeout", deps = [":build"], include = ["/key"], paths = ["/bin/busybox"])
+def app(name, user, check):
+    image(name, deps = [":tapeout"], user = user, check = ["/bin/busybox"] + check)
+app("member", "www-data", ["cat", "/key"])
+app("number", "33", ["cat", "/key"])
+app("alone", "www-data:www-data", ["true"])
+app("refused", "www-data:www-data", ["cat", "/key"])
+app("other", "nobody", ["true"])
+"#,
+    );
+    workspace.run("build //app:member //app:number //app:alone //app:other").success();
+    let user = |name: &str| image(&workspace, name).config["config"]["User"].as_str().expect("a user").to_string();
+    assert_eq!(["member", "number"].map(user), ["33", "33"], "a runtime looks the groups up");
+    assert!(image(&workspace, "member").text("etc/group").contains("keys:x:110:www-data\n"));
+    assert_eq!(user("alone"), "33:33", "who names a group wants that one alone");
+    assert!(user("other").contains(':'), "without further groups nothing is left to be looked up");
+    workspace.run("build //app:refused").failure(1).stderr_has("the check ended with exit code 1");
+}
+
 /// The manifest's media types and the sizes of its layers.
 fn layers(workspace: &Workspace, name: &str) -> Vec<(String, u64)> {
     let manifest = image(workspace, name).manifest;

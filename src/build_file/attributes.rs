@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 use super::data::{Data, Record};
 use super::reference;
 use super::spec::{
-    Archive, Compression, Export, Fetched, Git, Ids, Image, ImageRef, Layers, Libraries, Limits, Owners, Rule, Source,
-    Spec, Step, Tapeout, Wheel,
+    Archive, Compression, Export, Fetched, Git, Ids, Image, ImageRef, Layers, Libraries, Limits, Owners, Platform,
+    Rule, Source, Spec, Step, Tapeout, Wheel,
 };
 use crate::archive::compress::{GZIP_MOST, ZSTD_MOST};
 use crate::error::Result;
@@ -645,6 +645,7 @@ impl<'a> Attributes<'a> {
         let image = Image {
             base: None,
             whole_builder,
+            platform: self.platform(),
             entrypoint: self.texts("entrypoint"),
             cmd: self.texts("cmd"),
             env: self.environment("env"),
@@ -664,6 +665,25 @@ impl<'a> Attributes<'a> {
         };
         self.not_of_proc(&image.working_dir);
         image
+    }
+
+    /// `linux/arm64`, `linux/arm/v7`.
+    fn platform(&mut self) -> Option<Platform> {
+        let text = self.text("platform")?;
+        let parts: Vec<&str> = text.split('/').collect();
+        let (architecture, variant) = match parts[..] {
+            ["linux", architecture] => (architecture, None),
+            ["linux", architecture, variant] => (architecture, Some(variant)),
+            _ => ("", None),
+        };
+        let is_variant = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric());
+        if !ARCHITECTURES.contains(&architecture) || !variant.is_none_or(is_variant) {
+            let next =
+                format!("write linux/ and one of {}; a variant may follow: linux/arm/v7", ARCHITECTURES.join(", "));
+            self.fault("platform", Some(&text), format!("not a platform: {text:?}"), Some(&next));
+            return None;
+        }
+        Some(Platform { architecture: architecture.to_string(), variant: variant.map(str::to_string) })
     }
 
     /// A working folder of /proc/self/fd/7 led out of other people's containers (CVE-2024-21626).
@@ -780,6 +800,12 @@ impl<'a> Attributes<'a> {
         Some(version)
     }
 }
+
+/// GOARCH's words for what Linux runs on, which OCI took over (image-spec, config.md).
+const ARCHITECTURES: &[&str] = &[
+    "386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc64", "ppc64le", "riscv64",
+    "s390x",
+];
 
 /// Signals by name, without the SIG.
 const SIGNALS: &[&str] = &[

@@ -4,6 +4,7 @@
 //! of the crate ever sees of a build file.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -425,6 +426,22 @@ pub enum Compression {
     None,
 }
 
+/// What an image is for, in OCI's words: `linux/arm64`, `linux/arm/v7`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Platform {
+    /// GOARCH's word.
+    pub architecture: String,
+    /// `v7`.
+    pub variant: Option<String>,
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "linux/{}", self.architecture)?;
+        self.variant.iter().try_for_each(|variant| write!(f, "/{variant}"))
+    }
+}
+
 /// `image(…)`, its functions evaluated. Its joint points are among the instance's `deps`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
@@ -432,6 +449,8 @@ pub struct Image {
     pub base: Option<ImageRef>,
     /// The builder itself becomes the lowest layers (`tapeouts = ALL`).
     pub whole_builder: bool,
+    /// What it is for; `None`: the machine that it is built on.
+    pub platform: Option<Platform>,
     /// Entrypoint.
     pub entrypoint: Vec<String>,
     /// Command.

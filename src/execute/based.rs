@@ -5,13 +5,13 @@
 
 use std::sync::Arc;
 
-use crate::build_file::spec::{Compression, Id, Image, ImageRef, Spec};
+use crate::build_file::spec::{Compression, Id, Image, ImageRef, Platform, Spec};
 use crate::builder;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::execute::build::Build;
 use crate::execute::request::own_key;
-use crate::image::config::ImageLayer;
+use crate::image::config::{self, ImageLayer};
 use crate::image::layer::LayerInfo;
 use crate::remote::reference::Reference;
 use crate::tree::{Content, Layer, Node, Picked, RootPath, Selection};
@@ -23,6 +23,21 @@ pub(super) struct Below {
     pub layers: Vec<ImageLayer>,
     /// The blob with all its files.
     pub files: Digest,
+    /// The machine that it is for; empty: it doesn't say.
+    pub architecture: String,
+}
+
+impl Below {
+    /// An image and what it stands on are for one machine.
+    pub(super) fn is_for(&self, platform: &Platform) -> Result<()> {
+        if self.architecture.is_empty() || self.architecture == platform.architecture {
+            return Ok(());
+        }
+        let Self { architecture, .. } = self;
+        Err(Error::request(format!("its base is for linux/{architecture}, and the image for {platform}")).next(
+            format!("write platform = \"linux/{architecture}\", or the digest of the base's manifest for {platform}"),
+        ))
+    }
 }
 
 impl Build<'_> {
@@ -41,7 +56,11 @@ impl Build<'_> {
             None => Ok(None),
             Some(ImageRef::Built(id)) => {
                 let built = self.built(*id)?;
-                Ok(Some(Below { layers: built.layers.clone(), files: built.files }))
+                let architecture = match &self.graph.instances[*id].spec {
+                    Spec::Image(base) => config::platform(base).architecture,
+                    _ => String::new(),
+                };
+                Ok(Some(Below { layers: built.layers.clone(), files: built.files, architecture }))
             }
             Some(ImageRef::Registry(text)) => self.pulled(text).map(Some),
         }
@@ -94,7 +113,9 @@ impl Build<'_> {
             },
             created_by: layer.created_by.clone().unwrap_or_else(|| text.to_string()),
         });
-        let below = Below { layers: layers.collect(), files: self.keep_selection(&files)? };
+        let config: serde_json::Value = serde_json::from_slice(&image.config.1).unwrap_or_default();
+        let architecture = config["architecture"].as_str().unwrap_or_default().to_string();
+        let below = Below { layers: layers.collect(), files: self.keep_selection(&files)?, architecture };
         let document = serde_json::to_vec(&(&below, digest)).map_err(|e| Error::failed(e.to_string()))?;
         self.store.record_action(&key, &document)?;
         Ok(below)

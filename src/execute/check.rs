@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::execute::log::Live;
 use crate::execute::secrets::Search;
 use crate::execute::{log, room};
+use crate::image::config::User;
 use crate::sandbox::{Snapshots, Spec, Status, Turn};
 use crate::store::{Scratch, Store};
 use crate::sys::file;
@@ -24,7 +25,7 @@ use crate::tree::{Content, Entry, Node, RootPath, Selection};
 pub fn run(
     store: &Store,
     image: &Image,
-    user: (u32, u32),
+    user: &User,
     files: &Selection,
     epoch: i64,
     live: Live<'_>,
@@ -49,7 +50,7 @@ pub fn run(
 pub(super) fn finished(
     store: &Store,
     image: &Image,
-    user: (u32, u32),
+    user: &User,
     files: &Selection,
     epoch: i64,
 ) -> Result<(Scratch, Spec)> {
@@ -70,8 +71,8 @@ pub(super) fn finished(
         tmp: scratch.folder("tmp")?,
         env,
         cwd: if image.working_dir.is_empty() { "/".to_string() } else { image.working_dir.clone() },
-        uid: user.0,
-        gid: user.1,
+        uid: user.uid,
+        gid: user.gid,
         hostname: "tapeout".to_string(),
         no_capabilities: true,
         ..Spec::default()
@@ -81,7 +82,7 @@ pub(super) fn finished(
 
 /// Lays the files of an image out. Inside, all belong to the one mapped ID, so the owner's bits
 /// become what this user may do.
-fn unpack(store: &Store, files: &Selection, user: (u32, u32), root: &Path, epoch: i64) -> Result<()> {
+fn unpack(store: &Store, files: &Selection, user: &User, root: &Path, epoch: i64) -> Result<()> {
     let into = Root::open(root)?;
     for (path, picked) in files {
         let (Some(entry), Some(parent)) = (&picked.entry, path.parent()) else { continue };
@@ -127,10 +128,10 @@ fn write(store: &Store, path: &RootPath, content: &Content, new: &mut File) -> R
     }
 }
 
-fn as_user(entry: &Entry, user: (u32, u32)) -> u32 {
-    let allowed = if user.0 == 0 || entry.uid == user.0 {
+fn as_user(entry: &Entry, user: &User) -> u32 {
+    let allowed = if user.uid == 0 || entry.uid == user.uid {
         entry.mode >> 6
-    } else if entry.gid == user.1 {
+    } else if entry.gid == user.gid || user.groups.contains(&entry.gid) {
         entry.mode >> 3
     } else {
         entry.mode
@@ -145,9 +146,12 @@ mod tests {
     #[test]
     fn the_owner_may_what_the_user_of_the_image_may() {
         let entry = |uid, gid, mode| Entry { uid, gid, ..Entry::file(b"", mode) };
-        assert_eq!(as_user(&entry(0, 0, 0o640), (33, 33)) & 0o700, 0);
-        assert_eq!(as_user(&entry(0, 33, 0o640), (33, 33)) & 0o700, 0o400);
-        assert_eq!(as_user(&entry(33, 0, 0o640), (33, 33)) & 0o700, 0o600);
-        assert_eq!(as_user(&entry(33, 0, 0o640), (0, 0)) & 0o700, 0o600);
+        let user = |uid, gid, groups: &[u32]| User { uid, gid, groups: groups.to_vec() };
+        assert_eq!(as_user(&entry(0, 0, 0o640), &user(33, 33, &[])) & 0o700, 0);
+        assert_eq!(as_user(&entry(0, 33, 0o640), &user(33, 33, &[])) & 0o700, 0o400);
+        assert_eq!(as_user(&entry(33, 0, 0o640), &user(33, 33, &[])) & 0o700, 0o600);
+        assert_eq!(as_user(&entry(33, 0, 0o640), &user(0, 0, &[])) & 0o700, 0o600);
+        assert_eq!(as_user(&entry(0, 110, 0o640), &user(33, 33, &[4, 110])) & 0o700, 0o400);
+        assert_eq!(as_user(&entry(33, 110, 0o040), &user(33, 33, &[110])) & 0o700, 0, "the owner's bits count first");
     }
 }

@@ -4,6 +4,7 @@
 //! so after an installation each new name gets the number that the lock has for it, in
 //! `/etc/passwd` and its like and in every recorded owner.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 
@@ -61,6 +62,18 @@ pub fn resolve(text: &str, passwd: &str, group: &str) -> Result<(u32, u32)> {
         },
     };
     Ok((uid, gid))
+}
+
+/// The groups besides its own that a runtime gives to who an image names by this number alone: it looks the number up
+/// in `/etc/passwd`, and the name of its line in `/etc/group`. None where that line has another group of its own.
+pub fn further_groups(uid: u32, gid: u32, passwd: &str, group: &str) -> Vec<u32> {
+    let fields = |line: &'_ str| -> Vec<String> { line.split(':').map(str::to_string).collect() };
+    let number_at = |fields: &[String], at: usize| fields.get(at).and_then(|text| text.parse::<u32>().ok());
+    let own = passwd.lines().map(fields).find(|fields| number_at(fields, 2) == Some(uid));
+    let Some(own) = own.filter(|own| number_at(own, 3) == Some(gid)) else { return vec![] };
+    let has = |fields: &Vec<String>| fields.get(3).is_some_and(|members| members.split(',').any(|name| name == own[0]));
+    let all = group.lines().map(fields).filter(has).filter_map(|fields| number_at(&fields, 2));
+    all.filter(|found| *found != gid).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// The line of a name, or of its number.
@@ -152,6 +165,18 @@ mod tests {
         }
         for bad in ["nobody", "web:nobody", "-1", ":"] {
             assert!(resolve(bad, passwd, group).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn further_groups_are_those_that_runtimes_find_by_the_number() {
+        let passwd = "root:x:0:0:::\nweb:x:33:34:::\ntwin:x:33:35:::\nbroken\nalone:x:7:7:::\n";
+        let group =
+            "root:x:0:\nwww:x:34:web\nssl:x:50:other,web\nweb:x:12:web,web\ntwins:x:51:twin\nnot:x:52:webber\nbad\n";
+        for (uid, gid, expected) in
+            [(33, 34, &[12, 50][..]), (33, 35, &[]), (33, 50, &[]), (7, 7, &[]), (0, 0, &[]), (99, 99, &[])]
+        {
+            assert_eq!(further_groups(uid, gid, passwd, group), expected, "{uid}:{gid}");
         }
     }
 }

@@ -12,16 +12,16 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::archive::compress::{self, Earlier};
-use crate::build_file::spec::{Id, Image, ImageRef, Layers, Spec};
+use crate::build_file::spec::{Id, Image, ImageRef, Layers, Platform, Spec};
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
 use crate::execute::build::{Build, Output};
-use crate::execute::check;
 use crate::execute::log::Live;
 use crate::execute::request::own_key;
 use crate::execute::schedule::Set;
 use crate::execute::tapeout::JOINT_POINT;
-use crate::image::config::{self, ImageLayer};
+use crate::execute::{check, identity};
+use crate::image::config::{self, ImageLayer, User};
 use crate::image::layer::{self, LayerInfo, Packing};
 use crate::image::layout::{self, LayoutImage};
 use crate::label::Label;
@@ -42,12 +42,14 @@ pub struct Built {
     pub manifest: Blob,
     /// The config.
     pub config: Blob,
+    /// What it is for, where its build file says so.
+    pub platform: Option<Platform>,
     /// The layers, the lowest first.
     pub layers: Vec<ImageLayer>,
     /// The blob with all its files, as its layers together show them.
     pub files: Digest,
-    /// User and group as numbers.
-    pub user: (u32, u32),
+    /// Who it runs as.
+    pub user: User,
     /// Where its layout was written, if it was asked for.
     pub path: Option<PathBuf>,
 }
@@ -72,6 +74,7 @@ impl Built {
         LayoutImage {
             tag,
             name: None,
+            platform: self.platform.clone(),
             manifest: (self.manifest.digest, self.manifest.size),
             blobs: std::iter::once(self.config.digest).chain(layers).collect(),
         }
@@ -266,6 +269,9 @@ impl Build<'_> {
         };
         let mut names: Vec<String> = rules.iter().map(name_of).collect();
         let below = self.stands_on(image)?;
+        if let Some(below) = &below {
+            below.is_for(&config::platform(image)).map_err(|e| e.at(instance.place.clone(), "base"))?;
+        }
         let files = {
             let base_files = match &below {
                 None => Selection::new(),
@@ -278,7 +284,12 @@ impl Build<'_> {
             }
             files
         };
-        tapeout::program::check(image, &files).map_err(|e| e.at(instance.place.clone(), ""))?;
+        let platform = config::platform(image);
+        tapeout::program::check(image, &files)
+            .and_then(|program| {
+                program.map_or(Ok(()), |at| tapeout::program::is_for(&platform.architecture, &at, &files, self.store))
+            })
+            .map_err(|e| e.at(instance.place.clone(), ""))?;
         let user = self.numbers(id, image, &files)?;
         let kept = self.keep_selection(&files)?;
         // While layers are written memory holds what they need: of a hundred thousand files each list is 30 MB.
@@ -292,7 +303,7 @@ impl Build<'_> {
             let info = self.layer(id, &created_by, &selection, image, new)?;
             layers.push(ImageLayer { info, created_by });
         }
-        let named = (!image.user.is_empty()).then_some(user);
+        let named = (!image.user.is_empty()).then_some(&user);
         let config = config::config(image, named, &layers, self.options.epoch)?;
         let name = instance.label.name().trim_end_matches("/build_image").to_string();
         let mut annotations = config::annotations(image, &name, self.options.epoch)?;
@@ -306,7 +317,7 @@ impl Build<'_> {
             let what = format!("the check of {}", instance.label);
             self.report.event(Event::Started { what: &what, total: None });
             let live = Live::new(self.report, &what);
-            let checked = check::run(self.store, image, user, &files, self.options.epoch, live, &log);
+            let checked = check::run(self.store, image, &user, &files, self.options.epoch, live, &log);
             self.report.event(Event::Ended { what: &what });
             checked.map_err(|e| e.at(instance.place.clone(), "its check"))?;
         }
@@ -315,6 +326,7 @@ impl Build<'_> {
             tag: image.version.clone().unwrap_or_else(|| "latest".to_string()),
             manifest: self.store.put(&manifest)?,
             config: self.store.put(&config)?,
+            platform: image.platform.clone(),
             layers,
             files: kept,
             user,
@@ -428,8 +440,8 @@ impl Build<'_> {
         Error::all(errors.collect()).map_or(Ok(()), Err)
     }
 
-    /// The image's user and group as numbers, from the image's own tables.
-    fn numbers(&self, id: Id, image: &Image, files: &Selection) -> Result<(u32, u32)> {
+    /// The image's user and its groups as numbers, from the image's own tables. Who names a group wants that one alone.
+    fn numbers(&self, id: Id, image: &Image, files: &Selection) -> Result<User> {
         let table = |path: &str| -> Result<String> {
             let path = RootPath::new(path)?;
             let Some(picked) = files.get(&path) else { return Ok(String::new()) };
@@ -446,8 +458,14 @@ impl Build<'_> {
             };
             Ok(String::from_utf8_lossy(&bytes).into_owned())
         };
-        super::identity::resolve(&image.user, &table("etc/passwd")?, &table("etc/group")?)
-            .map_err(|e| e.at(self.graph.instances[id].place.clone(), "user"))
+        let (passwd, group) = (table("etc/passwd")?, table("etc/group")?);
+        let (uid, gid) = identity::resolve(&image.user, &passwd, &group)
+            .map_err(|e| e.at(self.graph.instances[id].place.clone(), "user"))?;
+        let groups = match image.user.is_empty() || image.user.contains(':') {
+            true => vec![],
+            false => identity::further_groups(uid, gid, &passwd, &group),
+        };
+        Ok(User { uid, gid, groups })
     }
 
     fn layer_key(&self, selection: &Selection, image: &Image) -> Result<Digest> {

@@ -71,7 +71,7 @@ impl Build<'_> {
                 Image {
                     label: &self.graph.instances[*image].label,
                     version: spec.version.as_deref(),
-                    user: built.user,
+                    user: (built.user.uid, built.user.gid),
                     starts: !spec.entrypoint.is_empty() || !spec.cmd.is_empty(),
                     layout: built.in_layout(String::new()),
                     tree,

@@ -44,7 +44,7 @@ impl Build<'_> {
             Spec::Image(image) => {
                 let built = self.built(id)?;
                 let files = self.read_selection(&built.files)?;
-                let (scratch, spec) = check::finished(self.store, image, built.user, &files, self.options.epoch)?;
+                let (scratch, spec) = check::finished(self.store, image, &built.user, &files, self.options.epoch)?;
                 Ok(Room { spec, what: format!("the image {label}"), _folders: Folders::Scratch { _it: scratch } })
             }
             _ => {

@@ -138,6 +138,7 @@ mod tests {
         let image = LayoutImage {
             tag: "one".into(),
             name: None,
+            platform: None,
             manifest: (Digest::of(&manifest), manifest.len() as u64),
             blobs: vec![Digest::of(&config), diff_id],
         };

@@ -2,6 +2,7 @@
 //! Nothing in them depends on the clock, the machine or the order of a map.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 
 use chrono::{DateTime, SecondsFormat};
 use oci_spec::image::{
@@ -11,7 +12,7 @@ use oci_spec::image::{
 
 use super::json;
 use super::layer::LayerInfo;
-use crate::build_file::spec::{Compression, Image};
+use crate::build_file::spec::{Compression, Image, Platform};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 
@@ -29,6 +30,33 @@ pub const ARCHITECTURE: &str = if cfg!(target_arch = "x86_64") {
 } else {
     "unknown"
 };
+
+/// Who an image runs as.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct User {
+    /// The user's number.
+    pub uid: u32,
+    /// The number of its own group.
+    pub gid: u32,
+    /// The groups besides, of which the image's `/etc/group` says that it is a member.
+    pub groups: Vec<u32>,
+}
+
+impl fmt::Display for User {
+    /// A runtime looks further groups up where no group is said (image-spec config.md, "User"); what it finds depends on
+    /// nothing else where there are none.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.groups.is_empty() {
+            true => write!(f, "{}:{}", self.uid, self.gid),
+            false => write!(f, "{}", self.uid),
+        }
+    }
+}
+
+/// What an image is for.
+pub fn platform(image: &Image) -> Platform {
+    image.platform.clone().unwrap_or_else(|| Platform { architecture: ARCHITECTURE.to_string(), variant: None })
+}
 
 /// A layer of an image, and which rule it came from.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -61,12 +89,12 @@ pub fn epoch_of(config: &[u8]) -> Option<i64> {
 }
 
 /// Writes the config of an image. `user` is resolved to numbers; `None`: the image names none.
-pub fn config(image: &Image, user: Option<(u32, u32)>, layers: &[ImageLayer], epoch: i64) -> Result<Vec<u8>> {
+pub fn config(image: &Image, user: Option<&User>, layers: &[ImageLayer], epoch: i64) -> Result<Vec<u8>> {
     let created = rfc3339(epoch)?;
     let bad = |e: oci_spec::OciSpecError| Error::failed(format!("can't write an image's config: {e}"));
     let mut run = ConfigBuilder::default();
-    if let Some((uid, gid)) = user {
-        run = run.user(format!("{uid}:{gid}"));
+    if let Some(user) = user {
+        run = run.user(user.to_string());
     }
     if !image.ports.is_empty() {
         run = run.exposed_ports(image.ports.iter().map(|port| with_protocol(port)).collect::<Vec<_>>());
@@ -95,9 +123,14 @@ pub fn config(image: &Image, user: Option<(u32, u32)>, layers: &[ImageLayer], ep
     let history = layers.iter().map(|layer| history(layer, &created)).collect::<Result<Vec<_>>>()?;
     let diff_ids = layers.iter().map(|layer| layer.info.diff_id.to_string()).collect::<Vec<_>>();
     let rootfs = RootFsBuilder::default().typ("layers".to_string()).diff_ids(diff_ids).build().map_err(bad)?;
-    let config = ImageConfigurationBuilder::default()
+    let platform = platform(image);
+    let mut config = ImageConfigurationBuilder::default();
+    if let Some(variant) = platform.variant {
+        config = config.variant(variant);
+    }
+    let config = config
         .created(created)
-        .architecture(Arch::from(ARCHITECTURE))
+        .architecture(Arch::from(platform.architecture.as_str()))
         .os(Os::Linux)
         .config(run.build().map_err(bad)?)
         .rootfs(rootfs)
@@ -178,7 +211,8 @@ mod tests {
             labels: BTreeMap::from([("b".into(), "2".into()), ("a".into(), "1".into())]),
             ..Image::default()
         };
-        let text = String::from_utf8(config(&image, Some((33, 33)), &layers(), 1767225600).unwrap()).unwrap();
+        let user = User { uid: 33, gid: 33, groups: vec![] };
+        let text = String::from_utf8(config(&image, Some(&user), &layers(), 1767225600).unwrap()).unwrap();
         let expected = format!(
             concat!(
                 r#"{{"architecture":"{}","config":{{"Entrypoint":["/bin/web"],"Env":["A=1","B=2"],"ExposedPorts":{{"53/udp":{{}},"80/tcp":{{}}}},"#,
@@ -189,6 +223,13 @@ mod tests {
             Digest::of("tar")
         );
         assert_eq!(text, expected);
+        // Whoever is in further groups gets them where the group isn't said.
+        let member = User { groups: vec![4], ..user };
+        let platform = Some(Platform { architecture: "arm".into(), variant: Some("v7".into()) });
+        let other = config(&Image { platform, ..image }, Some(&member), &layers(), 1767225600).unwrap();
+        let other = String::from_utf8(other).unwrap();
+        assert!(other.contains(r#""User":"33"}"#) && other.ends_with(r#""variant":"v7"}"#), "{other}");
+        assert!(other.starts_with(r#"{"architecture":"arm","#), "{other}");
     }
 
     #[test]

@@ -24,12 +24,14 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::image::{
     ANNOTATION_REF_NAME, Descriptor, ImageConfiguration, ImageIndexBuilder, ImageManifest, MediaType, OciLayoutBuilder,
+    Os, PlatformBuilder,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::config::descriptor;
 use super::json;
+use crate::build_file::spec::Platform;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
 use crate::sys::disk::{self, Flowing};
@@ -44,6 +46,8 @@ pub struct LayoutImage {
     pub tag: String,
     /// `io.containerd.image.name`: by this, REPOSITORY:TAG, podman and docker call what they load from an archive.
     pub name: Option<String>,
+    /// What it is for, where that is to be told here too: a layout may have one image for each of several machines.
+    pub platform: Option<Platform>,
     /// Digest and size of the manifest.
     pub manifest: (Digest, u64),
     /// The config and the layers.
@@ -237,6 +241,13 @@ pub fn documents(images: &[LayoutImage]) -> Result<[(&'static str, Vec<u8>); 2]>
         let name = image.name.iter().map(|name| (ANNOTATION_IMAGE_NAME.to_string(), name.clone()));
         let tag = (ANNOTATION_REF_NAME.to_string(), image.tag.clone());
         manifest.set_annotations(Some(name.chain([tag]).collect()));
+        if let Some(Platform { architecture, variant }) = &image.platform {
+            let mut platform = PlatformBuilder::default().os(Os::Linux).architecture(architecture.as_str());
+            if let Some(variant) = variant {
+                platform = platform.variant(variant.clone());
+            }
+            manifest.set_platform(Some(platform.build().map_err(bad)?));
+        }
         manifests.push(manifest);
     }
     let index = ImageIndexBuilder::default()
@@ -603,6 +614,7 @@ mod tests {
         LayoutImage {
             tag: tag.into(),
             name: None,
+            platform: None,
             manifest: (keep(&manifest), manifest.len() as u64),
             blobs: vec![keep(&config), digest],
         }

@@ -109,7 +109,7 @@ impl Images {
     }
 
     pub fn map(&self, manifest: (Digest, u64), blobs: &[Digest]) -> BTreeMap<Id, Image<'_>> {
-        let layout = LayoutImage { tag: String::new(), name: None, manifest, blobs: blobs.to_vec() };
+        let layout = LayoutImage { tag: String::new(), name: None, platform: None, manifest, blobs: blobs.to_vec() };
         let image = |label| Image {
             label,
             version: Some("2.1"),

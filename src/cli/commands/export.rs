@@ -45,6 +45,7 @@ fn oci(found: &Found, out: &mut dyn Write) -> Result<()> {
     let layout = LayoutImage {
         tag: found.tag.clone(),
         name: name(found),
+        platform: found.platform.clone(),
         manifest: (image.digest(), image.manifest.1.len() as u64),
         blobs: std::iter::once(config).chain(image.layers.iter().map(|layer| layer.digest)).collect(),
     };

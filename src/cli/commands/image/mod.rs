@@ -7,7 +7,7 @@ pub mod why;
 
 use std::path::Path;
 
-use crate::build_file::spec::Id;
+use crate::build_file::spec::{Id, Platform};
 use crate::builder::From;
 use crate::builder::debian::download::Silent;
 use crate::builder::debian::host_architecture;
@@ -42,6 +42,8 @@ pub struct Found {
     pub name: Option<String>,
     /// Its tag.
     pub tag: String,
+    /// What its build file says that it is for.
+    pub platform: Option<Platform>,
     /// The image.
     pub image: Image,
     /// The store.
@@ -81,6 +83,7 @@ fn built(global: &Global, ask: &Ask, text: &str) -> Result<Found> {
             shown: label.to_string(),
             name: Some(built.name.clone()),
             tag: built.tag.clone(),
+            platform: built.platform.clone(),
             image,
             store: store.clone(),
             _scratch: None,
@@ -98,6 +101,7 @@ fn in_registry(global: &Global, text: &str) -> Result<Found> {
         shown: reference.to_string(),
         name: Some(format!("{}/{}", reference.registry, reference.repository)),
         tag: reference.tag.unwrap_or_else(|| "latest".to_string()),
+        platform: None,
         image,
         store,
         _scratch: None,
@@ -134,7 +138,7 @@ fn on_disk(global: &Global, text: &str) -> Result<Found> {
         None => (image.title(), known),
     };
     let tag = if tag.is_empty() { "latest".to_string() } else { tag };
-    Ok(Found { shown: text.to_string(), name, tag, image, store, _scratch: scratch })
+    Ok(Found { shown: text.to_string(), name, tag, platform: None, image, store, _scratch: scratch })
 }
 
 fn root(path: &Path) -> Result<Root> {
