@@ -331,7 +331,7 @@ pub const FUNCTIONS: &[Function] = &[
                 "None",
                 "What it is for: `linux/arm64`, `linux/arm/v7`; without it the machine that builds it.",
             ),
-            a("check", RUN, "[]", "Runs in the finished image before it is written."),
+            a("check", RUN, "[]", "Runs in the finished image before it is written, for ten minutes at most."),
             a("version", "string", "None", "Its version, and so its tag: letters, digits and `_ . -`."),
         ],
     },
