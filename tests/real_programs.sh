@@ -36,6 +36,9 @@ works setpriv setpriv --reuid 33 --regid 33 --clear-groups id
 works runuser runuser -u alice -- id
 sh_e sudo 'sudo -u alice true; sudo -n true'
 sh_e setcap 'cp /bin/true setcap; setcap cap_net_raw+ep setcap; getcap setcap | grep net_raw'
+sh_e setfacl 'echo x >listed; setfacl -m u:alice:rw,g:team:r listed; setfacl -m u:www-data:r listed; chmod g-w listed
+    getfacl -c listed | grep user:alice:rw-; cp -a listed copied; getfacl -cn copied | grep user:1500:rw-
+    mkdir lists; setfacl -d -m g:team:rwx lists; echo y >lists/f; getfacl -c lists/f | grep group:team; ls -l listed | grep "+ "'
 works fakeroot fakeroot sh -c 'touch fakeroot; chown 12:12 fakeroot; stat -c %u fakeroot | grep 12'
 works dpkg-statoverride dpkg-statoverride --force-statoverride-add --update --add alice team 2755 /opt/t/packed
 works dpkg-divert dpkg-divert --local --rename --add /usr/bin/rsync
