@@ -117,6 +117,14 @@ impl Error {
         Some(first)
     }
 
+    /// The same change to this error and to those found with it.
+    pub fn each(mut self, change: impl Fn(Error) -> Error) -> Error {
+        let others = std::mem::take(&mut self.0.others);
+        let mut changed = change(self);
+        changed.0.others = others.into_iter().map(change).collect();
+        changed
+    }
+
     /// Whose fault it is.
     pub fn kind(&self) -> Kind {
         self.0.kind
@@ -208,5 +216,7 @@ mod tests {
         assert!(Error::all(vec![]).is_none());
         let one = Error::all(vec![Error::request("a"), Error::failed("b")]).unwrap();
         assert_eq!((one.what(), one.others()[0].what()), ("a", "b"));
+        let each = one.each(|error| error.context("rule"));
+        assert_eq!((each.what(), each.others()[0].what()), ("rule: a", "rule: b"));
     }
 }

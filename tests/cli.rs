@@ -117,6 +117,33 @@ fn list_shows_rules_and_parameters_with_their_docs_and_json() {
 }
 
 #[test]
+fn that_nothing_depends_on_a_label_is_said_and_not_to_machines() {
+    let Some(workspace) = workspace() else { return };
+    let said = [
+        ("list --rdeps //app:web //app:*", "nothing depends on //app:web/build_image among //app:*"),
+        ("list --deps //base:build //base:*", "//base:build depends on nothing"),
+    ];
+    for (command, note) in said {
+        let told = workspace.run(command).success();
+        assert_eq!(told.stderr_has(note).stdout, "");
+        assert_eq!(workspace.run(&format!("{command} --json")).success().json(), serde_json::json!([]));
+    }
+    workspace.run("list --rdeps //app:build").success().stdout_has("//app:tapeout").says_not("nothing");
+}
+
+#[test]
+fn a_dry_run_without_a_lock_says_that_packages_would_be_installed() {
+    let workspace = Workspace::empty(User::plain());
+    workspace.file("tapeout.toml", "[builder]\ntag = \"bookworm\"\nfrom = \"debian:bookworm\"\n");
+    workspace.file("app/build.star", "rule('build', deps = ['//base:build'], packages = ['gcc'], run = 'gcc')\n");
+    workspace
+        .run("build --dry-run //app:build")
+        .success()
+        .stdout_has("run  //base:build  with gcc")
+        .stdout_has("maybe  //app:build");
+}
+
+#[test]
 fn graph_shows_what_a_label_needs_and_graphviz_can_read_it() {
     let Some(workspace) = workspace() else { return };
     workspace.run("graph //app:web/build_image").success().stdout_has("//base:tapeout").stdout_has("//app:build");

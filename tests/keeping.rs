@@ -208,3 +208,14 @@ fn a_flipped_byte_is_found_named_and_mended() {
     workspace.run("build //app:web/build_image").success().stderr_has("built  //app:build");
     assert_eq!(fs::read(workspace.output("app/web/build_image").join("index.json")).expect("index"), before);
 }
+
+#[test]
+fn a_builder_whose_files_are_damaged_goes_with_them_in_one_repair() {
+    let Some(workspace) = workspace() else { return };
+    workspace.run("build //app:web/build_image").success();
+    fs::write(kept_file(&workspace, "etc/passwd"), "not what was kept").expect("write");
+    workspace.run("fsck").failure(1).stdout_has("damaged  changeset").stdout_has("damaged  builder tiny.json");
+    workspace.run("fsck --repair").success().stdout_has("2 damaged, and removed");
+    workspace.run("fsck").success().stdout_has(" 0 damaged");
+    workspace.run("build //app:web/build_image").success().stderr_has("builder  tiny");
+}

@@ -123,6 +123,38 @@ fn a_build_rule_that_stands_on_no_builder_is_told_what_to_add() {
 }
 
 #[test]
+fn what_is_to_be_installed_is_named_in_packages_and_all_that_there_is_not_is_told_at_once() {
+    let workspace = workspace();
+    let build = |attributes: &str| {
+        workspace.file("get/build.star", format!("rule('build', deps = ['//base:build'], {attributes})\n"));
+        workspace.run("build //get:build").fails()
+    };
+    build("packages = ['gcc', 'libssldev', 'zlib-g1-dev', 'no-such-thing'], run = 'true'")
+        .stderr_has("there is no package \"libssldev\"")
+        .stderr_has("did you mean libssl-dev?")
+        .stderr_has("there is no package \"zlib-g1-dev\"")
+        .stderr_has("did you mean zlib1g-dev?")
+        .stderr_has("there is no package \"no-such-thing\"")
+        .stderr_has("get/build.star:1");
+    build("run = 'apt-get install -y make zlib1g-dev'")
+        .stderr_has("write packages = [\"make\", \"zlib1g-dev\"] on the rule")
+        .stderr_has("get/build.star:1");
+    build("run = 'apt-get update; apt-get install -y make'").stderr_has("write packages = [\"make\"] on the rule");
+}
+
+#[test]
+fn several_commands_as_a_list_are_told_to_be_one() {
+    let workspace = workspace();
+    workspace.file("list/build.star", "rule('build', deps = ['//base:build'], run = ['make all', 'make install'])\n");
+    workspace
+        .run("build //list:build")
+        .failure(1)
+        .stderr_has("make all can't be executed")
+        .stderr_has("a list of strings is one command")
+        .stderr_has("write [\"make\", \"all\"], or several commands as a script");
+}
+
+#[test]
 fn what_is_no_label_is_told_what_to_write() {
     let workspace = workspace();
     workspace.run("build hello").failure(2).stderr_has("did you mean //hello:hello?");

@@ -58,6 +58,20 @@ fn a_secret_is_in_memory_for_one_rule_and_nowhere_else() {
 }
 
 #[test]
+fn a_secret_that_no_rule_names_is_told_before_anything_runs() {
+    if !have(&["busybox"]) {
+        return;
+    }
+    let workspace = workspace(GOOD);
+    let note = "no rule of this command names the secret npm_tokn";
+    workspace.run("build //app:build --secret npm_tokn=file:token").failure(2).stderr_has(note).stderr_has("npm_token");
+    let both = "--secret npm_token=file:token --secret npm_tokn=file:token";
+    let told = workspace.run(&format!("build //app:build --json {both}")).success();
+    told.stderr_has(note).says_not("names the secret npm_token:").json();
+    workspace.run("build //app:build --secret npm_token=file:token").success().says_not("names the secret");
+}
+
+#[test]
 fn a_missing_secret_is_told_before_anything_runs() {
     if !have(&["busybox"]) {
         return;

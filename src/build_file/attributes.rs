@@ -737,11 +737,10 @@ impl<'a> Attributes<'a> {
             if (1..=65535).contains(&number) && ["tcp", "udp"].contains(&protocol) {
                 made.push(format!("{number}/{protocol}"));
             } else {
-                let literal = if let Data::Text(text) = item { Some(text.as_str()) } else { None };
                 self.fault(
                     "ports",
-                    literal,
-                    format!("not a port: {number}/{protocol}"),
+                    item.text(),
+                    format!("not a port: {}", item.shown()),
                     Some("write 6379 or \"53/udp\""),
                 );
             }

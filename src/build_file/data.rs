@@ -55,6 +55,27 @@ impl Data {
         }
     }
 
+    /// The string that it is.
+    pub fn text(&self) -> Option<&str> {
+        if let Self::Text(text) = self { Some(text) } else { None }
+    }
+
+    /// For messages, as written: `"x"`, `port(port = 0)`; what may be long by its kind.
+    pub fn shown(&self) -> String {
+        match self {
+            Self::Bool(true) => "True".to_string(),
+            Self::Bool(false) => "False".to_string(),
+            Self::Int(number) => number.to_string(),
+            Self::Text(text) => format!("{text:?}"),
+            Self::Record(Record { kind, fields }) => {
+                let fields: Vec<String> =
+                    fields.iter().map(|(name, field)| format!("{name} = {}", field.shown())).collect();
+                format!("{kind}({})", fields.join(", "))
+            }
+            other => other.kind(),
+        }
+    }
+
     /// Is a function of the parameters in it, still to be called? Those of `dep(…)` are called when its edge is followed.
     pub fn is_deferred(&self) -> bool {
         match self {

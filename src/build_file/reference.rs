@@ -320,7 +320,7 @@ pub const FUNCTIONS: &[Function] = &[
                 "`zstd`, `gzip` or `none`; a level may follow: `zstd:19` (1 to 19, else 3), `gzip:9` (1 to 12, else 6).",
             ),
             a("exclude", "list of patterns", "[]", "Pruned after the joint point."),
-            a("check", RUN, "[]", "Runs in the finished image before it is written."),
+            a("check", RUN, "[]", "Runs in the finished image before it is written, for ten minutes at most."),
             a("version", "string", "None", "Its version, and its tag in the layout."),
         ],
     },

@@ -74,7 +74,28 @@ impl SearchPath {
         }
         Err(Error::request(format!("there is no file {name} in {package}"))
             .why(format!("searched {}", self.searched(package, name)))
-            .next("load(\"//package:file.star\", …) is written //package/file.star; in the same package :file.star"))
+            .next(match self.nearest_file(package, name) {
+                Some(near) => format!("did you mean //{near}?"),
+                None => {
+                    "load(\"//package:file.star\", …) is written //package/file.star; in the same package :file.star"
+                        .to_string()
+                }
+            }))
+    }
+
+    /// The file that can be loaded whose path is most like this one: of this folder, of one of a like name, or built in.
+    fn nearest_file(&self, package: &Package, name: &str) -> Option<String> {
+        let mut packages = self.packages_below(&Package::new("").ok()?).ok()?;
+        packages.push(package.clone());
+        let mut paths: Vec<String> = BUILT_IN.iter().map(|(path, _)| path.to_string()).collect();
+        for folder in &self.folders {
+            for package in &packages {
+                let files = std::fs::read_dir(folder.join(package.path())).into_iter().flatten().flatten();
+                paths.extend(files.filter_map(|file| Some(joined(package, file.file_name().to_str()?))));
+            }
+        }
+        let loaded = |path: &&str| path.ends_with(".star") && !path.ends_with(BUILD_FILE);
+        nearest(&joined(package, name), paths.iter().map(String::as_str).filter(loaded))
     }
 
     fn find(&self, package: &Package, name: &str) -> Result<Option<SourceFile>> {
@@ -205,8 +226,12 @@ fn link(e: Error) -> Error {
     e.why("a link stands in the path: packages are read without following any")
 }
 
+fn joined(package: &Package, name: &str) -> String {
+    if package.path().is_empty() { name.to_string() } else { format!("{}/{name}", package.path()) }
+}
+
 fn built_in(package: &Package, name: &str) -> Option<SourceFile> {
-    let path = format!("{}/{name}", package.path());
+    let path = joined(package, name);
     let (_, text) = BUILT_IN.iter().find(|(built_in, _)| *built_in == path)?;
     Some(SourceFile { name: format!("(built in)/{path}"), text: text.to_string(), folder: None })
 }

@@ -421,6 +421,9 @@ fn with_next(what: String) -> Error {
     let limit = ["more than", "it takes longer"].iter().any(|start| what.starts_with(start));
     let next = if limit {
         "limits of build files: docs/build-files.md"
+    } else if what.starts_with("Variable `print` ") {
+        // What is kept isn't evaluated again, and a function of the parameters is called as often as it takes.
+        return Error::request("build files have no print").next("fail(\"…\") stops here and shows a value");
     } else if let Some((what, near)) = what.strip_suffix('?').and_then(|what| what.split_once(", did you mean ")) {
         return Error::request(what).next(format!("did you mean {}?", near.trim_matches('`')));
     } else if what.starts_with("not Starlark") {

@@ -181,25 +181,25 @@ impl<'a> Build<'a> {
                 }
             }
         }
-        let result = schedule::run(&deps, self.options.jobs, |id, turn| {
-            if !wanted(id) {
-                return Ok(());
+        let run = |id, turn: &Turn| {
+            if wanted(id) {
+                let _ = self.outputs[id].set(self.instance(id, turn)?);
             }
-            let instance = &self.graph.instances[id];
-            let output = self.instance(id, turn).map_err(|e| {
-                // A joint point is that of an image, whose build file is the user's.
-                let place = self.image_of(id).map_or(&instance.place, |(image, _)| &self.graph.instances[image].place);
-                let e = if e.places().is_empty() { e.at(place.clone(), "") } else { e };
-                rule::on_full_disk(e, &[self.store.path(), &self.options.output]).context(format!(
-                    "{} {}",
-                    kind(&instance.spec),
-                    self.name(id)
-                ))
-            })?;
-            let _ = self.outputs[id].set(output);
             Ok(())
-        });
-        result.and(self.store.sync())
+        };
+        schedule::run(&deps, self.options.jobs, run, |id, error| self.of(id, error)).and(self.store.sync())
+    }
+
+    /// An error says of which instance it is, and where that stands.
+    fn of(&self, id: Id, error: Error) -> Error {
+        let instance = &self.graph.instances[id];
+        // A joint point is that of an image, whose build file is the user's.
+        let place = self.image_of(id).map_or(&instance.place, |(image, _)| &self.graph.instances[image].place);
+        let name = format!("{} {}", kind(&instance.spec), self.name(id));
+        error.each(|error| {
+            let error = if error.places().is_empty() { error.at(place.clone(), "") } else { error };
+            rule::on_full_disk(error, &[self.store.path(), &self.options.output]).context(&name)
+        })
     }
 
     /// A rule whose secret is missing is told before anything runs, unless it needs not run itself.
@@ -349,7 +349,7 @@ impl<'a> Build<'a> {
         let (rule, packages) = match &instance.spec {
             Spec::Rule(rule) if snapshot::is_base_build(self.graph, id) => {
                 let wanted = |e: Error| match self.graph.instances.iter().find(|other| other.base_build == Some(id)) {
-                    Some(rule) => e.why(format!("{} wants it", rule.label)).at(rule.place.clone(), ""),
+                    Some(rule) => e.each(|e| e.why(format!("{} wants it", rule.label)).at(rule.place.clone(), "")),
                     None => e,
                 };
                 let install = self.base.install(&instance.packages, self.report).map_err(wanted)?;
@@ -483,11 +483,6 @@ impl<'a> Build<'a> {
         self.built(id)
     }
 
-    /// What the tapeout rules of an image picked, in the order of its layers.
-    pub fn picked(&self, id: Id) -> Result<Vec<(crate::label::Label, crate::tree::Selection)>> {
-        self.selections_of(id)?.into_iter().map(|(label, digest)| Ok((label, self.read_selection(&digest)?))).collect()
-    }
-
     /// What would happen, in execution order; nothing runs.
     pub fn forecast(&self) -> Result<Vec<Forecast>> {
         let mut forecasts = vec![];
@@ -505,6 +500,14 @@ impl<'a> Build<'a> {
         let output = match &instance.spec {
             // What is still to be fetched isn't known; a forecast fetches nothing.
             Spec::Rule(rule) if !fetch::all_here(self.store, &rule.sources) => None,
+            // Without a lock what it installs isn't known, and it is no group for that.
+            Spec::Rule(_)
+                if self.base.lacks_lock()
+                    && snapshot::is_base_build(self.graph, id)
+                    && !instance.packages.is_empty() =>
+            {
+                None
+            }
             Spec::Rule(_) => match self.request(id)? {
                 None => Some(Output::Changeset(None)),
                 Some((request, snapshot)) => {

@@ -13,12 +13,16 @@ use crate::error::{Error, Result};
 use crate::execute::log::Live;
 use crate::execute::secrets::Search;
 use crate::execute::{log, room};
-use crate::sandbox::{Snapshots, Spec, Status, Turn};
+use crate::sandbox::{Hit, Snapshots, Spec, Status, Turn};
 use crate::store::{Scratch, Store};
 use crate::sys::file;
 use crate::sys::root::Root;
 use crate::tapeout::program::PATH;
 use crate::tree::{Content, Entry, Node, RootPath, Selection};
+
+/// Seconds that a check may take. It shows that an image works; one that waits for ever would hold up the build for as long.
+const TIME: u64 = 600;
+const MISSING: &str = "pick what is missing in a tapeout rule, or correct the check";
 
 /// Runs the check of an image whose files, all layers together, are `files`. What it prints is told, and goes to `kept`.
 pub fn run(
@@ -32,17 +36,25 @@ pub fn run(
 ) -> Result<()> {
     let (scratch, mut spec) = finished(store, image, user, files, epoch)?;
     spec.steps = image.check.clone();
+    spec.limits.time = Some(TIME);
     let log_path = scratch.path().join("log");
     let outcome = log::run(&spec, &log_path, &Search::default(), Some(live), Turn::NOW)?;
     fs::rename(&log_path, kept).map_err(|e| Error::io("rename", kept, e))?;
-    let how = match outcome.status {
-        Status::Exited(0) => return Ok(()),
-        Status::Exited(code) => format!("ended with exit code {code}"),
-        Status::Signalled(signal) => format!("was ended by signal {signal}"),
-        Status::Limit(_) => "went over a limit".to_string(),
+    failure(outcome.status).map_or(Ok(()), |error| Err(log::told(error, kept)))
+}
+
+fn failure(status: Status) -> Option<Error> {
+    let (how, next) = match status {
+        Status::Exited(0) => return None,
+        Status::Exited(code) => (format!("ended with exit code {code}"), MISSING),
+        Status::Signalled(signal) => (format!("was ended by signal {signal}"), MISSING),
+        Status::Limit(Hit::Time) => (
+            format!("took longer than {TIME} s"),
+            "let it end by itself: a server is started, asked, and stopped again; what takes long belongs in a rule",
+        ),
+        Status::Limit(hit) => (format!("went over its limit of {hit}"), "let it need less, or do it in a rule"),
     };
-    Err(log::told(Error::failed(format!("the check {how}")), kept)
-        .next("pick what is missing in a tapeout rule, or correct the check"))
+    Some(Error::failed(format!("the check {how}")).next(next))
 }
 
 /// A finished image to run something in, as its user, in its environment; its folders are in the scratch folder.
@@ -141,6 +153,20 @@ fn as_user(entry: &Entry, user: (u32, u32)) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_ended_a_check_is_said() {
+        assert!(failure(Status::Exited(0)).is_none());
+        for (status, what, next) in [
+            (Status::Exited(3), "the check ended with exit code 3", MISSING),
+            (Status::Limit(Hit::Time), "the check took longer than 600 s", "let it end by itself"),
+            (Status::Limit(Hit::FileSize), "the check went over its limit of file_size", "let it need less"),
+        ] {
+            let error = failure(status).unwrap();
+            assert_eq!(error.what(), what);
+            assert!(error.next_step().unwrap().starts_with(next), "{error}");
+        }
+    }
 
     #[test]
     fn the_owner_may_what_the_user_of_the_image_may() {

@@ -79,6 +79,8 @@ impl Built {
 
 /// Who is said to have made the layer of `tapeouts = ALL`.
 const WHOLE_BUILDER: &str = "builder";
+/// And why its files are in the image.
+const WHOLE: &str = "tapeouts = ALL";
 
 /// The annotation of an image that another machine would make otherwise.
 const NOT_REPRODUCIBLE: &str = "tapeout.not-reproducible";
@@ -155,6 +157,28 @@ impl Build<'_> {
             }
         }
         Ok(selections)
+    }
+
+    /// What a finished image has and its base doesn't, by who brought it, the lowest first: a whole builder, then what its
+    /// tapeout rules picked. What was picked and is not in it is left out.
+    pub fn brought(&self, id: Id) -> Result<Vec<(Label, Selection)>> {
+        let Spec::Image(image) = &self.graph.instances[id].spec else {
+            return Err(Error::failed("not an image"));
+        };
+        let files = self.read_selection(&self.built(id)?.files)?;
+        let below =
+            self.stands_on(image)?.map(|below| self.read_selection(&below.files)).transpose()?.unwrap_or_default();
+        let mut brought = vec![];
+        for (label, digest) in self.selections_of(id)? {
+            let mut selection = self.read_selection(&digest)?;
+            selection.retain(|path, picked| {
+                files.get(path).is_some_and(|file| file.why == picked.why && below.get(path) != Some(file))
+            });
+            brought.push((label, selection));
+        }
+        let whole: Selection = files.into_iter().filter(|(_, file)| *file.why == *WHOLE).collect();
+        brought.insert(0, (self.graph.instances[id].label.clone(), whole));
+        Ok(brought)
     }
 
     pub(super) fn image_key(&self, id: Id, image: &Image) -> Result<Digest> {
@@ -291,7 +315,7 @@ impl Build<'_> {
         let workspace = RootPath::new("workspace")?;
         let root = RootPath::root();
         let all = view.visible(&root).into_iter().filter(|(path, _)| !path.starts_with(&workspace));
-        let why: Arc<str> = "tapeouts = ALL".into();
+        let why: Arc<str> = WHOLE.into();
         Ok(all
             .map(|(path, (entry, changeset))| {
                 let content = match entry.node {

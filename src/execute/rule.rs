@@ -21,7 +21,7 @@ use crate::execute::log::{self, Live};
 use crate::execute::request::{FORMAT, Outcome, Request};
 use crate::execute::room::{self, Lent, Room};
 use crate::execute::secrets::Search;
-use crate::sandbox::{self, Bind, Hit, NO_OWNERS, Secret, Snapshots, Spec, Status, Turn};
+use crate::sandbox::{self, Bind, NO_OWNERS, Secret, Snapshots, Spec, Status, Turn};
 use crate::store::{Cache, Scratch, Store};
 use crate::sys::file;
 use crate::sys::root::Root;
@@ -126,7 +126,8 @@ fn make(
         room.give_up(snapshot, &outcome.recorded, keep)?;
         let may_be_owners = outcome.weakened.iter().any(|weaker| weaker == NO_OWNERS);
         let error = if may_be_owners { error.why(NO_OWNERS) } else { error };
-        return Err(without_network(of_the_host(log::told(error, kept), !on_host), request.network));
+        let error = of_the_host(log::told(error, kept), !on_host);
+        return Err(without_network(without_packages(error), request.network));
     }
     let map = renumber.map(|renumber| renumber.map(&room.changed()?)).transpose()?.unwrap_or_default();
     let options = Options { time: request.time, owner: request.user };
@@ -209,6 +210,24 @@ fn without_network(error: Error, network: bool) -> Error {
              file by //templates/cargo.star, node.star or python.star; network = True gives this rule the machine's \
              network, and marks it not hermetic",
         )
+}
+
+/// A rule that wants to install packages hears what does that instead.
+fn without_packages(error: Error) -> Error {
+    let name = |line: &str| {
+        let (first, installs) = line.trim().strip_prefix("E: ")?.rsplit_once(' ')?;
+        match first {
+            "Unable to locate package" => Some(installs.to_string()),
+            _ => Some(first.strip_prefix("Package '")?.strip_suffix("' has no installation")?.to_string()),
+        }
+    };
+    let names: Vec<String> = error.reasons().iter().flat_map(|reason| reason.lines()).filter_map(name).collect();
+    if names.is_empty() {
+        return error;
+    }
+    error
+        .why("a builder has no list of what can be installed: packages are locked, and installed before a rule runs")
+        .next(format!("write packages = {names:?} on the rule instead"))
 }
 
 /// The caches of a rule by their paths. All take them in the same order, so that no two rules wait
@@ -296,17 +315,10 @@ fn failure(outcome: &sandbox::Outcome, request: &Request) -> Option<Error> {
         Status::Exited(0) => None,
         Status::Exited(code) => Some(maybe(Error::failed(format!("{step} ended with exit code {code}")))),
         Status::Signalled(signal) => Some(maybe(Error::failed(format!("{step} was ended by signal {signal}")))),
-        Status::Limit(hit) => {
-            let which = match hit {
-                Hit::Time => "time",
-                Hit::FileSize => "file_size",
-                Hit::Memory => "memory",
-            };
-            Some(
-                Error::failed(format!("{step} went over its limit of {which}"))
-                    .next(format!("raise limits = {{\"{which}\": …}} on the rule")),
-            )
-        }
+        Status::Limit(which) => Some(
+            Error::failed(format!("{step} went over its limit of {which}"))
+                .next(format!("raise limits = {{\"{which}\": …}} on the rule")),
+        ),
     }
 }
 

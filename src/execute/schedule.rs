@@ -168,8 +168,13 @@ impl Turn<'_> {
 
 /// Calls `run` for each instance after its dependencies, in the graph's order among those that
 /// are ready; [`AHEAD`] more than there are jobs, which wait for their [`Turn`]. After an error nothing new
-/// begins; what runs is waited for, and all errors are told.
-pub fn run(deps: &[Vec<Id>], jobs: NonZeroUsize, run: impl Fn(Id, &Turn) -> Result<()> + Sync) -> Result<()> {
+/// begins; what runs is waited for, and all errors are told: `of` says of which instance each one is.
+pub fn run(
+    deps: &[Vec<Id>],
+    jobs: NonZeroUsize,
+    run: impl Fn(Id, &Turn) -> Result<()> + Sync,
+    of: impl Fn(Id, Error) -> Error + Sync,
+) -> Result<()> {
     let missing: Vec<_> = deps.iter().map(|d| d.iter().collect::<BTreeSet<_>>().len()).collect();
     let mut dependents = vec![vec![]; deps.len()];
     for (id, deps) in deps.iter().enumerate() {
@@ -198,11 +203,11 @@ pub fn run(deps: &[Vec<Id>], jobs: NonZeroUsize, run: impl Fn(Id, &Turn) -> Resu
             // Others would wait for ever for an instance that broke off.
             let result = catch_unwind(AssertUnwindSafe(|| run(id, &turn)));
             let result = result.unwrap_or_else(|_| Err(Error::failed(BROKE_OFF).next("report what stands above")));
+            let result = result.map_err(|error| (!turn.is_called_off()).then(|| of(id, error)));
             let mut now = shared.lock();
             now.left -= 1;
             match result {
-                Err(_) if turn.is_called_off() => {}
-                Err(error) => now.errors.push(error),
+                Err(error) => now.errors.extend(error),
                 Ok(()) => {
                     for &dependent in &dependents[id] {
                         now.missing[dependent] -= 1;
@@ -246,6 +251,10 @@ mod tests {
         assert_eq!(order.as_written(4), [0, 2, 1]);
         assert_eq!(order.as_written(0), [] as [Id; 0]);
         assert_eq!([0, 1, 2, 3, 4].map(|id| order.below(3).contains(id)), [true, true, true, false, false]);
+    }
+
+    fn run(deps: &[Vec<Id>], jobs: NonZeroUsize, run: impl Fn(Id, &Turn) -> Result<()> + Sync) -> Result<()> {
+        super::run(deps, jobs, run, |id, error| error.context(format!("instance {id}")))
     }
 
     fn jobs(n: usize) -> NonZeroUsize {
@@ -303,7 +312,7 @@ mod tests {
                 turn.take()?;
                 if id == 0 { panic!("on purpose") } else { Ok(()) }
             });
-            assert_eq!(broke.unwrap_err().what(), BROKE_OFF);
+            assert_eq!(broke.unwrap_err().what(), format!("instance 0: {BROKE_OFF}"));
         }
     }
 
@@ -316,7 +325,7 @@ mod tests {
             seen.lock().unwrap().push(id);
             if id == 1 { Err(Error::failed("one")) } else { Ok(()) }
         });
-        assert_eq!(error.unwrap_err().what(), "one");
+        assert_eq!(error.unwrap_err().what(), "instance 1: one");
         assert_eq!(*seen.lock().unwrap(), [0, 1]);
     }
 
@@ -349,7 +358,7 @@ mod tests {
             std::thread::sleep(Duration::from_millis(20));
             Err(Error::failed(format!("failed: {}", seen.lock().unwrap().len())))
         });
-        assert_eq!(error.unwrap_err().what(), "failed: 1");
+        assert_eq!(error.unwrap_err().what(), "instance 0: failed: 1");
         assert_eq!(seen.lock().unwrap().len(), 1);
     }
 }

@@ -62,6 +62,12 @@ impl Secrets {
         names.iter().collect::<BTreeSet<_>>().into_iter().filter_map(|name| self.0.get(name)).cloned().collect()
     }
 
+    /// Those that no rule of a graph names.
+    pub fn unused<'a>(&'a self, graph: &'a Graph) -> impl Iterator<Item = &'a str> {
+        let named = |name: &String| graph.instances.iter().any(|instance| wanted(&instance.spec).contains(name));
+        self.0.keys().filter(move |name| !named(name)).map(String::as_str)
+    }
+
     /// The first of the names that is not there.
     pub fn missing<'n>(&self, names: &'n [String]) -> Option<&'n str> {
         names.iter().find(|name| !self.0.contains_key(*name)).map(String::as_str)

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use super::analysis::{Analysis, shown};
-use super::load::{Defined, argument_place};
+use super::analysis::{Analysis, Errors, list, shown};
+use super::load::{Defined, Found, Packages, argument_place};
 use super::{Given, GivenValue, Question};
 use crate::build_file::data::{Data, Function};
 use crate::build_file::reference::article;
@@ -12,6 +12,7 @@ use crate::build_file::spec::Value;
 use crate::build_file::starlark::{Outcome, Reads, Scene, progress};
 use crate::error::{Error, Place};
 use crate::label::{Label, Package, Pattern};
+use crate::nearest::nearest;
 
 /// What is given: by the command line, then by the edges above.
 pub(super) type Settings = BTreeMap<Label, Value>;
@@ -153,6 +154,14 @@ impl Analysis {
     fn one_given(&mut self, given: &Given, here: &Package) -> Option<(Label, Value)> {
         let label =
             Pattern::one_in(&given.name, here).map_err(|error| self.errors.report(error.context(&given.shown))).ok()?;
+        if !given.name.starts_with("//")
+            && !self.packages_know(&label)
+            && let Some(near) = self.parameters_named(label.name())
+        {
+            let error = Error::request(format!("{}: there is no parameter {label}", given.shown));
+            self.errors.report(error.next(near));
+            return None;
+        }
         let defined = self.parameter_definition(&label, None)?;
         let type_name = defined.parameter.as_ref()?.type_name;
         let value = match &given.value {
@@ -164,6 +173,26 @@ impl Analysis {
             GivenValue::Json(value) => typed(type_name, &json(value)),
         };
         self.value_or_report(value, &defined, &given.shown, None).map(|value| (label, value))
+    }
+
+    /// What was meant by a name without a package: all build files are looked at, because something is wrong anyway.
+    /// They are read for themselves: what is wrong with them is told where they are needed.
+    fn parameters_named(&self, name: &str) -> Option<String> {
+        let mut packages = Packages::new(self.packages.search_path().clone());
+        let all = packages.search_path().packages_below(&Package::new("").ok()?).ok()?;
+        let mut found = vec![];
+        for package in all {
+            if let Found::Package(package) = packages.package(&package, &mut Errors::default()) {
+                found.extend(
+                    package.order.iter().filter(|defined| defined.parameter.is_some()).map(|d| d.label.clone()),
+                );
+            }
+        }
+        let known = nearest(name, found.iter().map(Label::name))?;
+        let labels: Vec<String> =
+            found.iter().filter(|label| label.name() == known).map(|label| label.to_string()).collect();
+        let one_of = if labels.len() > 1 { "one of " } else { "" };
+        Some(format!("did you mean {one_of}{}?", list(labels.iter().map(String::as_str))))
     }
 
     fn value_or_report(
@@ -407,7 +436,7 @@ impl Analysis {
     /// Is this a known parameter? Then no place has to be found for a message.
     fn packages_know(&mut self, label: &Label) -> bool {
         match self.packages.package(label.package(), &mut self.errors) {
-            super::load::Found::Package(package) => {
+            Found::Package(package) => {
                 package.defined.get(label.name()).is_some_and(|defined| defined.parameter.is_some())
             }
             _ => false,

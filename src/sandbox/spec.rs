@@ -1,6 +1,7 @@
 //! What a caller wants of a sandbox, and what comes out, as plain data.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -133,6 +134,17 @@ pub enum Hit {
     FileSize,
     /// `memory`, of all processes together
     Memory,
+}
+
+/// As the build file names it.
+impl fmt::Display for Hit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Time => "time",
+            Self::FileSize => "file_size",
+            Self::Memory => "memory",
+        })
+    }
 }
 
 /// What came out.

@@ -119,6 +119,12 @@ fn numbered(order: &Order, number: usize, error: Error) -> Error {
 fn not_executed(order: &Order, program: &str, errno: Errno) -> Error {
     let error = Error::failed(format!("{program} can't be executed: {}", errno.desc()));
     match errno {
+        Errno::ENOENT if program.contains(char::is_whitespace) => error
+            .why("a list of strings is one command: its first is the program, the others are arguments")
+            .next(format!(
+                "write {:?}, or several commands as a script: one string of several lines",
+                program.split_whitespace().collect::<Vec<_>>()
+            )),
         Errno::ENOENT if program.contains('/') => error
             .why(format!("the snapshot has no {program}, or not the loader that it names"))
             .next("add the package that has it to the rule's packages, or for an image pick the program in a tapeout rule"),

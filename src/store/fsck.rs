@@ -46,7 +46,8 @@ const MOST_LINES: usize = 10;
 /// Looks at everything; removes nothing.
 pub fn check(store: &Store, report: &dyn Report) -> Result<Checked> {
     let mut checked = Checked::default();
-    let mut look = |kind: &'static str, folder: PathBuf, one: &dyn Fn(&str, &Path) -> Result<Vec<String>>| {
+    type Look<'a> = &'a dyn Fn(&str, &Path) -> Result<Vec<String>>;
+    let look = |checked: &mut Checked, kind: &'static str, folder: PathBuf, one: Look| {
         let what = folder.display().to_string();
         report.event(Event::Started { what: &what, total: None });
         for name in names(&folder)? {
@@ -60,15 +61,18 @@ pub fn check(store: &Store, report: &dyn Report) -> Result<Checked> {
         report.event(Event::Ended { what: &what });
         Ok::<_, Error>(())
     };
-    look("blob", store.path().join("blobs/sha256"), &|name, path| blob(name, path))?;
-    look("changeset", store.path().join("changesets"), &|name, path| changeset(store, name, path))?;
+    let all = &mut checked;
+    look(all, "blob", store.path().join("blobs/sha256"), &|name, path| blob(name, path))?;
+    look(all, "changeset", store.path().join("changesets"), &|name, path| changeset(store, name, path))?;
     let mut folders = vec![store.path().join("actions")];
     let unsynced = store.path().join("unsynced");
     folders.extend(names(&unsynced)?.iter().map(|name| unsynced.join(name)));
     for folder in folders {
-        look("result", folder, &|name, path| Ok(result(name, path)))?;
+        look(all, "result", folder, &|name, path| Ok(result(name, path)))?;
     }
-    look("builder", store.path().join("builders"), &|name, path| builder(store, name, path))?;
+    // A builder is no better than what it is made of, which a repair takes away.
+    let damaged: Vec<PathBuf> = all.damaged.iter().map(|damage| damage.path.clone()).collect();
+    look(all, "builder", store.path().join("builders"), &|name, path| builder(store, name, path, &damaged))?;
     if !checked.damaged.is_empty() {
         name_owners(store, &mut checked.damaged)?;
     }
@@ -111,14 +115,20 @@ fn result(name: &str, path: &Path) -> Vec<String> {
     }
 }
 
-fn builder(store: &Store, name: &str, path: &Path) -> Result<Vec<String>> {
+fn builder(store: &Store, name: &str, path: &Path, damaged: &[PathBuf]) -> Result<Vec<String>> {
     let Some(tag) = name.strip_suffix(".json") else { return Ok(vec![]) };
     match store.read_builder(path) {
         Err(e) => Ok(vec![e.what().to_string()]),
         Ok(builder) if builder.tag != tag => Ok(vec![format!("it is the record of {:?}", builder.tag)]),
         Ok(builder) => {
-            let missing = builder.changesets.iter().filter(|digest| !store.has_changeset(digest));
-            Ok(missing.map(|digest| format!("its changeset {} is missing", digest.short())).collect())
+            let why = |digest: &Digest| match store.has_changeset(digest) {
+                false => Some(format!("its changeset {} is missing", digest.short())),
+                true if damaged.contains(&store.changeset_path(digest)) => {
+                    Some(format!("its changeset {} is damaged", digest.short()))
+                }
+                true => None,
+            };
+            Ok(builder.changesets.iter().filter_map(why).collect())
         }
     }
 }

@@ -39,7 +39,8 @@ impl Attributes<'_> {
                 );
             }
         }
-        if self.get("containers").is_some() && containers.is_empty() {
+        // One that is wrong is one all the same.
+        if matches!(self.get("containers"), Some(Data::List(items)) if items.is_empty()) {
             self.fault("containers", None, "a pod needs a container", Some("add one to containers"));
         }
         let ports: Vec<Port> = self.items("ports").iter().filter_map(|item| self.port("ports", item)).collect();
@@ -316,8 +317,8 @@ impl Attributes<'_> {
         if port.is_none() {
             self.fault(
                 attribute,
-                None,
-                format!("{attribute}: not a port"),
+                data.text(),
+                format!("{attribute}: not a port: {}", data.shown()),
                 Some("write 8080 or port(8080, host = 80, protocol = \"tcp\")"),
             );
         }

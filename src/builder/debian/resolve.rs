@@ -53,10 +53,10 @@ pub fn resolve<'a>(
 ) -> Result<BTreeMap<String, Chosen<'a>>> {
     let provider = Provider { index, locked, pool: Pool::default() };
     let wanted: Vec<_> = names.iter().map(|name| Relation { name: name.clone(), version: None }).collect();
-    for relation in &wanted {
-        if provider.alternatives(std::slice::from_ref(relation)).is_empty() {
-            return Err(unknown(index, &relation.name));
-        }
+    let is_unknown = |relation: &&Relation| provider.alternatives(std::slice::from_ref(*relation)).is_empty();
+    let unknown = wanted.iter().filter(is_unknown).map(|relation| unknown(index, &relation.name));
+    if let Some(error) = Error::all(unknown.collect()) {
+        return Err(error);
     }
     let requirements = wanted.iter().map(|relation| provider.requirement(std::slice::from_ref(relation))).collect();
     let mut solver = Solver::new(provider);
@@ -425,6 +425,10 @@ mod tests {
         assert!(["a", "b 1", "c", ">= 2"].iter().all(|part| text.contains(part)), "{text}");
         let error = solve("libfoo-dev 1", &["libfoodev"]).unwrap_err();
         assert!(error.next_step().unwrap().contains("libfoo-dev"));
+        let error = solve("a 1\nlibfoo-dev 1", &["libfodev", "a", "zlob"]).unwrap_err();
+        let others: Vec<_> = error.others().iter().map(Error::what).collect();
+        assert_eq!(error.what(), "there is no package \"libfodev\" in the index");
+        assert_eq!(others, ["there is no package \"zlob\" in the index"]);
     }
 
     #[test]

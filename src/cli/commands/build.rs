@@ -16,7 +16,7 @@ use crate::execute::unchanged::{self, Recorder, Watch};
 use crate::execute::{room, wants};
 use crate::graph;
 use crate::label::{Label, Pattern};
-use crate::report::Report;
+use crate::report::{Event, Report};
 use crate::store::Store;
 use crate::store::inputs::Inputs;
 
@@ -97,6 +97,12 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         offline: global.offline,
         secrets: context::secrets(&args.secrets, &directory)?,
     };
+    for name in options.secrets.unused(&graph) {
+        // A slip of the pen, or of whoever wrote the build file: what was meant to have it runs without.
+        let text =
+            format!("no rule of this command names the secret {name}: a rule that reads it has secrets = [{name:?}]");
+        progress.event(Event::Note { text: &text });
+    }
     if args.dry_run {
         let planned = Build::new(&store, &graph, &base, &options, &crate::report::Silent);
         // Without a network, what is missing is the error that the build itself would end with.

@@ -6,6 +6,7 @@ use crate::cli::{context, ui};
 use crate::error::{Error, Result};
 use crate::graph;
 use crate::label::{Label, Pattern};
+use crate::report::{Event, Report};
 
 /// Prints rules and parameters as a table or as JSON, or what depends on what.
 pub fn run(global: &Global, args: &List) -> Result<()> {
@@ -16,8 +17,16 @@ pub fn run(global: &Global, args: &List) -> Result<()> {
         Err(_) => graph::definitions(&request)?,
     };
     let label = |text: &str| Pattern::one_in(text, &request.here).map(|label| whole(label, &definitions));
+    let progress = ui::Progress::start(&context::directory(global)?);
+    // Nothing at all would look like a command that didn't work.
+    let unless_found = |found: String, text: String| {
+        if found.is_empty() {
+            progress.event(Event::Note { text: &text });
+        }
+        Some(found)
+    };
     let edges = graph::show::Edges::of_definitions(&definitions);
-    let labels = if let Some(pair) = &args.why {
+    let found = if let Some(pair) = &args.why {
         let (from, to) = (label(&pair[0])?, label(&pair[1])?);
         let path = edges.why(&from, &to)?;
         if path.is_empty() {
@@ -26,17 +35,19 @@ pub fn run(global: &Global, args: &List) -> Result<()> {
         }
         Some(path)
     } else if let Some(of) = &args.deps {
-        Some(edges.deps(&label(of)?)?)
+        let of = label(of)?;
+        unless_found(edges.deps(&of)?, format!("{of} depends on nothing"))
     } else if let Some(of) = &args.rdeps {
-        Some(edges.rdeps(&label(of)?)?)
+        let of = label(of)?;
+        unless_found(edges.rdeps(&of)?, format!("nothing depends on {of} among {}", labels.join(" ")))
     } else {
         None
     };
-    if let Some(labels) = labels {
+    if let Some(found) = found {
         return if global.json {
-            ui::print_json(&labels.lines().collect::<Vec<_>>())
+            ui::print_json(&found.lines().collect::<Vec<_>>())
         } else {
-            ui::print(&labels);
+            ui::print(&found);
             Ok(())
         };
     }

@@ -84,6 +84,7 @@ fn definitions_that_are_wrong() {
             ("syntax", "rule('a'\nrule('b')\n", "//app:a", &[]),
             ("unknown attribute", "rule('a', dep = [], bogus = 1)\n", "//app:a", &[]),
             ("unknown function", "rul('a')\n", "//app:a", &[]),
+            ("print", "print('here', 1)\n", "//app:a", &[]),
             (
                 "wrong types, all of them",
                 "rule('a', deps = ':b', run = 7, env = ['x'], network = 'yes', packages = [1], ids = 'two')\n",
@@ -141,6 +142,19 @@ fn definitions_that_are_wrong() {
                 &[],
             ),
             (
+                "ports",
+                "pod('p', containers = [container('c', image = ':i', ports = ['x', 0, port(80, protocol = 'sctp'), [80]])], ports = ['8080:80'])\n",
+                "//app:p/build_pod",
+                &[],
+            ),
+            ("a pod without a container", "pod('p', containers = [])\n", "//app:p/build_pod", &[]),
+            (
+                "one fault, one error",
+                "pod('p', containers = [container('c', image = 'redis:7')])\n",
+                "//app:p/build_pod",
+                &[],
+            ),
+            (
                 "pods that no runtime could start",
                 "def c(name, **more):
     return container(name, image = ':i', **more)
@@ -185,6 +199,9 @@ fn parameters_that_are_wrong() {
             ("undefined, typed", app, "//app:a", &["//app:jbos=8"]),
             ("nearer to a rule than to a parameter", app, "//app:a", &["//app:b=8"]),
             ("where there is none", "rule('a', deps = ['//base:build'])\n", "//app:a", &["//app:b=8"]),
+            ("of no package", app, "//app:a", &["jobs=8"]),
+            ("of no package, and misspelt", app, "//app:a", &["jbos=8"]),
+            ("of no package, and strange", app, "//app:a", &["colour=red"]),
             ("of a package that isn't there", app, "//app:a", &["//nowhere:jobs=8"]),
             ("a wrong type, typed", app, "//app:a", &["//app:jobs=many"]),
             ("a rule, typed", app, "//app:a", &["//app:a=1"]),
@@ -295,10 +312,12 @@ fn loads_that_fail_are_all_shown() {
     let site = Site::new(&[
         (
             "app/build.star",
-            "load('//t/none.star', 'x')\nload('t.star', 'y')\nload(':broken.star', 'z')\nload('//app/build.star', 'u')\nload(':ok.star', 'none')\n",
+            "load('//t/none.star', 'x')\nload('t.star', 'y')\nload(':broken.star', 'z')\nload('//app/build.star', 'u')\nload(':ok.star', 'none')\nload(':okk.star', 'one')\nload('//templates/c.star', 'autotools')\nload('//lib/cc.star', 'x')\n",
         ),
         ("app/broken.star", "def f(:\n"),
         ("app/ok.star", "one = 1\nrule('x')\n"),
+        ("libs/build.star", ""),
+        ("libs/cc.star", "x = 1\n"),
     ]);
     let error = whole(&definitions_here(&site.request(&["//app:*"], &[])).unwrap_err());
     golden("loads", &error);

@@ -15,8 +15,8 @@ pub fn run(global: &Global, ask: &Ask, image: &str, path: Option<&str>) -> Resul
             .next("name the image by its label: tapeout image why //path/to/package:name"));
     }
     with_label(global, ask, image, |build, _, id, label| {
-        let picked = build.picked(id).map_err(|e| e.next(format!("tapeout build {label}")))?;
-        let layers: Vec<_> = picked.iter().map(|(label, selection)| (label, selection)).collect();
+        let brought = build.brought(id).map_err(|e| e.next(format!("tapeout build {label}")))?;
+        let layers: Vec<_> = brought.iter().map(|(label, selection)| (label, selection)).collect();
         match path {
             Some(path) => {
                 let at = RootPath::new(path)?;
