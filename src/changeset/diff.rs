@@ -307,7 +307,7 @@ pub fn set_times(files: &Root, changeset: &Changeset) -> Result<()> {
 fn finish_copy(dir: BorrowedFd, name: &[u8], entry: (u32, &BTreeMap<Vec<u8>, Vec<u8>>), overlay: bool) -> Result<()> {
     let (mode, xattrs) = entry;
     for (attribute, value) in xattrs {
-        let given = xattr::set(dir, name, attribute, value);
+        let given = kept::give_attribute(dir, name, attribute, value);
         if overlay {
             given?;
         }

@@ -109,7 +109,7 @@ impl Attributes {
                 b"user.overlay.opaque" => found.opaque = value()? == b"y",
                 ORIGIN => found.copied_up = true,
                 CAPABILITY => drop(found.kept.insert(attribute.clone(), version_2(value()?))),
-                acl if ACLS.contains(&acl) => drop(found.kept.insert(attribute.clone(), nameless(value()?, path)?)),
+                acl if ACLS.contains(&acl) => drop(found.kept.insert(attribute.clone(), list_of(&value()?, path)?)),
                 other if other.starts_with(OVERLAY) => {}
                 other if other.starts_with(b"user.") => drop(found.kept.insert(attribute.clone(), value()?)),
                 _ => continue,
@@ -130,7 +130,7 @@ pub(super) fn plain_attributes(dir: BorrowedFd, name: &[u8], path: &RootPath) ->
     let mut kept = plain_attributes_of_kept(dir, name)?;
     for acl in ACLS {
         if let Some(value) = kept.remove(acl) {
-            kept.insert(acl.to_vec(), nameless(value, path)?);
+            kept.insert(acl.to_vec(), list_of(&value, path)?);
         }
     }
     Ok(kept)
@@ -153,14 +153,13 @@ pub(super) fn plain_attributes_of_kept(dir: BorrowedFd, name: &[u8]) -> Result<X
     Ok(kept)
 }
 
-/// An access list that gives rights to nobody by name; one with names is refused.
-fn nameless(value: Vec<u8>, path: &RootPath) -> Result<Vec<u8>> {
-    if access_list::names_somebody(&value) {
-        return Err(Error::failed(format!("a rule gave rights to a user or group by name: {path}"))
-            .why("an access control list is kept only where it names nobody: numbers in it would not be the image's")
-            .next("take the names out in the rule (setfacl -b FILE), and use owner, group and mode (chgrp, chmod)"));
-    }
-    Ok(value)
+/// The access list that a file has in the kept form.
+fn list_of(value: &[u8], path: &RootPath) -> Result<Vec<u8>> {
+    access_list::from_disk(value).ok_or_else(|| {
+        Error::failed(format!("{path} has an access control list that can't be kept"))
+            .why("it names users or groups, and was not set by way of the sandbox's init")
+            .next("take the names out in the rule (setfacl -b FILE)")
+    })
 }
 
 fn an_order(attribute: &[u8], path: &RootPath) -> Error {

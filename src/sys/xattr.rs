@@ -3,8 +3,10 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
+
+use nix::errno::Errno;
 
 use super::file::{c, checked, open_path, proc_name, shown};
 use crate::error::{Error, Result};
@@ -69,6 +71,22 @@ pub fn set(dir: BorrowedFd, name: &[u8], attribute: &[u8], value: &[u8]) -> Resu
         unsafe { libc::lsetxattr(path.as_ptr(), attribute_c.as_ptr(), value.as_ptr().cast(), value.len(), 0) }
     })?;
     checked("setxattr", dir, name, n.into()).map(drop)
+}
+
+/// fgetxattr(2) of an attribute that is no longer than `longest` bytes.
+pub fn get_open(file: BorrowedFd, attribute: &CStr, longest: usize) -> nix::Result<Vec<u8>> {
+    let mut value = vec![0u8; longest];
+    // SAFETY: the name ends in NUL, and the size passed is that of the live buffer.
+    let n = unsafe { libc::fgetxattr(file.as_raw_fd(), attribute.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+    value.truncate(Errno::result(n)? as usize);
+    Ok(value)
+}
+
+/// fsetxattr(2); `flags`: XATTR_CREATE, XATTR_REPLACE.
+pub fn set_open(file: BorrowedFd, attribute: &CStr, value: &[u8], flags: i32) -> nix::Result<()> {
+    // SAFETY: the name ends in NUL, and the size passed is that of the live value.
+    let n = unsafe { libc::fsetxattr(file.as_raw_fd(), attribute.as_ptr(), value.as_ptr().cast(), value.len(), flags) };
+    Errno::result(n).map(drop)
 }
 
 /// May files in this folder have attributes `user.*`? Tried on the folder itself.
