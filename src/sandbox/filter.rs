@@ -74,7 +74,13 @@ pub(super) fn program(owners: Owners, mapped: (u32, u32), open: Open) -> Vec<lib
     if owners == Owners::Seen {
         rules.extend(reads());
     }
-    crate::sys::seccomp::program(&rules, LAST_CALL)
+    // A program of 32 bits has none of its calls: what they change couldn't be recorded. Init refuses them, and
+    // remembers who made them; without it the kernel says so by the signal.
+    let foreign = match owners {
+        Owners::MappedOnly | Owners::RealAlone => Action::Kill,
+        _ => Action::Notify,
+    };
+    crate::sys::seccomp::program(&rules, LAST_CALL, foreign)
 }
 
 fn refused() -> Vec<Rule> {

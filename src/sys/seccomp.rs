@@ -18,6 +18,8 @@ pub enum Action {
     Errno(i32),
     /// The listener answers.
     Notify,
+    /// The process ends: signal 31, SIGSYS.
+    Kill,
 }
 
 /// For which arguments. Only the low 32 bits count, as they do for the calls that are looked at.
@@ -30,6 +32,13 @@ pub enum When {
     /// The argument of this index is none of these.
     NotIn(u8, Vec<u32>),
 }
+
+/// How a program of 32 bits ends itself (exit, exit_group), by the numbers of its own architecture.
+#[cfg(target_arch = "x86_64")]
+pub const FOREIGN_EXITS: [i64; 2] = [1, 252];
+/// How a program of 32 bits ends itself (exit, exit_group), by the numbers of its own architecture.
+#[cfg(target_arch = "aarch64")]
+pub const FOREIGN_EXITS: [i64; 2] = [1, 248];
 
 /// One line of a filter.
 #[derive(Debug, Clone)]
@@ -67,22 +76,22 @@ fn answer(action: Action) -> u32 {
     match action {
         Action::Errno(errno) => libc::SECCOMP_RET_ERRNO | (errno as u32 & 0xffff),
         Action::Notify => libc::SECCOMP_RET_USER_NOTIF,
+        Action::Kill => libc::SECCOMP_RET_KILL_PROCESS,
     }
 }
 
-/// A filter: calls of another architecture, and those numbered above `last`, get ENOSYS; the first
+/// A filter: calls of another architecture get the `foreign` answer, those numbered above `last` ENOSYS; the first
 /// rule that fits answers; all else is allowed.
 ///
-/// The last test matters on x86-64 for the x32 calls too: their numbers begin at 0x40000000.
-pub fn program(rules: &[Rule], last: i64) -> Vec<libc::sock_filter> {
-    let enosys = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+/// The test for the last one matters on x86-64 for the x32 calls too: their numbers begin at 0x40000000.
+pub fn program(rules: &[Rule], last: i64, foreign: Action) -> Vec<libc::sock_filter> {
     let mut program = vec![
         instruction(LOAD, OFFSET_ARCHITECTURE),
         jump(JUMP_EQUAL, ARCHITECTURE, 1, 0),
-        instruction(RETURN, enosys),
+        instruction(RETURN, answer(foreign)),
         instruction(LOAD, OFFSET_CALL),
         jump(JUMP_GREATER, last as u32, 0, 1),
-        instruction(RETURN, enosys),
+        instruction(RETURN, answer(Action::Errno(libc::ENOSYS))),
     ];
     for rule in rules {
         let mut body = vec![];
@@ -143,6 +152,8 @@ pub struct Notification {
     pub id: u64,
     /// The thread that made it, in our PID namespace.
     pub thread: i32,
+    /// It is none of this architecture: its number means another call.
+    pub foreign: bool,
     /// The number of the call.
     pub call: i64,
     /// Its arguments.
@@ -178,6 +189,7 @@ pub fn receive(listener: BorrowedFd) -> nix::Result<Option<Notification>> {
     Ok(Some(Notification {
         id: found.id,
         thread: found.pid as i32,
+        foreign: found.data.arch != ARCHITECTURE,
         call: found.data.nr.into(),
         arguments: found.data.args,
     }))
@@ -260,7 +272,13 @@ mod tests {
             Rule { call: 12, when: When::NotIn(0, vec![1, 2]), action: Action::Errno(3) },
             Rule { call: 13, when: When::Always, action: Action::Errno(0) },
         ];
-        let program = program(&rules, 470);
+        let enosys = Action::Errno(libc::ENOSYS);
+        let all = [(enosys, errno(libc::ENOSYS)), (Action::Kill, libc::SECCOMP_RET_KILL_PROCESS)];
+        for (foreign, expected) in all {
+            let program = program(&rules, 470, foreign);
+            assert_eq!(run(&program, 0x4000_0003, 14, [0; 6]), expected, "i386");
+        }
+        let program = program(&rules, 470, enosys);
         let allow = libc::SECCOMP_RET_ALLOW;
         for (call, first, second, expected) in [
             (10, 0, 0, errno(1)),
@@ -282,6 +300,5 @@ mod tests {
                 "{call} {first} {second}"
             );
         }
-        assert_eq!(run(&program, 0x4000_0003, 14, [0; 6]), errno(libc::ENOSYS), "i386");
     }
 }
