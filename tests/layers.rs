@@ -451,6 +451,37 @@ image("owned", deps = [":owned/tapeout"], entrypoint = ["/bin/login"])
 "#;
 
 #[test]
+fn what_an_image_starts_gets_its_interpreter_wherever_it_lies() {
+    if !have(&["busybox"]) {
+        return;
+    }
+    let workspace = workspace(
+        r##"
+tapeout("tapeout", deps = ["//base:build"], files = [
+    file("/app/lib/python3.11/run.py", content = "#!/bin/no-such-python\n", mode = 0o755),
+    file("/app/lib/python3.11/all.py", content = "#!/bin/sh\n", mode = 0o755),
+    file("/srv/a (b)/run", content = "#!/bin/sh\n", mode = 0o755),
+])
+image("none", deps = [":tapeout"])
+image("app", deps = [":tapeout"], entrypoint = ["/app/lib/python3.11/run.py"])
+image("path", deps = [":tapeout"], cmd = ["run.py"], env = {"PATH": "/app/lib/python3.11:/bin"})
+"##,
+    );
+    workspace.run("build //app:none").success();
+    for name in ["app", "path"] {
+        workspace
+            .run(&format!("build //app:{name}"))
+            .failure(1)
+            .stderr_has("interpreter /bin/no-such-python is missing, which /app/lib/python3.11/run.py needs");
+    }
+    workspace
+        .run("image why //app:none /bin/sh")
+        .success()
+        .stdout_has("/srv/a (b)/run")
+        .stdout_has("written by the build file");
+}
+
+#[test]
 fn the_closure_names_who_needs_what_is_missing_and_brings_what_is_there() {
     let workspace = Workspace::debian();
     workspace.file("app/build.star", DEBIAN);

@@ -31,6 +31,7 @@ struct Document<'a> {
     joined: Vec<(Digest, Libraries)>,
     user: &'a str,
     env: BTreeMap<String, String>,
+    starts: Vec<String>,
     base: Option<Digest>,
 }
 
@@ -107,6 +108,7 @@ impl Build<'_> {
             joined,
             user: image.map_or("", |image| image.user.as_str()),
             env: image.map(|image| image.env.clone()).unwrap_or_default(),
+            starts: image.map(tapeout::program::candidates).unwrap_or_default(),
             base: image.map_or(Ok(None), |image| self.base_digest(image))?,
         };
         let bytes = serde_json::to_vec(&document).map_err(|e| Error::failed(format!("can't write a request: {e}")))?;
@@ -282,6 +284,7 @@ impl Build<'_> {
             files: self.store,
             user: image.map_or("", |image| image.user.as_str()),
             env: &image.map(|image| image.env.clone()).unwrap_or_default(),
+            starts: &image.map(tapeout::program::candidates).unwrap_or_default(),
         })
     }
 

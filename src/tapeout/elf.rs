@@ -16,6 +16,20 @@ use crate::error::{Error, Result};
 /// The type of the notes in `.note.dlopen`: the ELF dlopen metadata specification of systemd.
 const NOTE_DLOPEN: u32 = 0x407c_0c0a;
 
+/// What the dynamic section has an address of, and may follow the table of symbols.
+const TABLES: &[u64] = &[
+    tag::DT_STRTAB,
+    tag::DT_HASH,
+    tag::DT_GNU_HASH,
+    tag::DT_VERSYM,
+    tag::DT_VERDEF,
+    tag::DT_VERNEED,
+    tag::DT_RELA,
+    tag::DT_REL,
+    tag::DT_JMPREL,
+    tag::DT_INIT,
+];
+
 const MOST_HEADERS: usize = 4096;
 const MOST_DYNAMIC: u64 = 1 << 20;
 const MOST_STRINGS: u64 = 64 << 20;
@@ -249,18 +263,15 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Imported symbols stand before the hashed ones, which are the exported: `symoffset` of the
-    /// GNU hash table says where these begin.
+    /// Nothing says how long the table of symbols is: the GNU hash table knows the exported ones, and where
+    /// there are none, as in most programs, not even how many stand before them. So it is read up to where the
+    /// next of the tables begins, or the segment ends; what is no symbol there has no name that is watched.
     fn imports(&self, dynamic: &Dynamic, strings: &[u8], watched: &[&str]) -> Result<BTreeSet<String>> {
-        let count = match (dynamic.one(tag::DT_GNU_HASH), dynamic.one(tag::DT_HASH)) {
-            (Some(address), _) => self.word_at(address, 4)?,
-            (None, Some(address)) => self.word_at(address, 4)?,
-            (None, None) => None,
-        };
-        let symbols = dynamic.one(tag::DT_SYMTAB).and_then(|address| self.offset(address));
-        let (Some(count), Some(offset)) = (count, symbols) else { return Ok(BTreeSet::new()) };
+        let Some(begin) = dynamic.one(tag::DT_SYMTAB) else { return Ok(BTreeSet::new()) };
+        let Some((offset, rest)) = self.place(begin) else { return Ok(BTreeSet::new()) };
+        let next = TABLES.iter().filter_map(|table| dynamic.one(*table)?.checked_sub(begin)).filter(|n| *n > 0).min();
         let size = if self.machine.wide { 24 } else { 16 };
-        let table = self.bytes.at(offset, u64::from(count).min(MOST_SYMBOLS) * size)?;
+        let table = self.bytes.at(offset, next.unwrap_or(rest).min(rest).min(MOST_SYMBOLS * size))?;
         let mut imports = BTreeSet::new();
         for symbol in table.chunks_exact(size as usize) {
             let section = if self.machine.wide { &symbol[6..8] } else { &symbol[14..16] };
@@ -270,12 +281,6 @@ impl<'a> Reading<'a> {
             }
         }
         Ok(imports)
-    }
-
-    fn word_at(&self, address: u64, skip: u64) -> Result<Option<u32>> {
-        let Some(offset) = self.offset(address) else { return Ok(None) };
-        let bytes = self.bytes.at(offset.saturating_add(skip), 4)?;
-        Ok((bytes.len() == 4).then(|| self.number(&bytes) as u32))
     }
 
     fn declared(&self) -> Result<Vec<Declared>> {
@@ -320,10 +325,16 @@ impl<'a> Reading<'a> {
 
     /// Where in the file an address is.
     fn offset(&self, address: u64) -> Option<u64> {
+        self.place(address).map(|(offset, _)| offset)
+    }
+
+    /// Where in the file an address is, and how many bytes of its segment follow.
+    fn place(&self, address: u64) -> Option<(u64, u64)> {
         let holds =
             |h: &&ProgramHeader| h.p_type == PT_LOAD && address >= h.p_vaddr && address - h.p_vaddr < h.p_filesz;
         let header = self.headers.iter().find(holds)?;
-        header.p_offset.checked_add(address - header.p_vaddr)
+        let skip = address - header.p_vaddr;
+        Some((header.p_offset.checked_add(skip)?, header.p_filesz - skip))
     }
 }
 
@@ -366,6 +377,38 @@ mod tests {
         assert!(elf.wants.values().flatten().any(|v| v.starts_with("GLIBC_")), "{:?}", elf.wants);
         assert!(elf.imports.contains("execve"), "{:?}", elf.imports);
         assert!(!elf.imports.contains("getaddrinfo"));
+    }
+
+    /// With and without exported symbols, position-independent and not, in both forms of the hash table.
+    #[test]
+    fn imports_are_seen_however_a_program_was_linked() {
+        if !std::process::Command::new("cc").arg("--version").output().is_ok_and(|o| o.status.success()) {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let source = dir.path().join("x.c");
+        std::fs::write(
+            &source,
+            "#include <iconv.h>\n#include <unistd.h>\nint shown;\n
+             int main(void) { return iconv_open(\"a\", \"b\") == 0 && fork() && shown; }",
+        )
+        .unwrap();
+        for style in ["gnu", "sysv", "both"] {
+            for flags in [&["-no-pie"][..], &["-pie", "-fPIE"], &["-no-pie", "-rdynamic"], &["-shared", "-fPIC"]] {
+                let out = dir.path().join("x");
+                let cc = std::process::Command::new("cc")
+                    .args(flags)
+                    .arg(format!("-Wl,--hash-style={style}"))
+                    .arg("-o")
+                    .arg(&out)
+                    .arg(&source)
+                    .status();
+                assert!(cc.unwrap().success());
+                let bytes = Bytes::Inline(std::fs::read(&out).unwrap());
+                let imports = read(&bytes, &["iconv_open", "fork", "shown", "execve"]).unwrap().unwrap().imports;
+                assert_eq!(imports, BTreeSet::from(["iconv_open".into(), "fork".into()]), "{style} {flags:?}");
+            }
+        }
     }
 
     #[test]

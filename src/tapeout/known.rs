@@ -4,11 +4,13 @@
 //! a case brings is optional: where such a file misses a library itself, that's a warning.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use super::Files;
 use super::elf::{Elf, Machine};
 use super::loader::{Flavour, Loader, Object};
 use super::lookup::{Lookup, World};
+use super::openssl;
 use crate::error::Result;
 use crate::tree::RootPath;
 
@@ -22,6 +24,12 @@ pub const WATCHED: &[&str] = &[
     "backtrace",
     "OSSL_PROVIDER_load",
     "OSSL_PROVIDER_try_load",
+    "ENGINE_by_id",
+    "ENGINE_load_builtin_engines",
+    "ENGINE_load_dynamic",
+    "ENGINE_load_private_key",
+    "ENGINE_load_public_key",
+    "ENGINE_load_ssl_client_cert",
     "getaddrinfo",
     "gethostbyname",
     "gethostbyname2_r",
@@ -36,6 +44,17 @@ pub const WATCHED: &[&str] = &[
     "getgrgid_r",
     "initgroups",
     "getgrouplist",
+];
+
+const PROVIDER_LOADS: &[&str] = &["OSSL_PROVIDER_load", "OSSL_PROVIDER_try_load"];
+
+const ENGINE_LOADS: &[&str] = &[
+    "ENGINE_by_id",
+    "ENGINE_load_builtin_engines",
+    "ENGINE_load_dynamic",
+    "ENGINE_load_private_key",
+    "ENGINE_load_public_key",
+    "ENGINE_load_ssl_client_cert",
 ];
 
 const NAME_LOOKUPS: &[&str] = &[
@@ -82,8 +101,8 @@ pub struct Asking<'a> {
     pub object: &'a Object,
     /// Its loader.
     pub loader: &'a Loader,
-    /// The versions that the C library has, when it's loaded.
-    pub libc: Option<&'a BTreeSet<String>>,
+    /// What is in memory with it, by the names under which the loader knows it.
+    pub loaded: &'a BTreeMap<String, Rc<Object>>,
     /// The image's environment.
     pub env: &'a BTreeMap<String, String>,
 }
@@ -103,13 +122,15 @@ const CASES: &[Case] = &[
     Case { name: "name service modules", applies: |o| imports(o, NAME_LOOKUPS), brings: name_services },
     Case {
         name: "OpenSSL providers",
-        applies: |o| {
-            imports(o, &["OSSL_PROVIDER_load", "OSSL_PROVIDER_try_load"])
-                && !named(o, "libssl.so")
-                && !named(o, "libcrypto.so")
-        },
-        brings: |a| Ok(a.all_in("ossl-modules")),
+        applies: |o| imports(o, PROVIDER_LOADS) && !is_openssl(o),
+        brings: |a| Ok(a.all_of(openssl_folders(a)?.modules)),
     },
+    Case {
+        name: "OpenSSL engines",
+        applies: |o| imports(o, ENGINE_LOADS) && !is_openssl(o),
+        brings: |a| Ok(a.all_of(openssl_folders(a)?.engines)),
+    },
+    Case { name: "what openssl.cnf loads", applies: |o| named(o, CRYPTO), brings: openssl_configured },
     Case { name: "PAM modules", applies: |o| named(o, "libpam.so"), brings: pam },
     Case { name: "GIO modules", applies: |o| named(o, "libgio-2.0.so"), brings: |a| Ok(a.all_in("gio/modules")) },
     Case { name: "modules of NSS", applies: |o| named(o, "libnss3.so"), brings: nss },
@@ -118,9 +139,11 @@ const CASES: &[Case] = &[
     Case { name: "the Java runtime", applies: |o| named(o, "libjli.so"), brings: java },
 ];
 
-/// The cases that apply to a file and weren't met before.
-pub fn cases(object: &Object, met: &BTreeSet<&'static str>) -> Vec<&'static Case> {
-    CASES.iter().filter(|case| !met.contains(case.name) && (case.applies)(object)).collect()
+const CRYPTO: &str = "libcrypto.so";
+
+/// The cases that apply to a file.
+pub fn cases(object: &Object) -> impl Iterator<Item = &'static Case> {
+    CASES.iter().filter(|case| (case.applies)(object))
 }
 
 /// A program of which nothing but the machine is known.
@@ -149,6 +172,12 @@ fn named(object: &Object, start: &str) -> bool {
     object.path.name().starts_with(start.as_bytes()) || soname.starts_with(start)
 }
 
+/// OpenSSL's own libraries and providers call its functions for others, if these ask for it.
+fn is_openssl(object: &Object) -> bool {
+    let provider = object.path.parent().is_some_and(|folder| folder.name() == b"ossl-modules");
+    provider || named(object, "libssl.so") || named(object, CRYPTO)
+}
+
 impl Asking<'_> {
     /// The loader's own folders.
     fn folders(&self) -> &[String] {
@@ -157,6 +186,11 @@ impl Asking<'_> {
 
     fn is_there(&self, path: &str) -> bool {
         self.world.walk_text(path).there
+    }
+
+    /// Is what the path leads to in the image?
+    fn has(&self, path: &str) -> bool {
+        self.world.has(&self.world.walk_text(path).path)
     }
 
     fn in_image(&self, path: &str) -> bool {
@@ -173,12 +207,13 @@ impl Asking<'_> {
 
     /// All files in this folder of the first of the loader's folders that has it.
     fn all_in(&self, name: &str) -> Vec<String> {
-        let found = self.in_folders(&[name]);
-        found
-            .iter()
-            .flat_map(|folder| self.world.list(&self.world.walk_text(folder).path))
-            .map(|path| path.to_string())
-            .collect()
+        self.all_of(self.in_folders(&[name]))
+    }
+
+    /// All files in these folders.
+    fn all_of(&self, folders: impl IntoIterator<Item = String>) -> Vec<String> {
+        let files = folders.into_iter().flat_map(|folder| self.world.list(&self.world.walk_text(&folder).path));
+        files.map(|path| path.to_string()).collect()
     }
 
     /// All files of the builder at and below a folder, the named ones left out.
@@ -249,7 +284,7 @@ fn name_services(asking: &Asking<'_>) -> Result<Vec<String>> {
         return Ok(vec![]);
     }
     let mut services: BTreeSet<String> = BTreeSet::new();
-    if asking.libc.is_some_and(|has| !has.contains("GLIBC_2.34")) {
+    if asking.loaded.get("libc.so.6").is_some_and(|libc| !libc.elf.has.contains("GLIBC_2.34")) {
         services.extend(["files".to_string(), "dns".to_string()]);
     }
     let conf = RootPath::new("etc/nsswitch.conf")?;
@@ -300,6 +335,34 @@ fn pam(asking: &Asking<'_>) -> Result<Vec<String>> {
             true => all.push(module),
             false => all.extend(asking.in_folders(&[&format!("security/{module}")])),
         }
+    }
+    Ok(all)
+}
+
+/// Where the OpenSSL of this program looks, as its environment and then its libcrypto have it.
+fn openssl_folders(asking: &Asking<'_>) -> Result<openssl::Folders> {
+    let all = std::iter::once(asking.object).chain(asking.loaded.values().map(Rc::as_ref));
+    let crypto = all.filter(|object| named(object, CRYPTO)).find_map(|object| asking.world.file(&object.path));
+    let built = crypto.map(|path| openssl::Folders::read(&path, asking.world, asking.files)).transpose()?;
+    let built = built.unwrap_or_default();
+    let usual = |name: &str| asking.in_folders(&[name]).into_iter().next();
+    Ok(openssl::Folders {
+        own: built.own,
+        engines: asking.env.get("OPENSSL_ENGINES").cloned().or(built.engines).or_else(|| usual("engines-3")),
+        modules: asking.env.get("OPENSSL_MODULES").cloned().or(built.modules).or_else(|| usual("ossl-modules")),
+    })
+}
+
+/// The providers and engines that the configuration has OpenSSL load, and the files that it includes. Without any
+/// it comes by itself alone, where TLS is spoken.
+fn openssl_configured(asking: &Asking<'_>) -> Result<Vec<String>> {
+    let folders = openssl_folders(asking)?;
+    let usual = || folders.own.as_ref().map(|folder| format!("{folder}/openssl.cnf"));
+    let Some(path) = asking.env.get("OPENSSL_CONF").cloned().or_else(usual) else { return Ok(vec![]) };
+    let configuration = openssl::Configuration::read(&path, asking.world, asking.files)?;
+    let mut all: Vec<String> = configuration.loads(&folders).into_iter().filter(|p| asking.is_there(p)).collect();
+    if !all.is_empty() || asking.has(&path) {
+        all.extend(configuration.files);
     }
     Ok(all)
 }
@@ -386,7 +449,6 @@ mod tests {
     use super::*;
     use crate::tapeout::testing::{OnDisk, on_disk, path};
     use crate::tree::{Selection, Stack};
-    use std::rc::Rc;
 
     /// What the cases bring for a file of this name in a builder with these files.
     fn brought(name: &str, imported: &str, files: &[(&str, &str)], picked: &[&str]) -> Vec<String> {
@@ -405,16 +467,20 @@ mod tests {
             configured: vec![],
             built_in: vec!["/lib/x".into(), "/usr/lib/x".into()],
         };
-        let old = BTreeSet::from(["GLIBC_2.31".to_string()]);
+        let old = Elf { has: ["GLIBC_2.31".to_string()].into(), ..empty(object.elf.machine) };
+        let loaded = |at: &str, elf: Elf| {
+            (at.rsplit('/').next().unwrap().into(), Rc::new(Object { path: path(at), elf: Rc::new(elf), loader: None }))
+        };
+        let crypto = loaded("opt/lib/libcrypto.so.3", empty(object.elf.machine));
         let asking = Asking {
             world: &world,
             files: &OnDisk(dir.path().into()),
             object: &object,
             loader: &loader,
-            libc: Some(&old),
+            loaded: &BTreeMap::from([loaded("lib/libc.so.6", old), crypto]),
             env: &BTreeMap::from([("LANG".into(), "de_DE.UTF-8".into()), ("LC_TIME".into(), "C".into())]),
         };
-        cases(&object, &BTreeSet::new()).iter().flat_map(|case| (case.brings)(&asking).unwrap()).collect()
+        cases(&object).flat_map(|case| (case.brings)(&asking).unwrap()).collect()
     }
 
     #[test]
@@ -458,6 +524,35 @@ mod tests {
             assert_eq!(locale_folders(name), [name, folder]);
         }
         assert_eq!(locale_folders("de_DE@euro")[0], "de_DE@euro");
+    }
+
+    #[test]
+    fn openssl_gets_what_is_asked_of_it_and_what_its_configuration_loads() {
+        let crypto = "OPENSSLDIR: \"/opt/ssl\"\0ENGINESDIR: \"/opt/lib/engines\"\0MODULESDIR: \"/opt/lib/modules\"\0";
+        let active =
+            "openssl_conf=i\n.include /opt/ssl/more.cnf\n[i]\nproviders=p\n[p]\nlegacy=l\ndefault=l\n[l]\nactivate=1\n";
+        let mut files = [
+            ("opt/lib/libcrypto.so.3", crypto),
+            ("opt/lib/modules/legacy.so", ""),
+            ("opt/lib/modules/fips.so", ""),
+            ("opt/lib/engines/padlock.so", ""),
+            ("usr/lib/x/engines-3/other.so", ""),
+            ("opt/ssl/openssl.cnf", active),
+            ("opt/ssl/more.cnf", ""),
+        ];
+        let providers = ["/opt/lib/modules/fips.so", "/opt/lib/modules/legacy.so"];
+        assert_eq!(brought("bin/x", "OSSL_PROVIDER_load", &files, &[]), providers);
+        assert_eq!(brought("bin/x", "ENGINE_by_id", &files, &[]), ["/opt/lib/engines/padlock.so"]);
+        for own in ["opt/lib/libssl.so.3", "usr/lib/x/ossl-modules/legacy.so"] {
+            assert!(brought(own, "ENGINE_by_id", &files, &[]).is_empty(), "{own}");
+        }
+        let configured = ["/opt/lib/modules/legacy.so", "/opt/ssl/openssl.cnf", "/opt/ssl/more.cnf"];
+        assert_eq!(brought("opt/lib/libcrypto.so.3", "", &files, &["opt/ssl/openssl.cnf"]), configured);
+        assert_eq!(brought("opt/lib/libcrypto.so.3", "", &files, &[]), configured, "the skeleton would bring it");
+        files[5].1 = "openssl_conf=i\n[i]\nproviders=p\n[p]\nlegacy=l\ndefault=l\n[l]\n# activate=1\n";
+        assert!(brought("opt/lib/libcrypto.so.3", "", &files, &[]).is_empty());
+        assert!(brought("bin/x", "", &files, &["opt/ssl/openssl.cnf"]).is_empty());
+        assert_eq!(brought("bin/x", "ENGINE_by_id", &files[3..], &[]), ["/usr/lib/x/engines-3/other.so"]);
     }
 
     #[test]

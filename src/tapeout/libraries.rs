@@ -17,7 +17,7 @@ use super::loader_cache;
 use super::lookup::{Bytes, Lookup, World};
 use super::pattern::Pattern;
 use super::place::add_folders;
-use super::script::{self, Interpreter};
+use super::script::{self, Program};
 use super::skeleton;
 use super::why::Why;
 use crate::build_file::spec::Libraries;
@@ -50,6 +50,8 @@ pub struct Request<'a> {
     pub user: &'a str,
     /// The image's environment: `PATH`, `LD_LIBRARY_PATH` and the locale count.
     pub env: &'a BTreeMap<String, String>,
+    /// Where what the image starts may be, the first that is there counts: `program::candidates`.
+    pub starts: &'a [String],
 }
 
 /// What the joint point adds.
@@ -119,6 +121,22 @@ const RUN_BY_OTHERS: &[&str] = &[
     "var/lib/dpkg",
 ];
 
+/// Folders of modules, by their whole names; those of one version alone in [`is_modules`].
+const MODULES: &[&[u8]] = &[
+    b"dist-packages",
+    b"site-packages",
+    b"perl5",
+    b"perl-base",
+    b"vendor_perl",
+    b"site_perl",
+    b"vendor_ruby",
+    b"site_ruby",
+    b"node_modules",
+];
+
+/// Folders of what people and programs start by its name.
+const PROGRAMS: &[&[u8]] = &[b"bin", b"sbin", b".bin"];
+
 /// Names of files that are neither programs nor libraries, so that most files aren't even opened.
 const DATA: &[&[u8]] = &[
     b"a", b"c", b"cc", b"class", b"conf", b"cpp", b"css", b"csv", b"gif", b"gz", b"h", b"hpp", b"htm", b"html", b"jar",
@@ -140,8 +158,11 @@ struct Closing<'a> {
     libraries: VecDeque<RootPath>,
     /// Files that were looked at or loaded.
     visited: BTreeSet<RootPath>,
-    /// Known cases that were added, by name.
-    known: BTreeSet<&'static str>,
+    /// Scripts that nobody is known to start, and those that somebody does.
+    passed_over: BTreeSet<RootPath>,
+    started: BTreeSet<RootPath>,
+    /// Files that were asked for their known cases, and with which loader.
+    known: BTreeSet<(String, RootPath)>,
     /// Files that a known case brought: what they miss is a warning.
     optional: BTreeSet<RootPath>,
     /// As in [`Closed`].
@@ -156,10 +177,7 @@ struct Closing<'a> {
 
 impl<'a> Closing<'a> {
     fn new(request: &'a Request<'a>, world: World<'a>) -> Self {
-        let split = |text: &str| -> Vec<String> {
-            text.split(':').filter(|d| d.starts_with('/')).map(str::to_string).collect()
-        };
-        let env = |name: &str, default: &str| split(request.env.get(name).map_or(default, String::as_str));
+        let env = |name: &str, default: &str| folders(request.env.get(name).map_or(default, String::as_str));
         Self {
             request,
             world,
@@ -170,6 +188,8 @@ impl<'a> Closing<'a> {
             programs: VecDeque::new(),
             libraries: VecDeque::new(),
             visited: BTreeSet::new(),
+            passed_over: BTreeSet::new(),
+            started: BTreeSet::new(),
             known: BTreeSet::new(),
             optional: BTreeSet::new(),
             required: BTreeMap::new(),
@@ -183,6 +203,10 @@ impl<'a> Closing<'a> {
 
     /// What the rules picked and asked for by name.
     fn seed(&mut self) -> Result<()> {
+        let starts = self.request.starts.iter().map(|path| self.world.walk_text(path));
+        if let Some(walk) = starts.into_iter().find(|walk| walk.there && self.world.has(&walk.path)) {
+            self.start(walk.path);
+        }
         let searched: Vec<&Layer<'_>> =
             self.request.picked.iter().filter(|layer| *layer.libraries != Libraries::Search(false)).collect();
         for layer in &searched {
@@ -229,12 +253,13 @@ impl<'a> Closing<'a> {
             elf: Rc::new(known::empty(machine)),
             loader: None,
         });
-        match self.find(name, &object, &loader)? {
-            Some(found) => self.bring(&found, &why).map(drop),
-            None => Err(Error::request(format!("library {name:?} is not in the builder"))
+        let found = self.find(name, &object, &loader)?;
+        if found.is_empty() {
+            return Err(Error::request(format!("library {name:?} is not in the builder"))
                 .why(self.searched(name, &object, &loader))
-                .next("add the package that has it to the packages of a rule")),
+                .next("add the package that has it to the packages of a rule"));
         }
+        found.iter().try_for_each(|path| self.bring(path, &why).map(drop))
     }
 
     /// The machine of the first program that was picked, else of the builder's own.
@@ -264,6 +289,9 @@ impl<'a> Closing<'a> {
                 let walk = self.world.walk(path, true);
                 let target = self.world.entry(&walk.path).is_some_and(|e| matches!(e.node, Node::File { .. }));
                 if walk.there && walk.path.top() != b"workspace" && (target || self.world.has(&walk.path)) {
+                    if target && is_in_programs(path) {
+                        self.start(walk.path);
+                    }
                     self.bring(&path.to_string(), &Why::needed(path, "the target of the link"))?;
                 }
             }
@@ -272,13 +300,24 @@ impl<'a> Closing<'a> {
                 match self.elf(path)? {
                     Some(elf) if elf.interpreter.is_some() => self.programs.push_back(path.clone()),
                     Some(_) => self.libraries.push_back(path.clone()),
-                    None if script => self.programs.push_back(path.clone()),
-                    None => {}
+                    None if !script => {}
+                    None if is_run_by_others(path) && !self.started.contains(path) => {
+                        self.passed_over.insert(path.clone());
+                    }
+                    None => self.programs.push_back(path.clone()),
                 }
             }
             _ => {}
         }
         Ok(())
+    }
+
+    /// Somebody starts this file: a script is looked at, wherever it lies.
+    fn start(&mut self, path: RootPath) {
+        if self.passed_over.remove(&path) {
+            self.programs.push_back(path.clone());
+        }
+        self.started.insert(path);
     }
 
     fn drain(&mut self) -> Result<()> {
@@ -327,29 +366,26 @@ impl<'a> Closing<'a> {
     }
 
     fn script(&mut self, path: &RootPath) -> Result<()> {
-        let others =
-            RUN_BY_OTHERS.iter().any(|folder| RootPath::new(folder).is_ok_and(|folder| path.starts_with(&folder)));
-        if others
-            || is_module(path)
-            || self.optional.contains(path)
-            || path.name().ends_with(b".sample")
-            || path.name().ends_with(b".example")
-        {
+        if self.optional.contains(path) {
             return Ok(());
         }
         let start = self.world.open(path, self.request.files)?.at(0, script::LOOKED_AT)?;
         let Some(interpreter) = script::interpreter(&start) else { return Ok(()) };
-        let (first, program) = match interpreter {
-            Interpreter::Path(path) => (path, None),
-            Interpreter::Env { env, program } => (env, Some(program)),
-        };
-        self.bring_interpreter(path, &first, &first)?;
-        if let Some(program) = program {
-            let found = self.path.iter().map(|folder| format!("{}/{program}", folder.trim_end_matches('/')));
-            let found = found.clone().find(|at| self.is_file(at)).unwrap_or_else(|| program.clone());
-            self.bring_interpreter(path, &found, &program)?;
+        self.bring_interpreter(path, &interpreter.path, &interpreter.path)?;
+        match interpreter.program {
+            Some(program) if program.name.starts_with('/') => {
+                self.bring_interpreter(path, &program.name, &program.name)
+            }
+            // Such a path begins wherever the script is started.
+            Some(program) if program.name.contains('/') => Ok(()),
+            Some(Program { name, path: own }) => {
+                let folders = own.as_deref().map(folders);
+                let at = folders.as_ref().unwrap_or(&self.path).iter().map(|folder| format!("{folder}/{name}"));
+                let found = at.into_iter().find(|at| self.is_file(at)).unwrap_or_else(|| name.clone());
+                self.bring_interpreter(path, &found, &name)
+            }
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn bring_interpreter(&mut self, script: &RootPath, path: &str, name: &str) -> Result<()> {
@@ -455,17 +491,43 @@ impl<'a> Closing<'a> {
         Ok(Some(loader))
     }
 
-    /// Where the loader finds a library: the first place that has one for this machine.
-    fn find(&mut self, name: &str, object: &Rc<Object>, loader: &Loader) -> Result<Option<String>> {
-        let library_path = self.library_path.clone();
-        for candidate in loader.candidates(name, object, &library_path) {
-            let walk = self.world.walk_text(&candidate.path);
-            if walk.there && self.elf(&walk.path)?.is_some_and(|elf| elf.machine == object.elf.machine) {
-                self.cached |= candidate.cached;
-                return Ok(Some(candidate.path));
+    /// Where the loader finds a library: the first place that has one for this machine. Newer processors may find
+    /// another one, or one at all, in `glibc-hwcaps`: which one is loaded is known only there, so all are given, the
+    /// one for the oldest first.
+    fn find(&mut self, name: &str, object: &Rc<Object>, loader: &Loader) -> Result<Vec<String>> {
+        let machine = object.elf.machine;
+        let levels = if name.contains('/') { &[] } else { loader.levels(machine) };
+        let mut found: Vec<Option<String>> = vec![None; levels.len() + 1];
+        for candidate in loader.candidates(name, object, &self.library_path) {
+            let mut here = self.fits(&candidate.path, machine)?.then(|| candidate.path.clone());
+            let above = candidate.path.rsplit_once('/').map_or("", |(folder, _)| folder);
+            let above = format!("{above}/glibc-hwcaps");
+            // What the loader's cache has to say of these alone, it doesn't in an image.
+            let levels =
+                if candidate.cached && here.is_none() || !self.world.walk_text(&above).there { &[] } else { levels };
+            for (processor, found) in found.iter_mut().enumerate() {
+                if let Some(level) = processor.checked_sub(1).and_then(|at| levels.get(at)) {
+                    let variant = format!("{above}/{level}/{name}");
+                    here = if self.fits(&variant, machine)? { Some(variant) } else { here };
+                }
+                if found.is_none() && here.is_some() {
+                    self.cached |= candidate.cached;
+                    *found = here.clone();
+                }
+            }
+            if found[0].is_some() {
+                break;
             }
         }
-        Ok(None)
+        let mut found: Vec<String> = found.into_iter().flatten().collect();
+        found.dedup();
+        Ok(found)
+    }
+
+    /// Is there something that can be loaded on this machine?
+    fn fits(&mut self, path: &str, machine: Machine) -> Result<bool> {
+        let walk = self.world.walk_text(path);
+        Ok(walk.there && self.elf(&walk.path)?.is_some_and(|elf| elf.machine == machine))
     }
 
     fn searched(&self, name: &str, object: &Rc<Object>, loader: &Loader) -> String {
@@ -529,7 +591,7 @@ struct Loading<'c, 'a> {
     closing: &'c mut Closing<'a>,
     loader: Rc<Loader>,
     /// By the names under which the loader knows them.
-    loaded: BTreeMap<String, Rc<Elf>>,
+    loaded: BTreeMap<String, Rc<Object>>,
     queue: VecDeque<Rc<Object>>,
 }
 
@@ -544,8 +606,9 @@ impl<'c, 'a> Loading<'c, 'a> {
         if let Some(file) = RootPath::new(&path).ok().and_then(|path| self.closing.world.file(&path))
             && let Some(elf) = self.closing.elf(&file)?
         {
-            self.closing.visited.insert(file);
-            self.know(path.rsplit('/').next().unwrap_or_default(), &elf);
+            self.closing.visited.insert(file.clone());
+            let object = Rc::new(Object { path: file, elf, loader: None });
+            self.know(path.rsplit('/').next().unwrap_or_default(), &object);
         }
         self.queue.push_back(root);
         while let Some(object) = self.queue.pop_front() {
@@ -558,10 +621,10 @@ impl<'c, 'a> Loading<'c, 'a> {
         Ok(())
     }
 
-    fn know(&mut self, name: &str, elf: &Rc<Elf>) {
-        self.loaded.insert(name.to_string(), elf.clone());
-        if let Some(soname) = &elf.soname {
-            self.loaded.entry(soname.clone()).or_insert_with(|| elf.clone());
+    fn know(&mut self, name: &str, object: &Rc<Object>) {
+        self.loaded.insert(name.to_string(), object.clone());
+        if let Some(soname) = &object.elf.soname {
+            self.loaded.entry(soname.clone()).or_insert_with(|| object.clone());
         }
     }
 
@@ -619,33 +682,24 @@ impl<'c, 'a> Loading<'c, 'a> {
     /// Looks a library up, brings it, and puts it in line. Gives where the loader finds it.
     fn take(&mut self, name: &str, object: &Rc<Object>) -> Result<Option<String>> {
         let loader = self.loader.clone();
-        let Some(found) = self.closing.find(name, object, &loader)? else { return Ok(None) };
         let why = Why::needed(&object.path, name);
+        let mut all = self.closing.find(name, object, &loader)?.into_iter();
+        let Some(found) = all.next() else { return Ok(None) };
         let Some(file) = self.closing.bring(&found, &why)? else { return Ok(None) };
-        self.variants(&found, object.elf.machine, &why)?;
+        for variant in all {
+            self.closing.bring(&variant, &why)?;
+        }
         let Some(elf) = self.closing.elf(&file)? else { return Ok(None) };
         self.closing.visited.insert(file);
         let again = elf.soname.as_ref().is_some_and(|soname| self.loaded.contains_key(soname));
-        self.know(name, &elf);
+        let (folder, last) = found.rsplit_once('/').unwrap_or(("", &found));
+        let path = self.closing.world.walk_text(folder).path.join(last)?;
+        let library = Rc::new(Object { path, elf, loader: Some(object.clone()) });
+        self.know(name, &library);
         if !again {
-            let (folder, last) = found.rsplit_once('/').unwrap_or(("", &found));
-            let path = self.closing.world.walk_text(folder).path.join(last)?;
-            self.queue.push_back(Rc::new(Object { path, elf, loader: Some(object.clone()) }));
+            self.queue.push_back(library);
         }
         Ok(Some(found))
-    }
-
-    /// The same library for newer processors: which one is loaded is known only there.
-    fn variants(&mut self, found: &str, machine: Machine, why: &Why) -> Result<()> {
-        let Some((folder, name)) = found.rsplit_once('/') else { return Ok(()) };
-        let hwcaps = self.closing.world.walk_text(&format!("{folder}/glibc-hwcaps"));
-        if !hwcaps.there {
-            return Ok(());
-        }
-        for level in loader::levels(machine) {
-            self.closing.bring(&format!("{folder}/glibc-hwcaps/{level}/{name}"), why)?;
-        }
-        Ok(())
     }
 
     /// musl's loader is libc, libpthread and so on as well.
@@ -656,7 +710,8 @@ impl<'c, 'a> Loading<'c, 'a> {
 
     fn check_versions(&mut self, object: &Rc<Object>) {
         for (library, versions) in &object.elf.wants {
-            let Some(loaded) = self.loaded.get(library).filter(|elf| !elf.has.is_empty()) else { continue };
+            let loaded = self.loaded.get(library).map(|object| &object.elf);
+            let Some(loaded) = loaded.filter(|elf| !elf.has.is_empty()) else { continue };
             let missing: Vec<_> = versions.iter().filter(|v| !loaded.has.contains(*v)).map(String::as_str).collect();
             if !missing.is_empty() {
                 let error = Error::failed(format!(
@@ -685,15 +740,16 @@ impl<'c, 'a> Loading<'c, 'a> {
                 self.need(&declared.sonames[0], object)?;
             }
         }
-        for case in known::cases(object, &self.closing.known) {
-            self.closing.known.insert(case.name);
-            let libc = self.loaded.get("libc.so.6").map(|elf| &elf.has);
+        if !self.closing.known.insert((self.loader.path.clone(), object.path.clone())) {
+            return Ok(());
+        }
+        for case in known::cases(object) {
             let asking = known::Asking {
                 world: &self.closing.world,
                 files: self.closing.request.files,
                 object,
                 loader: &self.loader,
-                libc,
+                loaded: &self.loaded,
                 env: self.closing.request.env,
             };
             for path in (case.brings)(&asking)? {
@@ -727,14 +783,45 @@ impl Closing<'_> {
     }
 }
 
+/// The folders of a variable such as `PATH`.
+fn folders(text: &str) -> Vec<String> {
+    let folders = text.split(':').filter(|folder| folder.starts_with('/'));
+    folders.map(|folder| folder.trim_end_matches('/').to_string()).collect()
+}
+
+/// Is it a script that something else than a name in `PATH` runs, if anything does?
+fn is_run_by_others(path: &RootPath) -> bool {
+    let by_service = RUN_BY_OTHERS
+        .iter()
+        .any(|folder| path.as_bytes().strip_prefix(folder.as_bytes()).is_some_and(|rest| rest.starts_with(b"/")));
+    let example = [&b".sample"[..], b".example"].iter().any(|end| path.name().ends_with(end));
+    by_service || example || (is_module(path) && !is_in_programs(path))
+}
+
 /// Modules of a language are loaded by its interpreter; some keep the first line of a script.
 fn is_module(path: &RootPath) -> bool {
-    let in_library = |part: &[u8]| {
-        [&b"python"[..], b"perl", b"ruby", b"site-packages", b"dist-packages", b"node_modules"]
-            .iter()
-            .any(|start| part.starts_with(start))
+    let Some(folder) = path.parent() else { return false };
+    let parts: Vec<&[u8]> = folder.as_bytes().split(|b| *b == b'/').collect();
+    parts.iter().any(|part| MODULES.contains(part)) || parts.windows(2).any(|pair| is_modules(pair[0], pair[1]))
+}
+
+/// `lib/python3.11`, `lib/python3`, `perl/5.36`, `ruby/3.1.0`, `gems/3.1.0`.
+fn is_modules(above: &[u8], name: &[u8]) -> bool {
+    let is_version = |text: &[u8]| {
+        text.first().is_some_and(u8::is_ascii_digit) && text.iter().all(|b| b.is_ascii_digit() || *b == b'.')
     };
-    path.parent().is_some_and(|folder| folder.as_bytes().split(|b| *b == b'/').skip(1).any(in_library))
+    match above {
+        b"lib" | b"lib64" => name
+            .strip_prefix(b"python")
+            .is_some_and(|version| is_version(version.strip_suffix(b"t").unwrap_or(version))),
+        b"perl" | b"ruby" | b"gems" => is_version(name),
+        _ => false,
+    }
+}
+
+/// Is it directly in a folder of programs?
+fn is_in_programs(path: &RootPath) -> bool {
+    path.parent().is_some_and(|folder| PROGRAMS.contains(&folder.name()))
 }
 
 fn is_data(path: &RootPath, entry: &Entry) -> bool {

@@ -84,6 +84,7 @@ fn closed_with(
         files,
         user: "",
         env: &env,
+        starts: &[],
     })
 }
 
@@ -268,6 +269,110 @@ fn a_missing_interpreter_is_an_error_that_names_the_script() {
     assert_eq!(close(&script("usr/share/x/y", b"#!/opt/none\n", 0o755)).unwrap().warnings.len(), 1);
 }
 
+/// Written files, executable if they begin as a script; a text without a line is the target of a link.
+fn written(files: &[(&str, &str)]) -> Selection {
+    let picked = |text: &str| match text.contains('\n') {
+        true => Picked {
+            entry: Some(Entry::file(text.as_bytes(), 0o755)),
+            content: Content::Inline(text.into()),
+            why: "".into(),
+        },
+        false => Picked { entry: Some(Entry::link(text)), content: Content::None, why: "".into() },
+    };
+    let mut all = files.iter().map(|(at, text)| (path(at), picked(text))).collect();
+    add_folders(&mut all, host(), &BTreeMap::new()).unwrap();
+    all
+}
+
+fn closed_for(selection: &Selection, starts: &[&str]) -> Result<Closed> {
+    let rule = "//app:tapeout".parse().unwrap();
+    close(&Request {
+        base: &[],
+        picked: &[Layer { rule: &rule, libraries: &Libraries::Search(true), selection }],
+        view: host(),
+        files: &OnDisk("/".into()),
+        user: "",
+        env: &BTreeMap::new(),
+        starts: &starts.iter().map(|s| s.to_string()).collect::<Vec<_>>(),
+    })
+}
+
+#[test]
+fn a_script_is_a_module_by_the_whole_name_of_its_folder_unless_something_starts_it() {
+    const NONE: &str = "#!/bin/nosuch\n";
+    for (at, looked_at) in [
+        ("opt/python-app/run", true),
+        ("opt/perl-scripts/x", true),
+        ("opt/ruby/x", true),
+        ("opt/perl/x", true),
+        ("opt/node_modules.old/x", true),
+        ("opt/python3.11/x", true),
+        ("opt/lib/python-x/x", true),
+        ("app/node_modules/.bin/tool", true),
+        ("opt/venv/lib/python3.11/site-packages/tool/bin/run", true),
+        ("opt/perl5/bin/x", true),
+        ("usr/local/lib/python3.13t/x.py", false),
+        ("usr/lib/python3/dist-packages/a/b.py", false),
+        ("opt/venv/lib64/python3.11/pdb.py", false),
+        ("usr/lib/x86_64-linux-gnu/perl/5.36/x.pl", false),
+        ("usr/local/lib/perl5/5.36.0/x.pl", false),
+        ("usr/lib/x86_64-linux-gnu/perl-base/x.pl", false),
+        ("usr/lib/ruby/3.1.0/x.rb", false),
+        ("var/lib/gems/3.1.0/gems/x/x.rb", false),
+        ("app/node_modules/tool/x.js", false),
+        ("etc/init.d/x", false),
+        ("etc/init.d-own/x", true),
+        ("opt/x.sample", false),
+    ] {
+        let selection = written(&[(at, NONE)]);
+        assert_eq!(closed_for(&selection, &[]).is_err(), looked_at, "{at}");
+        let error = closed_for(&selection, &["/nowhere", &format!("/{at}")]).unwrap_err();
+        assert!(error.what().contains(&format!("interpreter /bin/nosuch is missing, which /{at}")), "{error}");
+    }
+}
+
+#[test]
+fn a_link_among_programs_starts_what_it_leads_to() {
+    let module = ("opt/node_modules/tool/cli.js", "#!/bin/nosuch\n");
+    for (link, looked_at) in [("opt/node_modules/.bin/tool", true), ("a/bin/tool", true), ("opt/tool", false)] {
+        let selection = written(&[module, (link, "/opt/node_modules/tool/cli.js")]);
+        assert_eq!(closed_for(&selection, &[]).is_err(), looked_at, "{link}");
+    }
+    // A link that comes along only later does so, too.
+    let selection = written(&[module, ("b/run", "#!/c/bin/tool\n"), ("c/bin/tool", "/opt/node_modules/tool/cli.js")]);
+    let view = Stack(
+        [
+            host().0.clone(),
+            vec![crate::tapeout::testing::layer(
+                "c",
+                &[
+                    ("c", Some(Entry::folder(0o755))),
+                    ("c/bin", Some(Entry::folder(0o755))),
+                    ("c/bin/tool", Some(Entry::link("/opt/node_modules/tool/cli.js"))),
+                ],
+            )],
+        ]
+        .concat(),
+    );
+    let two: Selection = selection.into_iter().filter(|(at, _)| *at != path("c/bin/tool")).collect();
+    let error = closed_with(&view, &OnDisk("/".into()), &two, &Libraries::Search(true), &[]).unwrap_err();
+    assert!(error.what().contains("which /opt/node_modules/tool/cli.js"), "{error}");
+}
+
+#[test]
+fn env_comes_along_with_a_program_that_is_named_by_its_path() {
+    let ls = std::fs::canonicalize("/usr/bin/ls").unwrap();
+    for argument in ["-S /usr/bin/ls -l", "-S PATH=/usr/bin ls", "/usr/bin/ls"] {
+        let closed = closed_for(&written(&[("opt/run", &format!("#!/usr/bin/env {argument}\n"))]), &[]).unwrap();
+        for needed in ["/usr/bin/env", ls.to_str().unwrap()] {
+            assert!(closed.selection.contains_key(&path(needed)), "{argument}: {needed}");
+        }
+    }
+    let error = closed_for(&written(&[("opt/run", "#!/usr/bin/env -S PATH=/opt/none ls\n")]), &[]).unwrap_err();
+    assert!(error.what().contains("interpreter ls is missing"), "{error}");
+    assert!(closed_for(&written(&[("opt/run", "#!/usr/bin/env -S ./beside\n")]), &[]).is_ok(), "nobody knows where");
+}
+
 /// A program and libraries compiled for the test, in a folder that stands for the whole root.
 struct Compiled {
     dir: tempfile::TempDir,
@@ -368,6 +473,85 @@ fn libraries_are_found_by_rpath_runpath_environment_and_configuration() {
 }
 
 #[test]
+fn a_library_for_newer_processors_alone_is_found_and_all_that_may_be_loaded_comes_along() {
+    let Some(dir) = Compiled::new() else { return };
+    if !cfg!(target_arch = "x86_64") {
+        return;
+    }
+    let shared = ["-shared", "-fPIC"];
+    dir.cc("opt/lib/libb.so", LIB_B, &shared);
+    dir.cc("opt/only/glibc-hwcaps/x86-64-v2/liba.so", "int a(void) { return 0; }", &shared);
+    dir.cc("opt/more/glibc-hwcaps/x86-64-v3/liba.so", LIB_A, &[&shared[..], &["-L@/opt/lib", "-lb"]].concat());
+    let link = |folders: &str| format!("-Wl,-rpath,{folders}");
+    let only = "-L@/opt/only/glibc-hwcaps/x86-64-v2";
+    dir.cc("opt/bin/x", MAIN, &[only, "-la", &link("/opt/only")]);
+    let closed = dir.close(&["opt/bin/x"], &Libraries::Search(true), &[]).unwrap();
+    assert!(closed.selection.contains_key(&path("opt/only/glibc-hwcaps/x86-64-v2/liba.so")));
+    assert!(closed.required.contains_key(&path("opt/only/glibc-hwcaps/x86-64-v2/liba.so")));
+
+    // One folder has it for the newest alone, the next for all: which is loaded depends on where it runs.
+    dir.cc("opt/plain/liba.so", "int a(void) { return 0; }", &shared);
+    dir.cc(
+        "opt/bin/y",
+        MAIN,
+        &["-L@/opt/plain", "-la", &link("/opt/more:/opt/plain:/opt/only"), "-Wl,-rpath-link,@/opt/lib"],
+    );
+    let env = [("LD_LIBRARY_PATH", "/opt/lib")];
+    let closed = dir.close(&["opt/bin/y"], &Libraries::Search(true), &env).unwrap();
+    for needed in ["opt/plain/liba.so", "opt/more/glibc-hwcaps/x86-64-v3/liba.so", "opt/lib/libb.so"] {
+        assert!(closed.selection.contains_key(&path(needed)), "{needed}");
+    }
+    assert!(!closed.selection.contains_key(&path("opt/only/glibc-hwcaps/x86-64-v2/liba.so")), "it comes too late");
+}
+
+#[test]
+fn a_known_case_holds_for_each_program_of_an_image() {
+    let Some(dir) = Compiled::new() else { return };
+    for prefix in ["opt/p1", "opt/p2"] {
+        dir.cc(&format!("{prefix}/bin/python3.11"), "int main(void) { return 0; }", &[]);
+        let library = dir.dir.path().join(prefix).join("lib/python3.11");
+        std::fs::create_dir_all(&library).unwrap();
+        std::fs::write(library.join("os.py"), "").unwrap();
+    }
+    let picked = ["opt/p1/bin/python3.11", "opt/p2/bin/python3.11"];
+    let closed = dir.close(&picked, &Libraries::Search(true), &[]).unwrap();
+    for prefix in ["opt/p1", "opt/p2"] {
+        let at = path(&format!("{prefix}/lib/python3.11/os.py"));
+        let why = closed.selection.get(&at).map(|picked| picked.why.to_string());
+        assert_eq!(why.as_deref(), Some(&*format!("needed by /{prefix}/bin/python3.11 (the Python library)")));
+    }
+}
+
+/// Against this machine's own OpenSSL.
+#[test]
+fn engines_and_providers_come_with_what_loads_them() {
+    let crypto = "/usr/lib/x86_64-linux-gnu/libcrypto.so.3";
+    let (engine, provider) = (
+        path("usr/lib/x86_64-linux-gnu/engines-3/padlock.so"),
+        path("usr/lib/x86_64-linux-gnu/ossl-modules/legacy.so"),
+    );
+    let Some(dir) = Compiled::new() else { return };
+    if ![&path(crypto), &engine, &provider].iter().all(|file| file.below("/".as_ref()).exists()) {
+        return;
+    }
+    let calls = |name: &str| format!("int {name}(void); int main(void) {{ return {name}(); }}");
+    dir.cc("opt/engine", &calls("ENGINE_by_id"), &["-no-pie", crypto]);
+    dir.cc("opt/provider", &calls("OSSL_PROVIDER_load"), &["-no-pie", crypto]);
+    dir.cc("opt/neither", &calls("RAND_status"), &["-no-pie", crypto]);
+    let has = |program: &str| {
+        let closed = dir.close(&[program], &Libraries::Search(true), &[]).unwrap();
+        [&engine, &provider].map(|file| closed.selection.contains_key(file))
+    };
+    assert_eq!(has("opt/engine"), [true, false]);
+    assert_eq!(has("opt/provider"), [false, true]);
+    assert_eq!(has("opt/neither"), [false, false]);
+    let conf = "openssl_conf = i\n[i]\nproviders = p\nengines = e\n[p]\nlegacy = l\n[l]\nactivate = 1\n[e]\npadlock = o\n[o]\ninit = 1\n";
+    std::fs::create_dir_all(dir.dir.path().join("etc/ssl")).unwrap();
+    std::fs::write(dir.dir.path().join("etc/ssl/openssl.cnf"), conf).unwrap();
+    assert_eq!(has("opt/neither"), [true, true], "its configuration has it load both");
+}
+
+#[test]
 fn a_library_that_was_picked_counts_and_modules_are_named_by_the_user() {
     let Some(dir) = Compiled::new() else { return };
     dir.cc("opt/lib/libb.so", LIB_B, &["-shared", "-fPIC"]);
@@ -419,6 +603,7 @@ fn a_base_that_has_a_library_keeps_it() {
         files: &OnDisk("/".into()),
         user: "",
         env: &BTreeMap::new(),
+        starts: &[],
     })
     .unwrap();
     assert!(!closed.selection.keys().any(|p| p.name() == b"libc.so.6"), "{:?}", closed.selection.keys());

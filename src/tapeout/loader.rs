@@ -125,6 +125,16 @@ impl Loader {
         all
     }
 
+    /// Variants of a library for newer processors that may lie below its folder, the oldest first.
+    pub fn levels(&self, machine: Machine) -> &'static [&'static str] {
+        match (self.flavour, machine.number) {
+            (Flavour::Glibc, X86_64) if machine.wide => &["x86-64-v2", "x86-64-v3", "x86-64-v4"],
+            (Flavour::Glibc, 21) => &["power9", "power10"],
+            (Flavour::Glibc, 22) => &["z13", "z14", "z15", "z16"],
+            _ => &[],
+        }
+    }
+
     /// RPATH of the object and of those that loaded it; glibc: not when the object has a RUNPATH.
     fn inherited(&self, object: &Rc<Object>) -> Vec<String> {
         if self.flavour == Flavour::Glibc && object.elf.runpath.is_some() {
@@ -160,16 +170,6 @@ impl Loader {
         let libs =
             self.built_in.iter().filter_map(|folder| folder.trim_matches('/').strip_prefix("usr/").map(str::to_string));
         libs.map(|lib| replace(&text, "LIB", &lib)).filter(|t| t.starts_with('/')).collect()
-    }
-}
-
-/// Variants of a library for newer processors that may lie beside it.
-pub fn levels(machine: Machine) -> &'static [&'static str] {
-    match machine.number {
-        X86_64 if machine.wide => &["x86-64-v4", "x86-64-v3", "x86-64-v2"],
-        21 => &["power10", "power9"],
-        22 => &["z16", "z15", "z14", "z13"],
-        _ => &[],
     }
 }
 

@@ -10,7 +10,7 @@
 //! - `select`, `place`, `packages`, `written`: what one rule picks, and where it goes
 //! - `names`: `/etc/passwd` and `/etc/group`
 //! - `elf`, `loader`, `script`: what a program needs, and where the loader finds it
-//! - `known`: what programs load that no header names
+//! - `known`, `openssl`: what programs load that no header names
 //! - `skeleton`, `loader_cache`: what every image gets
 //! - `libraries`: the joint point, which drives them all
 //! - `program`: what the image starts must be in it
@@ -24,6 +24,7 @@ pub mod loader;
 pub mod loader_cache;
 pub mod lookup;
 pub mod names;
+pub mod openssl;
 pub mod packages;
 pub mod pattern;
 pub mod place;

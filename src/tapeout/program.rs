@@ -10,21 +10,31 @@ use crate::tree::{Node, RootPath, Selection, Stack};
 /// Where a runtime looks for a program without a slash when the image's `env` says nothing.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Looks for what an image starts among its files.
-pub fn check(image: &Image, files: &Selection) -> Result<()> {
-    let (what, words) = match image.entrypoint.is_empty() {
-        false => ("entrypoint", &image.entrypoint),
-        true => ("cmd", &image.cmd),
-    };
-    let Some(program) = words.first() else { return Ok(()) };
-    let candidates: Vec<String> = match program.contains('/') {
+/// What an image starts, and which of its attributes says so.
+fn started(image: &Image) -> Option<(&'static str, &String)> {
+    match image.entrypoint.is_empty() {
+        false => Some(("entrypoint", image.entrypoint.first()?)),
+        true => Some(("cmd", image.cmd.first()?)),
+    }
+}
+
+/// Where a runtime looks for what an image starts.
+pub fn candidates(image: &Image) -> Vec<String> {
+    let Some((_, program)) = started(image) else { return vec![] };
+    match program.contains('/') {
         true if program.starts_with('/') => vec![program.clone()],
         true => vec![format!("{}/{program}", image.working_dir)],
         false => {
             let path = image.env.get("PATH").map_or(PATH, String::as_str);
             path.split(':').map(|folder| format!("{folder}/{program}")).collect()
         }
-    };
+    }
+}
+
+/// Looks for what an image starts among its files.
+pub fn check(image: &Image, files: &Selection) -> Result<()> {
+    let Some((what, program)) = started(image) else { return Ok(()) };
+    let candidates = candidates(image);
     let none = Stack::default();
     let world = World::new([files], &none);
     let mut found = None;

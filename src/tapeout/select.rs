@@ -144,8 +144,7 @@ impl<'a> Selecting<'a> {
         let unused = patterns.all().iter().enumerate().filter(|(i, _)| !used.contains(i));
         let errors = unused.map(|(_, pattern)| self.nothing_included(pattern, &changed)).collect();
         Error::all(errors).map_or(Ok(()), Err)?;
-        self.links_on_the_way(&patterns);
-        Ok(())
+        self.links_on_the_way(&patterns)
     }
 
     /// What the rules removed: on a base image that has it, it goes. Elsewhere [`super::settle`] drops it.
@@ -180,17 +179,17 @@ impl<'a> Selecting<'a> {
             }
         }
         Error::all(errors).map_or(Ok(()), Err)?;
-        self.links_on_the_way(&patterns);
-        Ok(())
+        self.links_on_the_way(&patterns)
     }
 
     /// `/lib/x.so`, where `/lib` is a link: without the link the name that was asked for leads nowhere.
-    fn links_on_the_way(&mut self, patterns: &Patterns) {
+    fn links_on_the_way(&mut self, patterns: &Patterns) -> Result<()> {
         for pattern in patterns.all() {
             for link in pattern.links() {
-                self.pick(link, &Why::Holds(pattern.text().to_string()).shared());
+                self.pick(link, &Why::holds(&RootPath::new(pattern.text())?).shared());
             }
         }
+        Ok(())
     }
 
     /// Gives the paragraphs that tell scanners what is inside, by their path.

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use super::Files;
 use super::lookup::{Lookup, World};
 use super::names::{Names, User};
+use super::openssl;
 use super::why::Why;
 use crate::error::Result;
 use crate::tree::{Content, Entry, Node, Picked, RootPath, Selection};
@@ -31,9 +32,6 @@ const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 const TLS: &[&str] = &["libssl.so.", "libgnutls.so.", "libmbedtls.so.", "libwolfssl.so.", "libssl3.so"];
 
 const NSSWITCH: &str = "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nnetworks: files\nprotocols: files\nservices: files\n";
-
-/// libcrypto has six megabytes.
-const MOST_CRYPTO: u64 = 64 << 20;
 
 /// What the skeleton is made from.
 pub struct Making<'m, 'a> {
@@ -133,9 +131,7 @@ impl Skeleton {
             .iter()
             .find(|(path, picked)| path.name().starts_with(b"libcrypto.so.") && is_crypto(&picked.entry));
         let Some(path) = found.map(|(path, _)| path.clone()) else { return Ok(()) };
-        let bytes = making.world.open(&path, making.files)?;
-        let bytes = bytes.at(0, bytes.size().min(MOST_CRYPTO))?;
-        let Some(folder) = openssl_folder(&bytes) else { return Ok(()) };
+        let Some(folder) = openssl::Folders::read(&path, making.world, making.files)?.own else { return Ok(()) };
         self.bring(making, &format!("{folder}/openssl.cnf"), "the configuration of OpenSSL");
         let pem = format!("{folder}/cert.pem");
         if !self.bring(making, &pem, what) {
@@ -234,16 +230,6 @@ fn image_user(names: &Names, text: &str) -> Result<(u32, Option<u32>)> {
 fn group_line(group: &super::names::Group, kept: &BTreeSet<&str>) -> String {
     let members: Vec<&str> = group.members.iter().map(String::as_str).filter(|m| kept.contains(m)).collect();
     format!("{}:x:{}:{}\n", group.name, group.gid, members.join(","))
-}
-
-/// libcrypto says where it looks: `OPENSSLDIR: "/usr/lib/ssl"`.
-fn openssl_folder(crypto: &[u8]) -> Option<String> {
-    const MARK: &[u8] = b"OPENSSLDIR: \"";
-    let at = crypto.windows(MARK.len()).position(|w| w == MARK)?;
-    let rest = &crypto[at + MARK.len()..];
-    let end = rest.iter().take(256).position(|b| *b == b'"')?;
-    let folder = std::str::from_utf8(&rest[..end]).ok()?;
-    (folder.starts_with('/') && RootPath::new(folder).is_ok_and(|f| !f.is_root())).then(|| folder.to_string())
 }
 
 #[cfg(test)]

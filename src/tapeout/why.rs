@@ -1,7 +1,8 @@
 //! Why a file is in an image: one reason a file, and the chain of them.
 //!
 //! A reason is kept as the text that people read ([`crate::tree::Picked::why`]). This file alone
-//! knows its form: what [`Why`] prints, it parses.
+//! knows its form: what [`Why`] prints, it parses. So what would break it in a path or a name is written as
+//! `\xHH`: control characters, bytes that are no text, and a backslash itself as two.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -30,11 +31,11 @@ pub enum Why {
     /// The rule's `run` changed it.
     Run,
     /// It is a folder above a file that was picked, or a link on the way to one.
-    Holds(String),
+    Holds(RootPath),
     /// A file in the image needs it, under this name.
     Needed {
         /// Which file.
-        by: String,
+        by: RootPath,
         /// What that file calls it.
         what: String,
     },
@@ -45,12 +46,12 @@ pub enum Why {
 impl Why {
     /// The reason of a folder above `path`, or of a link on the way to it.
     pub fn holds(path: &RootPath) -> Self {
-        Self::Holds(plain(path))
+        Self::Holds(path.clone())
     }
 
     /// The reason of something that `by` needs.
     pub fn needed(by: &RootPath, what: impl Into<String>) -> Self {
-        Self::Needed { by: plain(by), what: what.into() }
+        Self::Needed { by: by.clone(), what: what.into() }
     }
 
     /// As files keep it: a hundred thousand of one pattern share it.
@@ -59,17 +60,57 @@ impl Why {
     }
 
     /// The file that this reason points at.
-    fn points_at(&self) -> Option<RootPath> {
+    fn points_at(self) -> Option<RootPath> {
         match self {
-            Self::Holds(path) | Self::Needed { by: path, .. } => RootPath::new(path.as_bytes()).ok(),
+            Self::Holds(path) | Self::Needed { by: path, .. } => Some(path),
             _ => None,
         }
     }
 }
 
-/// A path on one line: control characters would break the line that people read.
-pub(crate) fn plain(path: &RootPath) -> String {
-    path.to_string().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+/// What stands before the name under which a file is needed.
+const UNDER: &str = " (";
+
+/// A path on one line of text, and nothing lost.
+fn plain(path: &RootPath) -> String {
+    escaped(&[b"/", path.as_bytes()].concat())
+}
+
+fn escaped(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\\' => text.push_str(r"\\"),
+                c if c.is_control() => c.encode_utf8(&mut [0; 4]).bytes().for_each(|b| text.push_str(&hex(b))),
+                c => text.push(c),
+            }
+        }
+        chunk.invalid().iter().for_each(|b| text.push_str(&hex(*b)));
+    }
+    text
+}
+
+fn hex(byte: u8) -> String {
+    format!(r"\x{byte:02x}")
+}
+
+/// The bytes that [`escaped`] made text of. A backslash before anything else stands for itself.
+fn unescaped(text: &str) -> Vec<u8> {
+    let mut bytes = vec![];
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('\\') {
+        bytes.extend_from_slice(before.as_bytes());
+        let byte = after.strip_prefix('x').and_then(|h| u8::from_str_radix(h.get(..2)?, 16).ok());
+        let (byte, skip) = match byte {
+            Some(byte) => (byte, 3),
+            None => (b'\\', usize::from(after.starts_with('\\'))),
+        };
+        bytes.push(byte);
+        rest = &after[skip..];
+    }
+    bytes.extend_from_slice(rest.as_bytes());
+    bytes
 }
 
 impl fmt::Display for Why {
@@ -81,8 +122,12 @@ impl fmt::Display for Why {
             Self::Written => f.write_str("written by the build file"),
             Self::Asked(name) => write!(f, "libraries {name}"),
             Self::Run => f.write_str("changed by its run"),
-            Self::Holds(path) => write!(f, "holds {path}"),
-            Self::Needed { by, what } => write!(f, "needed by {by} ({what})"),
+            Self::Holds(path) => write!(f, "holds {}", plain(path)),
+            // The last one begins the name: paths hold it more often than names of libraries do.
+            Self::Needed { by, what } => {
+                let what = escaped(what.as_bytes()).replace(UNDER, r"\x20(");
+                write!(f, "needed by {}{UNDER}{what})", plain(by))
+            }
             Self::Skeleton(what) => write!(f, "base skeleton: {what}"),
         }
     }
@@ -94,16 +139,19 @@ impl FromStr for Why {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let after = |start: &str| text.strip_prefix(start).map(str::to_string);
         if let Some(rest) = text.strip_prefix("needed by ").and_then(|rest| rest.strip_suffix(')'))
-            && let Some((by, what)) = rest.split_once(" (")
+            && let Some((by, what)) = rest.rsplit_once(UNDER)
         {
-            return Ok(Self::Needed { by: by.to_string(), what: what.to_string() });
+            let what = String::from_utf8_lossy(&unescaped(what)).into_owned();
+            return Ok(Self::Needed { by: RootPath::new(unescaped(by))?, what });
+        }
+        if let Some(path) = text.strip_prefix("holds ") {
+            return Ok(Self::Holds(RootPath::new(unescaped(path))?));
         }
         let known = [
             after("include ").map(Self::Include),
             after("path ").map(Self::Path),
             after("package ").map(Self::Package),
             after("libraries ").map(Self::Asked),
-            after("holds ").map(Self::Holds),
             after("base skeleton: ").map(Self::Skeleton),
             (text == "written by the build file").then_some(Self::Written),
             (text == "changed by its run").then_some(Self::Run),
@@ -171,12 +219,23 @@ mod tests {
             Why::Written,
             Why::Run,
             Why::Asked("libnss_x.so.2".into()),
-            Why::Holds("/usr/bin/x".into()),
-            Why::Needed { by: "/usr/bin/x".into(), what: "libc.so.6 (again)".into() },
+            Why::holds(&path("usr/bin/x")),
+            Why::needed(&path("usr/bin/x"), "libc.so.6 (again)"),
+            Why::needed(&path("opt/a (b)/x) (y"), "lib (c).so"),
+            Why::needed(&path("usr/lib/systemd/system/dev-x\\x2dy.mount"), "x\ny\\"),
             Why::Skeleton("certificates".into()),
         ] {
             assert_eq!(why.to_string().parse::<Why>().unwrap(), why);
         }
+        assert_eq!(
+            Why::needed(&path("usr/bin/x"), "libc.so.6").to_string(),
+            "needed by /usr/bin/x (libc.so.6)",
+            "what needs no escape has none"
+        );
+        let strange = RootPath::new(b"a\nb\xff\xc3\xa4\\x41\\").unwrap();
+        let why = Why::needed(&strange, "x");
+        assert_eq!(why.to_string(), r"needed by /a\x0ab\xffä\\x41\\ (x)");
+        assert_eq!(why.to_string().parse::<Why>().unwrap(), why);
         assert!("no reason".parse::<Why>().is_err());
     }
 
@@ -187,12 +246,18 @@ mod tests {
         let second = Selection::from([
             (path("lib/liba.so"), picked("a", "needed by /usr/bin/x (liba.so)")),
             (path("lib/libb.so"), picked("b", "needed by /lib/liba.so (libb.so)")),
+            (path("lib/strange (1)\n"), picked("s", "needed by /lib/libb.so (s)")),
+            (path("lib/last"), picked("l", &Why::needed(&path("lib/strange (1)\n"), "last").to_string())),
             (path("lib/c"), picked("c", "needed by /lib/d (d)")),
             (path("lib/d"), picked("d", "needed by /lib/c (c)")),
         ]);
         let layers = [(&app, &first), (&joint, &second)];
         let chain_of = |text: &str| chain(&layers, &path(text)).into_iter().map(|r| r.path).collect::<Vec<_>>();
         assert_eq!(chain_of("lib/libb.so"), ["/lib/libb.so", "/lib/liba.so", "/usr/bin/x"]);
+        assert_eq!(
+            chain_of("lib/last"),
+            ["/lib/last", "/lib/strange (1)\\x0a", "/lib/libb.so", "/lib/liba.so", "/usr/bin/x"]
+        );
         assert_eq!(chain_of("lib/c"), ["/lib/c", "/lib/d"], "a circle ends");
         assert!(chain_of("nowhere").is_empty());
     }

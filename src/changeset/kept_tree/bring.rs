@@ -15,6 +15,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::sys::file;
 use crate::sys::root::Root;
+use crate::sys::xattr;
 use crate::tree::{Entry, Node, RootPath, Stack};
 
 impl Tree {
@@ -100,9 +101,9 @@ impl Like<'_> {
     pub fn make(&self, dir: BorrowedFd, name: &[u8], node: &Node, mode: u32, is_there: bool) -> Result<()> {
         match node {
             Node::Folder if is_there => {
-                for attribute in file::list_xattrs(dir, name)? {
+                for attribute in xattr::list(dir, name)? {
                     if attribute.starts_with(b"user.") || ACLS.contains(&attribute.as_slice()) {
-                        file::remove_xattr(dir, name, &attribute)?;
+                        xattr::remove(dir, name, &attribute)?;
                     }
                 }
                 file::chmod_at(dir, name, mode)?;
@@ -126,7 +127,7 @@ impl Like<'_> {
             // What the files have on disk, since that is what an overlay shows.
             for (attribute, value) in upper::plain_attributes_of_kept(self.source, name)? {
                 if self.abilities.can_have(&attribute) {
-                    file::set_xattr(dir, name, &attribute, &value)?;
+                    xattr::set(dir, name, &attribute, &value)?;
                 }
             }
         }

@@ -13,6 +13,7 @@ use crate::digest::Digest;
 use crate::error::Result;
 use crate::sys::file;
 use crate::sys::root::Root;
+use crate::sys::xattr;
 use crate::tree::{Node, RootPath};
 
 impl KeptTree {
@@ -35,7 +36,7 @@ impl KeptTree {
                     continue;
                 }
                 let is_folder = file::kind(&stat) == SFlag::S_IFDIR;
-                let opaque = || file::get_xattr(from, &name, b"user.overlay.opaque").map(|value| value.is_some());
+                let opaque = || xattr::get(from, &name, b"user.overlay.opaque").map(|value| value.is_some());
                 let there = file::stat_at(into, &name)?;
                 let stays = is_folder && there.is_some_and(|stat| file::kind(&stat) == SFlag::S_IFDIR) && !opaque()?;
                 if !stays {
