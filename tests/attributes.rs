@@ -322,3 +322,43 @@ fn a_call_of_32_bits_is_refused_and_loses_no_owner() {
     // A kernel without such calls ends the program.
     assert!(refused.stderr.contains("Function not implemented") || refused.stderr.contains("SEGV"), "{refused}");
 }
+
+/// Whatever it makes of its refusals, it neither runs for ever nor tells a success.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_program_of_32_bits_is_named_as_why_a_rule_failed() {
+    if !have(&["busybox", "root"]) {
+        return;
+    }
+    for (user, way) in [
+        (User::plain(), "--snapshots overlay"),
+        (User::plain(), "--snapshots copy"),
+        (User::root(), "--isolation chroot"),
+    ] {
+        let workspace = Workspace::tiny_of(user);
+        workspace.file("app/old", places::program_of_32_bits()).file(
+            "app/build.star",
+            r#"
+rule("put", deps = ["//base:build"], sources = ["old"], run = "cp old /opt-old; chmod 755 /opt-old; echo 1 >/f")
+rule("last", deps = [":put"], run = "/opt-old; true")
+rule("within", deps = [":put"], run = "sh -c '/opt-old; exit 7'; true")
+rule("argv", deps = [":put"], run = ["/opt-old"])
+rule("slow", deps = [":put"], run = "/opt-old || sleep 100", limits = {"time": 1})
+rule("other", deps = [":put"], run = "false")
+tapeout("tapeout", deps = [":put"], include = ["/opt-old"], libraries = False)
+image("image", deps = [":tapeout"], check = ["/opt-old"])
+"#,
+        );
+        let fails = |rule: &str| workspace.run(&format!("build {way} //app:{rule}")).failure(1);
+        for (rule, how) in [
+            ("last", "exit code 137"),
+            ("within", "exit code 7"),
+            ("argv", "signal 9"),
+            ("slow", "limit of time"),
+            ("image", "the check was ended by signal 9"),
+        ] {
+            fails(rule).stderr_has(how).stderr_has("a 32-bit program ran: /opt-old").stderr_has("a 64-bit build");
+        }
+        fails("other").says_not("32-bit");
+    }
+}

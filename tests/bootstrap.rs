@@ -71,6 +71,44 @@ fn bootstrap_makes_a_builder_by_name_and_says_where_it_comes_from() {
     workspace.run("bootstrap ../other --from dir:.").failure(2);
 }
 
+/// A build keeps to the builder that it has; who asks for a builder gets what is there now.
+#[test]
+fn bootstrap_takes_what_the_files_hold_now_and_a_build_what_was_bootstrapped() {
+    if !have(&["busybox", "tar"]) {
+        return;
+    }
+    for from in ["dir:root", "tar:root.tar"] {
+        let workspace = workspace(from);
+        workspace.tool("cp", &["-a", &tiny_root().display().to_string(), "root"]).success();
+        let becomes = |kind: &str| {
+            workspace.tool("sh", &["-c", "echo $1 >root/etc/kind; tar -C root -cf root.tar .", "sh", kind]).success();
+        };
+        let kind = || workspace.run("shell //app:build -- /bin/cat /etc/kind").success().stdout;
+        becomes("one");
+        assert_eq!(kind(), "one\n", "{from}");
+        becomes("two");
+        assert_eq!(kind(), "one\n", "{from}: a build keeps the builder that it has");
+        workspace.run("bootstrap mine").success().stdout_has("builder mine is ready");
+        assert_eq!(kind(), "two\n", "{from}: it was bootstrapped");
+        workspace.run("build //app:image/build_image").success();
+        workspace.run("bootstrap mine").success();
+        workspace.run("build //app:image/build_image").success().says("cached").says_not("built");
+        // Another tag is another builder.
+        becomes("three");
+        workspace.run(&format!("bootstrap other --from {from}")).success().stdout_has("builder other is ready");
+        assert_eq!(kind(), "two\n", "{from}: the other tag is none of its business");
+        let toml = workspace.read("tapeout.toml");
+        workspace.file("tapeout.toml", toml.replace("mine", "other"));
+        assert_eq!(kind(), "three\n", "{from}: of the other tag");
+        workspace.file("tapeout.toml", toml);
+        // What it was made of has done its work.
+        workspace.tool("rm", &["-r", "root", "root.tar"]).success();
+        workspace.run("bootstrap mine").success().stderr_has("is gone").stdout_has("builder mine is ready");
+        assert_eq!(kind(), "two\n", "{from}: nothing came in its place");
+        workspace.run(&format!("bootstrap third --from {from}")).fails().stderr_has("root");
+    }
+}
+
 #[test]
 fn without_a_network_and_without_packages_the_error_says_so() {
     let workspace = workspace("debian:bookworm");

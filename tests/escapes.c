@@ -11,6 +11,7 @@
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/keyctl.h>
+#include <linux/netlink.h>
 #include <linux/reboot.h>
 #include <linux/seccomp.h>
 #include <linux/vm_sockets.h>
@@ -303,6 +304,20 @@ static int speak_to_the_hypervisor(void) { return socket(AF_VSOCK, SOCK_STREAM, 
 static int write_raw_frames(void) { return socket(AF_PACKET, SOCK_RAW, 0) >= 0 || (own(CLONE_NEWNET) && socket(AF_PACKET, SOCK_RAW, 0) >= 0); }
 static int send_raw_packets(void) { return socket(AF_INET, SOCK_RAW, IPPROTO_ICMP) >= 0; }
 static int use_the_cipher_sockets(void) { return socket(AF_ALG, SOCK_SEQPACKET, 0) >= 0; }
+// In a network namespace of its own a program is its administrator.
+static int administer_packet_filters(void) { return own(CLONE_NEWNET) && socket(AF_NETLINK, SOCK_RAW, NETLINK_NETFILTER) >= 0; }
+static int administer_ipsec(void) { return own(CLONE_NEWNET) && socket(AF_NETLINK, SOCK_RAW, NETLINK_XFRM) >= 0; }
+static int replace_the_tables_of_a_packet_filter(void) {
+    char table[128] = {0};
+    if (!own(CLONE_NEWNET)) return 0;
+    int four = socket(AF_INET, SOCK_RAW, IPPROTO_RAW), six = socket(AF_INET6, SOCK_RAW, IPPROTO_RAW);
+    return setsockopt(four, IPPROTO_IP, 64, table, sizeof table) == 0 || errno != ENOPROTOOPT
+        || setsockopt(six, IPPROTO_IPV6, 64, table, sizeof table) == 0 || errno != ENOPROTOOPT;
+}
+static int change_the_discipline_of_a_terminal(void) {
+    int terminal = open("/dev/ptmx", O_RDWR | O_NOCTTY), plain = 0;
+    return ioctl(terminal, TIOCSETD, &plain) == 0 || errno != EPERM;
+}
 static int connect_to_a_hidden_socket_of_the_host(void) {
     struct sockaddr_un to = {.sun_family = AF_UNIX};
     strncpy(to.sun_path + 1, abstract, sizeof to.sun_path - 2);
@@ -479,6 +494,8 @@ static const struct { const char *name; int (*attempt)(void); } attempts[] = {
     TRY(watch_every_file), TRY(touch_the_ports_of_the_hardware), TRY(type_into_the_terminal), TRY(paste_into_the_console),
     TRY(have_a_terminal), TRY(make_a_call_of_32_bits), TRY(make_an_x32_call), TRY(listen_to_calls_before_init),
     TRY(speak_to_the_hypervisor), TRY(write_raw_frames), TRY(send_raw_packets), TRY(use_the_cipher_sockets),
+    TRY(administer_packet_filters), TRY(administer_ipsec), TRY(replace_the_tables_of_a_packet_filter),
+    TRY(change_the_discipline_of_a_terminal),
     TRY(connect_to_a_hidden_socket_of_the_host), TRY(connect_to_a_server_of_the_host), TRY(reach_another_machine),
     TRY(see_a_network_card), TRY(make_a_network_card), TRY(signal_a_process_of_the_host), TRY(see_a_process_of_the_host),
     TRY(share_memory_with_the_host), TRY(change_where_cores_go), TRY(register_an_interpreter), TRY(change_how_modules_are_loaded),

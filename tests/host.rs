@@ -65,6 +65,24 @@ rule("missing", deps = ["//base:build"], packages = ["no-such-package"], run = "
 }
 
 #[test]
+fn what_a_failed_rule_left_on_the_machine_can_be_looked_at() {
+    let workspace = workspace(
+        r#"
+rule("below", deps = ["//base:build"], run = "mkdir /usr/lib/mine; echo 1 >/usr/lib/mine/one; rm /usr/bin/head")
+rule("build", deps = [":below"], run = "rm -r /usr/lib/mine; rm /usr/bin/env; echo 2 >/usr/bin/new; mkdir /left; echo 3 >/left/it; exit 3")
+"#,
+    );
+    workspace.run("build //app:build").failure(1);
+    let look = "cat /usr/bin/new /left/it; for f in /usr/lib/mine /usr/bin/env /usr/bin/head; do test ! -e $f || echo $f; done; \
+        test -e /usr/bin/tail; echo changed >/usr/bin/new; echo more >/usr/bin/more-of-it";
+    for _ in 0..2 {
+        let seen = workspace.run_words(&["shell", "--failed", "//app:build", "--", "/bin/sh", "-ec", look]).success();
+        assert_eq!(seen.stdout, "2\n3\n");
+    }
+    workspace.run("shell //app:build -- /bin/cat /usr/lib/mine/one").success().stdout_has("1");
+}
+
+#[test]
 fn nothing_of_the_machine_is_there_but_its_programs() {
     let workspace = workspace(
         r#"

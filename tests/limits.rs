@@ -35,6 +35,58 @@ fn a_failure_names_the_limit_that_was_hit_or_may_have_been() {
     workspace.run("build //app:plain").failure(1).says_not("its limit of");
 }
 
+#[test]
+fn the_limit_of_a_files_size_is_told_though_nobody_dies_of_its_signal() {
+    if !have(&["busybox"]) {
+        return;
+    }
+    let over = "went over its limit of file_size";
+    let may = "may have hit its limit of file_size, 1048576";
+    let write = "dd if=/dev/zero bs=1000 count=2000 of=";
+    for snapshots in ["overlay", "copy"] {
+        for (rule, run, told, shown) in [
+            // The file shows it, wherever it is.
+            ("left", format!("trap '' XFSZ; {write}/opt-big 2>/dev/null"), over, "/opt-big is as long as"),
+            ("in_tmp", format!("trap '' XFSZ; {write}/tmp/big 2>/dev/null"), over, "/tmp/big is as long as"),
+            (
+                "in_a_closed_folder",
+                format!("trap '' XFSZ; mkdir /c; chmod 0 /c; {write}/c/b 2>/dev/null"),
+                over,
+                "/c/b is",
+            ),
+            // What it printed does.
+            (
+                "removed",
+                format!("trap '' XFSZ; {write}/big || {{ rm /big; exit 4; }}"),
+                over,
+                "exit code 4, and \"File too large\"",
+            ),
+            ("of_a_child", format!("sh -c '{write}/big; rm /big; exit 2'"), over, "\"File size limit exceeded\""),
+            // Nothing does.
+            ("silent", format!("trap '' XFSZ; {write}/big 2>/dev/null || {{ rm /big; exit 4; }}"), may, "exit code 4"),
+            // What was there before says nothing.
+            ("before", "test $(stat -c %s /before) = 1048576; false".to_owned(), may, "exit code 1"),
+        ] {
+            let workspace = Workspace::tiny();
+            workspace.file(
+                "app/build.star",
+                format!(
+                    "rule('before_it', deps = ['//base:build'], run = 'truncate -s 1M /before')\n\
+                     rule('{rule}', deps = [':before_it'], limits = {{'file_size': '1M'}}, run = \"\"\"{run}\"\"\")\n"
+                ),
+            );
+            let failed = workspace.run(&format!("build --snapshots {snapshots} //app:{rule}")).failure(1);
+            failed.stderr_has(told).stderr_has(shown);
+        }
+    }
+    // Of the limit that every rule has, it is a guess.
+    let workspace = Workspace::tiny();
+    let run = "echo File too large; false";
+    workspace.file("app/build.star", format!("rule('build', deps = ['//base:build'], run = '{run}')\n"));
+    let guess = workspace.run("build //app:build").failure(1).says_not(over);
+    guess.stderr_has("may have hit its limit of file_size, 68719476736");
+}
+
 /// A control group below ours that counts memory, given to a user as a container engine or systemd gives one.
 struct Delegated(PathBuf);
 

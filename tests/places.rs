@@ -141,7 +141,7 @@ fn refuses_namespaces(command: &mut Command) {
             rules.push(Rule { call: libc::SYS_clone, when, action: Action::Errno(libc::EPERM) });
         }
     }
-    let program = seccomp::program(&rules, 0x3fff_ffff);
+    let program = seccomp::program(&rules, 0x3fff_ffff, Action::Errno(libc::ENOSYS));
     let install = move || {
         nix::sys::prctl::set_no_new_privs()?;
         seccomp::filter(&program).map_err(Into::into)
@@ -517,7 +517,7 @@ fn under_a_listener(command: &mut Command, limit: std::time::Duration) -> Outcom
     use tapeout::sys::seccomp::{self, Action, Rule, When};
     let asked = [libc::SYS_fsopen, libc::SYS_mount];
     let rules = asked.map(|call| Rule { call, when: When::Always, action: Action::Notify });
-    let program = seccomp::program(&rules, 0x3fff_ffff);
+    let program = seccomp::program(&rules, 0x3fff_ffff, Action::Errno(libc::ENOSYS));
     let (ours, theirs) = UnixStream::pair().expect("socketpair");
     let install = move || {
         nix::sys::prctl::set_no_new_privs()?;
@@ -564,11 +564,14 @@ fn under_a_listener_and_without_an_overlay_rules_run_and_another_owner_is_an_err
         r#"
 rule("plain/build", deps = ["//base:build"], run = "echo 1 >/made; chown 0:0 /made; mv /usr/bin /usr/moved")
 rule("owner/build", deps = [":plain/build"], run = "chown 33 /made")
+rule("old/build", deps = [":plain/build"], sources = ["old"], run = "cp old /tmp/old; chmod 755 /tmp/old; echo 1 >/f; /tmp/old; true")
 "#,
     );
     let expected = workspace.run("build --json //app:plain/build").success().json();
     let alone = Workspace::tiny();
     alone.file("app/build.star", workspace.read("app/build.star"));
+    #[cfg(target_arch = "x86_64")]
+    alone.file("app/old", places::program_of_32_bits());
     let build = |label: &str| {
         let mut command = alone.command(&places::binary(), &["build", "--json", label]);
         under_a_listener(&mut command, alone.limit)
@@ -581,6 +584,8 @@ rule("owner/build", deps = [":plain/build"], run = "chown 33 /made")
         assert!(built.json()[0]["weakened"].to_string().contains(said), "{built}");
     }
     build("//app:owner/build").failure(1).stderr_has("Invalid argument");
+    #[cfg(target_arch = "x86_64")]
+    build("//app:old/build").failure(1).stderr_has("exit code 159").stderr_has("a 32-bit program ran");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{LocalFlags, tcgetattr};
 use nix::unistd::Pid;
 
-use crate::common::{Workspace, have, places};
+use crate::common::{User, Workspace, have, places};
 
 const BUILD: &str = r#"
 rule("below", deps = ["//base:build"], run = "mkdir /below; echo made > /below/it")
@@ -79,6 +79,55 @@ fn what_a_failed_rule_left_can_be_looked_at_until_it_succeeds() {
     workspace.file("app/build.star", BUILD.replace("exit 3", "true"));
     workspace.run("build //app:bad/build").success();
     workspace.run("shell --failed //app:bad/build").failure(2).stderr_has("has succeeded since");
+}
+
+/// Overlay and copies keep what is left in their own ways, and each reads the other's.
+#[test]
+fn what_a_failed_rule_left_is_the_same_however_snapshots_are_made() {
+    if !have(&["busybox", "root"]) {
+        return;
+    }
+    const RULES: &str = r#"
+rule("below", deps = ["//base:build"], run = """
+mkdir -p /o/d/sub /o/gone; cd /o; echo a >d/a; echo b >d/sub/b; echo x >gone/x; echo f >f; ln -s f l; echo h >h; mkdir e; echo k >e/kept
+""")
+rule("bad/build", deps = [":below"], run = """
+cd /o; rm -r gone d f l; mkdir d; echo new >d/new; mkdir f; echo in >f/in; echo file >l; chmod 750 e; echo more >>h
+echo one >one; ln one two; mkfifo pipe; ln -s one link; mkdir closed; echo c >closed/c; chmod 0 closed; rm /etc/group
+mv e moved; chown 33:33 h; mkdir /usr/lib/deep; echo l >/usr/lib/deep/l; exit 3
+""")
+"#;
+    const LOOK: &str = "cd /; find o etc usr/lib | sort | xargs stat -c '%n %F %a'; \
+        find o etc usr/lib -type f | sort | xargs md5sum; readlink o/link";
+    let left = |user: User, build: &str, look: &str| {
+        let workspace = Workspace::tiny_of(user);
+        workspace.file("app/build.star", RULES);
+        workspace.run(&format!("build {build} //app:bad/build")).failure(1);
+        let mut words: Vec<&str> = ["shell", "--failed"].into_iter().chain(look.split(' ')).collect();
+        words.extend(["//app:bad/build", "--", "/bin/sh", "-c"]);
+        let seen = |script| workspace.run_words(&[&words[..], &[script]].concat()).success().stdout;
+        let first = seen(LOOK);
+        // What is changed there is gone, for the shell and for the next rule.
+        seen("rm -r /o; echo x >/etc/passwd");
+        assert_eq!(seen(LOOK), first, "{build}, then {look}");
+        workspace.file("app/build.star", RULES.replace("exit 3", "grep -q root /etc/passwd"));
+        workspace.run(&format!("build {look} //app:bad/build")).success();
+        first
+    };
+    let (overlay, copy) = ("--snapshots overlay", "--snapshots copy");
+    let expected = left(User::plain(), overlay, overlay);
+    for line in ["o/d/new regular file 644", "o/f directory 755", "o/closed directory 0", "o/moved/kept", "o/pipe fifo"]
+    {
+        assert!(expected.contains(line), "{line}: {expected}");
+    }
+    for line in ["o/gone", "o/d/a", "o/d/sub", "o/e", "etc/group"] {
+        assert!(!expected.contains(&format!("{line} ")), "{line}: {expected}");
+    }
+    for (build, look) in [(copy, copy), (overlay, copy), (copy, overlay)] {
+        assert_eq!(left(User::plain(), build, look), expected, "{build}, then {look}");
+    }
+    let chroot = "--isolation chroot";
+    assert_eq!(left(User::root(), chroot, chroot), expected, "{chroot}");
 }
 
 #[test]

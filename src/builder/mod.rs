@@ -57,6 +57,18 @@ pub enum From {
 }
 
 impl From {
+    /// The file or folder that it is read from, for those whose name doesn't say what they hold.
+    pub fn files(&self) -> Option<&Path> {
+        match self {
+            Self::Tar(path)
+            | Self::Folder(path)
+            | Self::Layout(path, _)
+            | Self::OciArchive(path, _)
+            | Self::DockerArchive(path, _) => Some(path),
+            Self::Debian(_) | Self::Registry(_) | Self::Host | Self::Rule(_) => None,
+        }
+    }
+
     /// Relative paths start in this folder.
     pub fn in_folder(self, folder: &Path) -> Self {
         match self {
@@ -254,8 +266,8 @@ fn part_of_lock(lock: &Lock, packages: &[&LockedPackage], time: i64) -> Digest {
 }
 
 /// The builder that the store has, if it is what would be made now: a tag is only a name, which other
-/// workspaces may use for another builder. One from files is taken as it was made: what it came
-/// from may have gone.
+/// workspaces may use for another builder. One from files is taken as it was made under this tag: what it came
+/// from may have changed, or gone, and whoever wants it anew says so (`tapeout bootstrap TAG`).
 pub fn current(request: &Request, lock: Option<&Lock>, time: i64) -> Result<Option<Builder>> {
     let store = request.archive.store;
     let known = match request.from {
@@ -282,6 +294,8 @@ fn identity(request: &Request, lock: Option<&Lock>, time: i64) -> Result<Digest>
             part_of_lock(lock, &packages, time).to_string()
         }
         (From::Host, _) => host::fingerprint(),
+        // What they hold isn't known before all of it is read. Another tag is another reading.
+        (from, _) if from.files().is_some() => format!("{from:?} {}", request.tag),
         (from, _) => format!("{from:?}"),
     };
     Ok(Digest::of(format!("tapeout made 2\n{from}\n{time}\n")))

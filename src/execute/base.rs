@@ -53,6 +53,8 @@ pub struct Settings {
     pub update_only: Vec<String>,
     /// The builder is not made; the lock may grow.
     pub only_lock: bool,
+    /// The builder is what is asked for: what its files hold now, under this tag.
+    pub renew: bool,
 }
 
 /// What `//base:build` does for a union of packages.
@@ -167,10 +169,27 @@ impl Base {
             }
         };
         base.lock = lock.map(|lock| Mutex::new((lock.clone(), lock)));
-        if let Some(current) = current {
+        if let Some(current) = current.filter(|_| !base.is_read_again(report)) {
+            if settings.renew {
+                store.keep_builder(&current)?;
+            }
             base.is(current);
         }
         Ok(base)
+    }
+
+    /// Is a builder that is there made anew from files that are there, too?
+    fn is_read_again(&self, report: &dyn Report) -> bool {
+        // Whoever doesn't name the files wants what is under the tag.
+        let Some(files) = self.from.files().filter(|_| self.settings.renew && self.config.from.is_some()) else {
+            return false;
+        };
+        let there = files.exists();
+        if !there {
+            let tag = &self.config.tag;
+            report.event(Event::Note { text: &format!("{} is gone: {tag} stays as it was made", files.display()) });
+        }
+        there
     }
 
     /// Names all that the rules of a build take from it; `None`: it isn't there yet, or nothing names it.

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use crate::build_file::spec::Image;
 use crate::error::{Error, Result};
+use crate::execute::failure::of_32_bits;
 use crate::execute::log::Live;
 use crate::execute::secrets::Search;
 use crate::execute::{log, room};
@@ -41,10 +42,14 @@ pub fn run(
     let log_path = scratch.path().join("log");
     let outcome = log::run(&spec, &log_path, &Search::default(), Some(live), Turn::NOW)?;
     fs::rename(&log_path, kept).map_err(|e| Error::io("rename", kept, e))?;
-    failure(outcome.status).map_or(Ok(()), |error| Err(log::told(error, kept)))
+    match failure(outcome.status) {
+        None => Ok(()),
+        Some((what, next)) => Err(log::told(of_32_bits(Error::failed(what), &outcome), kept).next(next)),
+    }
 }
 
-fn failure(status: Status) -> Option<Error> {
+/// What went wrong, and what to do next.
+fn failure(status: Status) -> Option<(String, &'static str)> {
     let (how, next) = match status {
         Status::Exited(0) => return None,
         Status::Exited(code) => (format!("ended with exit code {code}"), MISSING),
@@ -55,7 +60,7 @@ fn failure(status: Status) -> Option<Error> {
         ),
         Status::Limit(hit) => (format!("went over its limit of {hit}"), "let it need less, or do it in a rule"),
     };
-    Some(Error::failed(format!("the check {how}")).next(next))
+    Some((format!("the check {how}"), next))
 }
 
 /// A finished image to run something in, as its user, in its environment; its folders are in the scratch folder.
@@ -163,9 +168,9 @@ mod tests {
             (Status::Limit(Hit::Time), "the check took longer than 600 s", "let it end by itself"),
             (Status::Limit(Hit::FileSize), "the check went over its limit of file_size", "let it need less"),
         ] {
-            let error = failure(status).unwrap();
-            assert_eq!(error.what(), what);
-            assert!(error.next_step().unwrap().starts_with(next), "{error}");
+            let found = failure(status).unwrap();
+            assert_eq!(found.0, what);
+            assert!(found.1.starts_with(next), "{found:?}");
         }
     }
 

@@ -146,6 +146,14 @@ const LAST_BYTES: u64 = 16 << 10;
 
 /// An error with the end of the log: that is what a person looks for first.
 pub fn told(error: Error, log: &Path) -> Error {
+    match last_lines(log).as_str() {
+        "" => error.why("it printed nothing"),
+        last => error.why(format!("it printed last:\n{last}")),
+    }
+}
+
+/// What was printed last; empty: nothing.
+pub fn last_lines(log: &Path) -> String {
     let end = || -> io::Result<String> {
         let mut file = File::open(log)?;
         file.seek(SeekFrom::Start(file.metadata()?.len().saturating_sub(LAST_BYTES)))?;
@@ -155,10 +163,7 @@ pub fn told(error: Error, log: &Path) -> Error {
     };
     let text = end().unwrap_or_default();
     let lines: Vec<_> = text.lines().collect();
-    match &lines[lines.len().saturating_sub(LAST_LINES)..] {
-        [] => error.why("it printed nothing"),
-        last => error.why(format!("it printed last:\n{}", last.join("\n"))),
-    }
+    lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
 }
 
 #[cfg(test)]

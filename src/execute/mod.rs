@@ -8,6 +8,7 @@ pub mod check;
 pub mod commit;
 pub mod environment;
 pub mod explain;
+mod failure;
 pub mod fetch;
 pub mod identity;
 pub mod image;

@@ -73,6 +73,15 @@ pub struct Room {
 impl Room {
     /// Makes the snapshot ready.
     pub fn of(store: &Store, snapshot: &Stack) -> Result<Self> {
+        Self::with(store, snapshot, None)
+    }
+
+    /// The same, and over it what a failed rule left, a folder in overlay's form.
+    pub fn with_left(store: &Store, snapshot: &Stack, left: PathBuf) -> Result<Self> {
+        Self::with(store, snapshot, Some(left))
+    }
+
+    fn with(store: &Store, snapshot: &Stack, left: Option<PathBuf>) -> Result<Self> {
         let place = place(store)?;
         let scratch = store.scratch()?;
         scratch.folder("upper")?;
@@ -86,6 +95,11 @@ impl Room {
             Snapshots::Copy => (Some(KeptTree::at(store, snapshot)?), vec![]),
             Snapshots::Overlay => (None, squash::folders(store, snapshot)?),
         };
+        match (&tree, left) {
+            (Some(tree), Some(left)) => tree.lay(&Root::open(&left)?)?,
+            (None, Some(left)) => lower.push(left),
+            (_, None) => {}
+        }
         let places = places_of_the_host(&mut lower, &scratch)?;
         Ok(Self { scratch, tree, lower, places, isolation: place.isolation })
     }

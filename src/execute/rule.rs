@@ -11,17 +11,18 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use crate::build_file::spec::{Ids, Limits, Owners};
+use crate::build_file::spec::{Ids, Owners};
 use crate::builder::debian::install::DEBS;
 use crate::changeset::{self, Options};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::execute::failure;
 use crate::execute::identity::{self, Renumber};
 use crate::execute::log::{self, Live};
 use crate::execute::request::{FORMAT, Outcome, Request};
 use crate::execute::room::{self, Lent, Room};
 use crate::execute::secrets::Given;
-use crate::sandbox::{self, Bind, NO_OWNERS, Snapshots, Spec, Status, Turn};
+use crate::sandbox::{Bind, NO_OWNERS, Snapshots, Spec, Turn};
 use crate::store::{Cache, Scratch, Store};
 use crate::sys::file;
 use crate::sys::root::Root;
@@ -118,15 +119,17 @@ fn make(
     }
     drop(caches);
     fs::rename(&log_path, kept).map_err(|e| Error::io("rename", kept, e))?;
-    if let Some(error) = failure(&outcome, request) {
+    if !outcome.status.success() {
+        let left = failure::Left { root: &room.changed()?, snapshot, tmp: &spec.tmp, log: kept };
+        let error = failure::of(&outcome, request, &left);
         // What it wrote may hold a secret, and those are kept nowhere.
         let keep: &dyn Fn(&Path) = if secrets.own.is_empty() { onlooker.left } else { &|_| {} };
         let on_host = room.is_on_host();
         room.give_up(snapshot, &outcome.recorded, keep)?;
         let may_be_owners = outcome.weakened.iter().any(|weaker| weaker == NO_OWNERS);
         let error = if may_be_owners { error.why(NO_OWNERS) } else { error };
-        let error = of_the_host(log::told(error, kept), !on_host);
-        return Err(without_network(without_packages(error), request.network));
+        let error = failure::of_the_host(log::told(error, kept), !on_host);
+        return Err(failure::without_network(failure::without_packages(error), request.network));
     }
     let map = renumber.map(|renumber| renumber.map(&room.changed()?)).transpose()?.unwrap_or_default();
     let options = Options { time: request.time, owner: request.user };
@@ -163,70 +166,6 @@ pub(super) fn spec(store: &Store, request: &Request, snapshot: &Stack, room: &Ro
         range: (request.ids == Ids::Range).then(|| changeset::known(snapshot)),
         ..room.spec()?
     })
-}
-
-/// What belongs to somebody else on this machine can't be written in place, and programs tell it in words that mislead.
-fn of_the_host(error: Error, is_ours: bool) -> Error {
-    let said = [Errno::EOVERFLOW.desc(), Errno::EACCES.desc()];
-    if is_ours || !error.reasons().iter().any(|reason| said.iter().any(|said| reason.contains(said))) {
-        return error;
-    }
-    error
-        .why(
-            "on the builder host a file of this machine can't be changed or renamed in place: its owner isn't mapped \
-             (EACCES, EOVERFLOW)",
-        )
-        .next("let the rule remove it and write a new one, or use a builder of its own: debian:SUITE")
-}
-
-/// What programs print when they find no network: libc, curl, apt, wget, Node.js, Rust, Go, Java and busybox.
-const NO_NETWORK: [&str; 13] = [
-    "Temporary failure in name resolution",
-    "Temporary failure resolving",
-    "Name or service not known",
-    "Name does not resolve",
-    "Could not resolve host",
-    "unable to resolve host address",
-    "failed to lookup address information",
-    "getaddrinfo EAI_AGAIN",
-    "getaddrinfo ENOTFOUND",
-    "UnknownHostException",
-    "wget: bad address",
-    "dial tcp: lookup ",
-    "Network is unreachable",
-];
-
-/// A rule that wants to download something hears where that is done instead.
-fn without_network(error: Error, network: bool) -> Error {
-    let said = |reason: &String| NO_NETWORK.iter().any(|said| reason.contains(said));
-    if network || !error.reasons().iter().any(said) {
-        return error;
-    }
-    error
-        .why("rules have no network: what they need from outside is named in the build file, and fetched before they run")
-        .next(
-            "get it by archive(…), git(…) or sources = [fetched(…)], a distribution's package by packages = […], those of a lock \
-             file by //templates/cargo.star, node.star or python.star; network = True gives this rule the machine's \
-             network, and marks it not hermetic",
-        )
-}
-
-/// A rule that wants to install packages hears what does that instead.
-fn without_packages(error: Error) -> Error {
-    let name = |line: &str| {
-        let (first, installs) = line.trim().strip_prefix("E: ")?.rsplit_once(' ')?;
-        match first {
-            "Unable to locate package" => Some(installs.to_string()),
-            _ => Some(first.strip_prefix("Package '")?.strip_suffix("' has no installation")?.to_string()),
-        }
-    };
-    let names: Vec<String> = error.reasons().iter().flat_map(|reason| reason.lines()).filter_map(name).collect();
-    if names.is_empty() {
-        return error;
-    }
-    error
-        .why("a builder has no list of what can be installed: packages are locked, and installed before a rule runs")
-        .next(format!("write packages = {names:?} on the rule instead"))
 }
 
 /// The caches of a rule by their paths. All take them in the same order, so that no two rules wait
@@ -291,34 +230,6 @@ fn lay_out(store: &Store, packages: &BTreeMap<String, Digest>, scratch: &Scratch
         }
     }
     Ok(folder)
-}
-
-fn failure(outcome: &sandbox::Outcome, request: &Request) -> Option<Error> {
-    let (status, step) = (&outcome.status, outcome.failed_step);
-    // What is refused memory or a process says so in its own words, or none: this one can't be told for sure, but where
-    // memory is counted.
-    let maybe = |error: Error| {
-        let Limits { memory, processes, .. } = request.limits;
-        let memory = memory.filter(|_| !outcome.memory_is_counted);
-        let set = [("memory", memory), ("processes", processes)];
-        set.into_iter().filter_map(|(name, limit)| Some((name, limit?))).fold(error, |error, (name, limit)| {
-            error
-                .why(format!("it may have hit its limit of {name}, {limit}: what is refused some fails in its own way"))
-        })
-    };
-    let step = match (step, request.steps.len()) {
-        (Some(i), n) if n > 1 => format!("step {} of {n}", i + 1),
-        _ => "its script".to_string(),
-    };
-    match status {
-        Status::Exited(0) => None,
-        Status::Exited(code) => Some(maybe(Error::failed(format!("{step} ended with exit code {code}")))),
-        Status::Signalled(signal) => Some(maybe(Error::failed(format!("{step} was ended by signal {signal}")))),
-        Status::Limit(which) => Some(
-            Error::failed(format!("{step} went over its limit of {which}"))
-                .next(format!("raise limits = {{\"{which}\": …}} on the rule")),
-        ),
-    }
 }
 
 /// What failed on a full disk may not have been able to say so, or not where: `places` are what was written to.

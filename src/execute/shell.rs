@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::execute::build::Build;
 use crate::execute::request::Request;
 use crate::execute::{check, room, rule};
-use crate::sandbox::{self, Snapshots};
+use crate::sandbox;
 use crate::store::runs::Whose;
 use crate::store::{Scratch, Store};
 use crate::tree::Stack;
@@ -77,26 +77,15 @@ pub fn left(store: &Store, whose: &Whose) -> Result<Option<Room>> {
             .why(format!("changeset {} was removed", gone.short()))
             .next(format!("tapeout build {}", whose.label)));
     }
-    if room::place(store)?.snapshots == Snapshots::Copy {
-        return Err(Error::request("--failed needs an overlay")
-            .why("here snapshots are copied, and what a failed rule left is no folder of its own")
-            .next(format!("see what it sees: tapeout shell {}", whose.label)));
-    }
     let stack = Stack(stack.iter().map(|digest| store.changeset(digest)).collect::<Result<_>>()?);
-    let room = room::Room::of(store, &stack)?;
-    if room.is_on_host() {
-        return Err(Error::request("--failed is not there for the builder host")
-            .why("parts of it are stacked on this machine's own folders")
-            .next(format!("see what it sees: tapeout shell {}", whose.label)));
-    }
-    let mut spec = sandbox::Spec {
+    let room = room::Room::with_left(store, &stack, left.upper)?;
+    let spec = sandbox::Spec {
         env: request.env,
         cwd: request.working_dir,
         uid: request.user.0,
         gid: request.user.1,
         ..room.spec()?
     };
-    spec.lower.push(left.upper);
     Ok(Some(Room {
         spec,
         what: format!("what {} left when it failed", whose.label),

@@ -17,6 +17,21 @@ const BLOCK_DEVICE: u32 = 0o060_000;
 
 const TIOCSTI: u32 = 0x5412;
 const TIOCLINUX: u32 = 0x541C;
+const TIOCSETD: u32 = 0x5423;
+
+/// Protocols of netlink that programs ask of: addresses and routes, each other, sockets (ss), the audit, which they do without,
+/// devices, and families by name.
+const NETLINK: [i32; 6] = [
+    libc::NETLINK_ROUTE,
+    libc::NETLINK_USERSOCK,
+    libc::NETLINK_SOCK_DIAG,
+    libc::NETLINK_AUDIT,
+    libc::NETLINK_KOBJECT_UEVENT,
+    libc::NETLINK_GENERIC,
+];
+
+/// IPT_SO_SET_REPLACE and IPT_SO_SET_ADD_COUNTERS, in IPv6 too; of ARP the same (linux/netfilter_*/*_tables.h).
+const TABLES: [u32; 4] = [64, 65, 96, 97];
 
 /// How calls that change an owner or make a device are dealt with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +90,13 @@ pub(super) fn program(owners: Owners, mapped: (u32, u32), open: Open) -> Vec<lib
         rules.extend(reads());
     }
     rules.extend(lists(owners));
-    crate::sys::seccomp::program(&rules, LAST_CALL)
+    // A program of 32 bits has none of its calls: what they change couldn't be recorded. Init refuses them, and
+    // remembers who made them; without it the kernel says so by the signal.
+    let foreign = match owners {
+        Owners::MappedOnly | Owners::RealAlone => Action::Kill,
+        _ => Action::Notify,
+    };
+    crate::sys::seccomp::program(&rules, LAST_CALL, foreign)
 }
 
 fn refused() -> Vec<Rule> {
@@ -119,6 +140,18 @@ fn refused() -> Vec<Rule> {
         // Types into the terminal of whoever started us; the second one does on a console.
         Rule { call: libc::SYS_ioctl, when: When::Is(1, u32::MAX, TIOCSTI), action: Action::Errno(libc::EPERM) },
         Rule { call: libc::SYS_ioctl, when: When::Is(1, u32::MAX, TIOCLINUX), action: Action::Errno(libc::EPERM) },
+        // Loads code of the kernel for rare lines, some of it a way in more than once (n_gsm, n_hdlc).
+        Rule { call: libc::SYS_ioctl, when: When::Is(1, u32::MAX, TIOCSETD), action: Action::Errno(libc::EPERM) },
+        // A network namespace of a rule's own makes it the administrator of packet filters and IPsec, which are the kernel's
+        // most broken-into parts: nftables, IPsec and the rest by netlink, the older tables by socket options.
+        Rule {
+            call: libc::SYS_socket,
+            when: When::All(vec![
+                When::Is(0, u32::MAX, libc::AF_NETLINK as u32),
+                When::NotIn(2, NETLINK.map(|n| n as u32).to_vec()),
+            ]),
+            action: Action::Errno(libc::EPROTONOSUPPORT),
+        },
         // vsock reaches the hypervisor from any network namespace, AF_ALG and the rare families are
         // kernel code that nobody needs here, packet sockets write raw frames.
         Rule {
@@ -130,6 +163,13 @@ fn refused() -> Vec<Rule> {
             action: Action::Errno(libc::EAFNOSUPPORT),
         },
     ];
+    for level in [libc::IPPROTO_IP, libc::IPPROTO_IPV6] {
+        rules.extend(TABLES.map(|option| Rule {
+            call: libc::SYS_setsockopt,
+            when: When::All(vec![When::Is(1, u32::MAX, level as u32), When::Is(2, u32::MAX, option)]),
+            action: Action::Errno(libc::ENOPROTOOPT),
+        }));
+    }
     #[cfg(target_arch = "x86_64")]
     rules.extend([
         // As kexec_load.

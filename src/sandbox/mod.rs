@@ -39,7 +39,7 @@ pub use findings::{Finding, State, findings};
 pub use init::take_over_if_asked;
 pub use machine::Machine;
 pub use place::{Isolation, Place, Snapshots, Wish};
-pub use plan::{Operation, plan};
+pub use plan::{DEFAULT_FILE_SIZE, Operation, plan};
 pub use range::give_back;
 pub use seen::{Facts, Known, KnownFile};
 pub use spec::{Above, Bind, Hit, Outcome, Recorded, Secret, Spec, Standard, Status};

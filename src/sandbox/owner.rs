@@ -79,6 +79,7 @@ pub(super) struct Owners {
     seen: Option<Seen>,
     /// Subordinate IDs are mapped: a step may be somebody else, whom the kernel allows less than us.
     several_users: bool,
+    of_32_bits: Option<String>,
 }
 
 /// For steps that see what is recorded.
@@ -122,12 +123,17 @@ impl Owners {
             began: order.tree.then(file::now),
             seen,
             several_users: order.range.is_some(),
+            of_32_bits: None,
         })
     }
 
     /// Answers the next call that waits.
     pub fn answer(&mut self, listener: BorrowedFd) {
         let Ok(Some(asked)) = seccomp::receive(listener) else { return };
+        if asked.foreign {
+            self.refuse_foreign(listener, &asked);
+            return;
+        }
         let answer = match understand(&asked) {
             Some(Asked::Own { target, uid, gid }) => {
                 Answer::Done(self.change_owner(listener, &asked, &target, uid, gid))
@@ -159,6 +165,24 @@ impl Owners {
             Answer::Length(bytes) => seccomp::reply(listener, asked.id, Ok(bytes as i64)),
             Answer::Proceed => seccomp::proceed(listener, asked.id),
         }
+    }
+
+    /// A program of 32 bits is refused all calls. It would go on and on where it can't even exit, and one that exits has
+    /// no success to tell: so whoever asks for that is ended.
+    fn refuse_foreign(&mut self, listener: BorrowedFd, asked: &Notification) {
+        if self.of_32_bits.is_none() {
+            let program = self.caller(asked).and_then(|caller| proc::link(&caller.own("exe"))).unwrap_or_default();
+            self.of_32_bits = Some(String::from_utf8_lossy(&program).into_owned());
+        }
+        if seccomp::FOREIGN_EXITS.contains(&asked.call) {
+            let _ = process::kill_process_of(asked.thread, || seccomp::still_waits(listener, asked.id));
+        }
+        seccomp::reply(listener, asked.id, Err(Errno::ENOSYS));
+    }
+
+    /// The first program that made calls of 32 bits; empty: it has no name.
+    pub fn of_32_bits(&self) -> Option<&str> {
+        self.of_32_bits.as_deref()
     }
 
     /// What init answers beside owners.

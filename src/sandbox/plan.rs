@@ -240,7 +240,7 @@ const DEFAULT_PROCESSES: u64 = 16_384;
 
 /// A file of holes costs a rule nothing, and everything that reads it a long time: a terabyte of them is a
 /// mistake far more often than a wish.
-const DEFAULT_FILE_SIZE: u64 = 64 << 30;
+pub const DEFAULT_FILE_SIZE: u64 = 64 << 30;
 
 /// What is done for a spec, in order.
 pub fn plan(spec: &Spec) -> Result<Vec<Operation>> {

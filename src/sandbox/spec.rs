@@ -160,6 +160,8 @@ pub struct Outcome {
     pub weakened: Vec<String>,
     /// It is known whether the limit of memory was hit.
     pub memory_is_counted: bool,
+    /// The path of the first program that made calls of 32 bits, if any did; empty where it isn't known.
+    pub of_32_bits: Option<String>,
 }
 
 /// What was asked for one file.

@@ -42,6 +42,7 @@ pub(super) struct Watch<'a> {
     owners: Owners,
     weakened: Vec<String>,
     terminal: Option<String>,
+    killed_of_32_bits: bool,
 }
 
 enum End {
@@ -62,7 +63,7 @@ impl<'a> Watch<'a> {
         let children = SignalFd::with_flags(&child, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .map_err(|errno| Error::io("signalfd", "", errno))?;
         let deadline = order.time.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
-        Ok(Self { pipes, order, children, deadline, owners, weakened, terminal })
+        Ok(Self { pipes, order, children, deadline, owners, weakened, terminal, killed_of_32_bits: false })
     }
 
     /// Runs the steps, one after the other, and tells how they went.
@@ -79,8 +80,9 @@ impl<'a> Watch<'a> {
             }
         }
         let (status, failed_step) = ran?;
+        let of_32_bits = self.owners.of_32_bits().map(str::to_string).or(self.killed_of_32_bits.then(String::new));
         let recorded = self.owners.into_recorded()?;
-        Ok(Outcome { status, failed_step, recorded, weakened: self.weakened, memory_is_counted: false })
+        Ok(Outcome { status, failed_step, recorded, weakened: self.weakened, memory_is_counted: false, of_32_bits })
     }
 
     fn steps(&mut self) -> Result<(Status, Option<usize>)> {
@@ -95,6 +97,8 @@ impl<'a> Watch<'a> {
             }
             let end = self.wait_for(&started)?;
             kill_all(self.order.chroot);
+            // Where nobody listens, the filter ends a program of 32 bits, and no other.
+            self.killed_of_32_bits |= started.listener.is_none() && died_of(&end, Signal::SIGSYS);
             status = self.judge(end);
             if !status.success() {
                 failed_step = Some(number);
@@ -161,15 +165,20 @@ impl<'a> Watch<'a> {
     fn judge(&self, end: End) -> Status {
         match end {
             End::Time => Status::Limit(Hit::Time),
-            End::Status(WaitStatus::Signaled(_, Signal::SIGXFSZ, _)) => Status::Limit(Hit::FileSize),
-            // A shell says 128 and the number of the signal that its command died of.
-            End::Status(WaitStatus::Exited(_, code)) if code == 128 + Signal::SIGXFSZ as i32 => {
-                Status::Limit(Hit::FileSize)
-            }
+            end if died_of(&end, Signal::SIGXFSZ) => Status::Limit(Hit::FileSize),
             End::Status(WaitStatus::Signaled(_, signal, _)) => Status::Signalled(signal as i32),
             End::Status(WaitStatus::Exited(_, code)) => Status::Exited(code),
             End::Status(_) => Status::Exited(1),
         }
+    }
+}
+
+/// A signal ended it; or a command of it, of which a shell makes 128 and the signal's number.
+fn died_of(end: &End, signal: Signal) -> bool {
+    match end {
+        End::Status(WaitStatus::Signaled(_, deadly, _)) => *deadly == signal,
+        End::Status(WaitStatus::Exited(_, code)) => *code == 128 + signal as i32,
+        _ => false,
     }
 }
 

@@ -423,6 +423,13 @@ pub fn change_owner(fd: BorrowedFd, uid: u32, gid: u32) -> nix::Result<()> {
 /// The number that a thread has in the `/proc` that is mounted here, when that is not the one of
 /// our PID namespace. A pidfd tells: pidfd_open(2), proc_pid_fdinfo(5).
 pub fn number_in_proc(thread: i32) -> nix::Result<i32> {
+    let pidfd = pidfd(thread)?;
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).map_err(|_| Errno::ESRCH)?;
+    let number = info.lines().find_map(|line| line.strip_prefix("Pid:")).and_then(|text| text.trim().parse().ok());
+    number.filter(|n| *n > 0).ok_or(Errno::ESRCH)
+}
+
+fn pidfd(thread: i32) -> nix::Result<OwnedFd> {
     const PIDFD_THREAD: libc::c_int = libc::O_EXCL;
     let open = |flags: libc::c_int| {
         // SAFETY: pidfd_open takes two numbers.
@@ -431,10 +438,21 @@ pub fn number_in_proc(thread: i32) -> nix::Result<i32> {
         if fd < 0 { Err(Errno::last()) } else { Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }) }
     };
     // Before 6.9 only the first thread of a process has one.
-    let pidfd = open(PIDFD_THREAD).or_else(|_| open(0))?;
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).map_err(|_| Errno::ESRCH)?;
-    let number = info.lines().find_map(|line| line.strip_prefix("Pid:")).and_then(|text| text.trim().parse().ok());
-    number.filter(|n| *n > 0).ok_or(Errno::ESRCH)
+    open(PIDFD_THREAD).or_else(|_| open(0))
+}
+
+/// Kills the process of a thread; `is_it` tells, when the number is held fast, whether it is still the one that is meant.
+pub fn kill_process_of(thread: i32, is_it: impl FnOnce() -> bool) -> nix::Result<()> {
+    let pidfd = pidfd(thread)?;
+    if !is_it() {
+        return Err(Errno::ESRCH);
+    }
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: pidfd_send_signal takes a descriptor, two numbers and a pointer that may be null.
+    match unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), libc::SIGKILL, none, 0) } {
+        0 => Ok(()),
+        _ => Err(Errno::last()),
+    }
 }
 
 /// Lets a program of the machine end when the thread that starts it does, and write no file longer than this.

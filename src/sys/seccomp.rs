@@ -18,6 +18,8 @@ pub enum Action {
     Errno(i32),
     /// The listener answers.
     Notify,
+    /// The process ends: signal 31, SIGSYS.
+    Kill,
 }
 
 /// For which arguments. Only the low 32 bits count, as they do for the calls that are looked at.
@@ -29,7 +31,16 @@ pub enum When {
     Is(u8, u32, u32),
     /// The argument of this index is none of these.
     NotIn(u8, Vec<u32>),
+    /// All of these hold.
+    All(Vec<When>),
 }
+
+/// How a program of 32 bits ends itself (exit, exit_group), by the numbers of its own architecture.
+#[cfg(target_arch = "x86_64")]
+pub const FOREIGN_EXITS: [i64; 2] = [1, 252];
+/// How a program of 32 bits ends itself (exit, exit_group), by the numbers of its own architecture.
+#[cfg(target_arch = "aarch64")]
+pub const FOREIGN_EXITS: [i64; 2] = [1, 248];
 
 /// One line of a filter.
 #[derive(Debug, Clone)]
@@ -67,48 +78,60 @@ fn answer(action: Action) -> u32 {
     match action {
         Action::Errno(errno) => libc::SECCOMP_RET_ERRNO | (errno as u32 & 0xffff),
         Action::Notify => libc::SECCOMP_RET_USER_NOTIF,
+        Action::Kill => libc::SECCOMP_RET_KILL_PROCESS,
     }
 }
 
-/// A filter: calls of another architecture, and those numbered above `last`, get ENOSYS; the first
+/// A filter: calls of another architecture get the `foreign` answer, those numbered above `last` ENOSYS; the first
 /// rule that fits answers; all else is allowed.
 ///
-/// The last test matters on x86-64 for the x32 calls too: their numbers begin at 0x40000000.
-pub fn program(rules: &[Rule], last: i64) -> Vec<libc::sock_filter> {
-    let enosys = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+/// The test for the last one matters on x86-64 for the x32 calls too: their numbers begin at 0x40000000.
+pub fn program(rules: &[Rule], last: i64, foreign: Action) -> Vec<libc::sock_filter> {
     let mut program = vec![
         instruction(LOAD, OFFSET_ARCHITECTURE),
         jump(JUMP_EQUAL, ARCHITECTURE, 1, 0),
-        instruction(RETURN, enosys),
+        instruction(RETURN, answer(foreign)),
         instruction(LOAD, OFFSET_CALL),
         jump(JUMP_GREATER, last as u32, 0, 1),
-        instruction(RETURN, enosys),
+        instruction(RETURN, answer(Action::Errno(libc::ENOSYS))),
     ];
     for rule in rules {
-        let mut body = vec![];
-        match &rule.when {
-            When::Always => body.push(instruction(RETURN, answer(rule.action))),
-            When::Is(index, mask, value) => {
-                body.push(instruction(LOAD, offset_argument(*index)));
-                body.push(instruction(AND, *mask));
-                body.push(jump(JUMP_EQUAL, *value, 0, 1));
-                body.push(instruction(RETURN, answer(rule.action)));
-                body.push(instruction(LOAD, OFFSET_CALL));
+        let mut body = tests(&rule.when);
+        let tested = !body.is_empty();
+        body.push(instruction(RETURN, answer(rule.action)));
+        let after = body.len();
+        for (at, test) in body.iter_mut().enumerate() {
+            for way in [&mut test.jt, &mut test.jf].into_iter().filter(|way| **way == FAILS) {
+                *way = (after - at - 1) as u8;
             }
-            When::NotIn(index, values) => {
-                body.push(instruction(LOAD, offset_argument(*index)));
-                for (i, value) in values.iter().enumerate() {
-                    body.push(jump(JUMP_EQUAL, *value, (values.len() - i) as u8, 0));
-                }
-                body.push(instruction(RETURN, answer(rule.action)));
-                body.push(instruction(LOAD, OFFSET_CALL));
-            }
+        }
+        if tested {
+            body.push(instruction(LOAD, OFFSET_CALL));
         }
         program.push(jump(JUMP_EQUAL, rule.call as u32, 0, body.len() as u8));
         program.extend(body);
     }
     program.push(instruction(RETURN, libc::SECCOMP_RET_ALLOW));
     program
+}
+
+/// A jump to behind the answer, whose length isn't known yet. No rule is so long.
+const FAILS: u8 = u8::MAX;
+
+/// What goes on to what follows where it holds, and jumps where not.
+fn tests(when: &When) -> Vec<libc::sock_filter> {
+    match when {
+        When::Always => vec![],
+        When::Is(index, mask, value) => vec![
+            instruction(LOAD, offset_argument(*index)),
+            instruction(AND, *mask),
+            jump(JUMP_EQUAL, *value, 0, FAILS),
+        ],
+        When::NotIn(index, values) => std::iter::once(instruction(LOAD, offset_argument(*index)))
+            .chain(values.iter().map(|value| jump(JUMP_EQUAL, *value, FAILS, 0)))
+            .collect(),
+        When::All(all) => all.iter().flat_map(tests).collect(),
+    }
 }
 
 fn install(program: &[libc::sock_filter], flags: libc::c_ulong) -> nix::Result<libc::c_long> {
@@ -143,6 +166,8 @@ pub struct Notification {
     pub id: u64,
     /// The thread that made it, in our PID namespace.
     pub thread: i32,
+    /// It is none of this architecture: its number means another call.
+    pub foreign: bool,
     /// The number of the call.
     pub call: i64,
     /// Its arguments.
@@ -178,6 +203,7 @@ pub fn receive(listener: BorrowedFd) -> nix::Result<Option<Notification>> {
     Ok(Some(Notification {
         id: found.id,
         thread: found.pid as i32,
+        foreign: found.data.arch != ARCHITECTURE,
         call: found.data.nr.into(),
         arguments: found.data.args,
     }))
@@ -259,8 +285,19 @@ mod tests {
             Rule { call: 11, when: When::Is(1, 0o170000, 0o60000), action: Action::Errno(2) },
             Rule { call: 12, when: When::NotIn(0, vec![1, 2]), action: Action::Errno(3) },
             Rule { call: 13, when: When::Always, action: Action::Errno(0) },
+            Rule {
+                call: 15,
+                when: When::All(vec![When::Is(0, u32::MAX, 16), When::NotIn(1, vec![4, 5])]),
+                action: Action::Errno(6),
+            },
         ];
-        let program = program(&rules, 470);
+        let enosys = Action::Errno(libc::ENOSYS);
+        let all = [(enosys, errno(libc::ENOSYS)), (Action::Kill, libc::SECCOMP_RET_KILL_PROCESS)];
+        for (foreign, expected) in all {
+            let program = program(&rules, 470, foreign);
+            assert_eq!(run(&program, 0x4000_0003, 14, [0; 6]), expected, "i386");
+        }
+        let program = program(&rules, 470, enosys);
         let allow = libc::SECCOMP_RET_ALLOW;
         for (call, first, second, expected) in [
             (10, 0, 0, errno(1)),
@@ -272,6 +309,10 @@ mod tests {
             (12, 40, 0, errno(3)),
             (13, 0, 0, errno(0)),
             (14, 0, 0, allow),
+            (15, 16, 3, errno(6)),
+            (15, 16, 4, allow),
+            (15, 16, 5, allow),
+            (15, 17, 3, allow),
             (470, 0, 0, allow),
             (471, 0, 0, errno(libc::ENOSYS)),
             (0x4000_0001, 0, 0, errno(libc::ENOSYS)),
@@ -282,6 +323,5 @@ mod tests {
                 "{call} {first} {second}"
             );
         }
-        assert_eq!(run(&program, 0x4000_0003, 14, [0; 6]), errno(libc::ENOSYS), "i386");
     }
 }

@@ -131,6 +131,31 @@ nobody:x:65534:65534:nobody:/nonexistent:/bin/false
 ";
 const GROUP: &str = "root:x:0:\ndaemon:x:1:\nwww-data:x:33:\nnogroup:x:65534:\n";
 
+/// A program of 32 bits: it gives `/f` to 33:33, and then exits with success until it is dead, whatever it is answered.
+#[cfg(target_arch = "x86_64")]
+pub fn program_of_32_bits() -> Vec<u8> {
+    const AT: u32 = 0x0804_8000;
+    // mov eax, 182 (chown); ebx: the path, behind all; ecx, edx: 33; int 0x80; xor ebx, ebx; again: mov eax, 1 (exit); int 0x80; jmp again
+    let code =
+        [0xb8, 182, 0, 0, 0, 0xbb, 117, 0x80, 4, 8, 0xb9, 33, 0, 0, 0, 0xba, 33, 0, 0, 0, 0xcd, 0x80, 0x31, 0xdb];
+    let exit = [0xb8, 1, 0, 0, 0, 0xcd, 0x80, 0xeb, 0xf7];
+    let halves = |numbers: &[u16]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<_>>();
+    let words = |numbers: &[u32]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<_>>();
+    [
+        b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0".to_vec(),
+        // An executable of the i386; its entry, and where its one program header is.
+        halves(&[2, 3]),
+        words(&[1, AT + 84, 52, 0, 0]),
+        halves(&[52, 32, 1, 0, 0, 0]),
+        // All of it is loaded, to be read and executed.
+        words(&[1, 0, AT, AT, 120, 120, 5, 0x1000]),
+        code.to_vec(),
+        exit.to_vec(),
+        b"/f\0".to_vec(),
+    ]
+    .concat()
+}
+
 /// A folder of one test; removed at its end, whatever the modes of what is in it.
 pub struct Scratch(PathBuf);
 

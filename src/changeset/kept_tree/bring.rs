@@ -1,13 +1,13 @@
 //! From one snapshot to the next: only what differs is removed and made.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::SFlag;
 
 use super::TMP;
-use super::record::{AsMade, Held, Tree};
+use super::record::{Abilities, AsMade, Held, Tree};
 use crate::archive::access_list::ACLS;
 use crate::archive::kept;
 use crate::changeset::{places, upper};
@@ -89,6 +89,56 @@ fn is_held(path: &RootPath, entry: &Entry) -> bool {
     !in_left_out && !own
 }
 
+/// Makes files like those in a folder of the kept form, or of overlay's.
+pub(super) struct Like<'a> {
+    pub source: BorrowedFd<'a>,
+    /// What the file system can on which they are made.
+    pub abilities: Abilities,
+}
+
+impl Like<'_> {
+    /// Makes one; a folder that `is_there` is made right.
+    pub fn make(&self, dir: BorrowedFd, name: &[u8], node: &Node, mode: u32, is_there: bool) -> Result<()> {
+        match node {
+            Node::Folder if is_there => {
+                for attribute in xattr::list(dir, name)? {
+                    if attribute.starts_with(b"user.") || ACLS.contains(&attribute.as_slice()) {
+                        xattr::remove(dir, name, &attribute)?;
+                    }
+                }
+                file::chmod_at(dir, name, mode)?;
+            }
+            Node::Folder => file::mkdir_at(dir, name, mode)?,
+            Node::File { .. } => {
+                let new = file::create_file_at(dir, name, 0o600)?;
+                let source = file::open_regular_at(self.source, name)?;
+                file::reflink_or_copy(&source, &new).map_err(|e| Error::io("copy", file::shown(dir, name), e))?;
+            }
+            Node::Link { target } => file::symlink_at(target, dir, name)?,
+            // As an overlay shows what the store keeps of it.
+            Node::Device { .. } => drop(file::create_file_at(dir, name, mode)?),
+            Node::Fifo => file::mkfifo_at(dir, name, mode)?,
+            Node::Socket => {
+                file::mknod_at(dir, name, SFlag::S_IFSOCK, 0o600, 0)?;
+                file::chmod_at(dir, name, mode)?;
+            }
+        }
+        if matches!(node, Node::File { .. } | Node::Folder) {
+            // What the files have on disk, since that is what an overlay shows.
+            for (attribute, value) in upper::plain_attributes_of_kept(self.source, name)? {
+                if self.abilities.can_have(&attribute) {
+                    xattr::set(dir, name, &attribute, &value)?;
+                }
+            }
+        }
+        // Last, since whoever owns a file that can't be written sets no attribute on it either.
+        if matches!(node, Node::File { .. }) {
+            file::chmod_at(dir, name, mode)?;
+        }
+        Ok(())
+    }
+}
+
 /// Makes the files of a snapshot.
 struct Maker<'a> {
     tree: &'a mut Tree,
@@ -104,53 +154,12 @@ impl Maker<'_> {
             Some((folder, dir)) if folder == parent => dir,
             _ => self.tree.root.folder(&parent)?,
         };
-        let made = self.make_in(&dir, path, entry, layer);
+        let source = self.source(layer)?.folder(&parent)?;
+        let is_there = self.tree.record.held.contains_key(path);
+        let as_there = Like { source: source.as_fd(), abilities: self.tree.record.abilities };
+        let made = as_there.make(dir.as_fd(), path.name(), &entry.node, entry.mode, is_there);
         self.open = Some((parent, dir));
         made
-    }
-
-    fn make_in(&mut self, dir: &OwnedFd, path: &RootPath, entry: &Entry, layer: &Digest) -> Result<()> {
-        let (dir, name) = (dir.as_fd(), path.name());
-        match &entry.node {
-            Node::Folder if self.tree.record.held.contains_key(path) => {
-                for attribute in xattr::list(dir, name)? {
-                    if attribute.starts_with(b"user.") || ACLS.contains(&attribute.as_slice()) {
-                        xattr::remove(dir, name, &attribute)?;
-                    }
-                }
-                file::chmod_at(dir, name, entry.mode)?;
-            }
-            Node::Folder => file::mkdir_at(dir, name, entry.mode)?,
-            Node::File { .. } => {
-                let new = file::create_file_at(dir, name, 0o600)?;
-                let source = self.source(layer)?.open_file(path)?;
-                file::reflink_or_copy(&source, &new)
-                    .map_err(|e| Error::io("copy", path.below(self.tree.root.path()), e))?;
-            }
-            Node::Link { target } => file::symlink_at(target, dir, name)?,
-            // As an overlay shows what the store keeps of it.
-            Node::Device { .. } => drop(file::create_file_at(dir, name, entry.mode)?),
-            Node::Fifo => file::mkfifo_at(dir, name, entry.mode)?,
-            Node::Socket => {
-                file::mknod_at(dir, name, SFlag::S_IFSOCK, 0o600, 0)?;
-                file::chmod_at(dir, name, entry.mode)?;
-            }
-        }
-        if matches!(entry.node, Node::File { .. } | Node::Folder) {
-            // What the store's files have on disk, since that is what an overlay shows.
-            let parent = self.source(layer)?.folder(&path.parent().unwrap_or_default())?;
-            let abilities = self.tree.record.abilities;
-            for (attribute, value) in upper::plain_attributes_of_kept(parent.as_fd(), name)? {
-                if abilities.can_have(&attribute) {
-                    xattr::set(dir, name, &attribute, &value)?;
-                }
-            }
-        }
-        // Last, since whoever owns a file that can't be written sets no attribute on it either.
-        if matches!(entry.node, Node::File { .. }) {
-            file::chmod_at(dir, name, entry.mode)?;
-        }
-        Ok(())
     }
 
     fn source(&mut self, layer: &Digest) -> Result<&Root> {

@@ -19,9 +19,11 @@
 //! was killed; a damaged one; one of another boot, or of another format; when anything fails while it
 //! is brought to a snapshot. The folder `trees` may be removed at any time when nothing builds.
 //!
-//! `record.rs` is what is recorded, `bring.rs` goes from one snapshot to the next, `take.rs` takes what a rule changed.
+//! `record.rs` is what is recorded, `bring.rs` goes from one snapshot to the next, `take.rs` takes what a rule changed,
+//! `lay.rs` shows again what a failed one left.
 
 mod bring;
+mod lay;
 mod record;
 mod take;
 #[cfg(test)]

@@ -94,7 +94,8 @@ fn of_source(global: &Global, args: &Args, store: &Store, report: &dyn Report) -
         None => store.path().join("builders").join(format!("{}.lock", args.tag)),
     };
     let wanted = Wanted { config, epoch: ours.and_then(|w| w.epoch), folder: &directory, lock_path };
-    Base::ready(store, wanted, &settings(global, args)?, report)?;
+    let settings = Settings { renew: true, ..settings(global, args)? };
+    Base::ready(store, wanted, &settings, report)?;
     if room::is_open() {
         room::tell(store, report)?;
     }
