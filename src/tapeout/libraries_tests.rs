@@ -138,7 +138,7 @@ fn lay_out(dir: &std::path::Path, layers: [&Selection; 2], compiled: &std::path:
             (Node::Link { target }, _) => std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(target), &at).unwrap(),
             (_, Content::Inline(bytes)) => std::fs::write(&at, bytes).unwrap(),
             (_, Content::Stored { changeset, .. }) if *changeset == Digest::of("compiled") => {
-                drop(std::fs::copy(path.below(compiled), &at).unwrap())
+                std::fs::copy(path.below(compiled), &at).unwrap();
             }
             _ => drop(std::fs::copy(path.below("/".as_ref()), &at).unwrap()),
         }
