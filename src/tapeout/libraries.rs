@@ -502,9 +502,7 @@ impl<'a> Closing<'a> {
             let mut here = self.fits(&candidate.path, machine)?.then(|| candidate.path.clone());
             let above = candidate.path.rsplit_once('/').map_or("", |(folder, _)| folder);
             let above = format!("{above}/glibc-hwcaps");
-            // What the loader's cache has to say of these alone, it doesn't in an image.
-            let levels =
-                if candidate.cached && here.is_none() || !self.world.walk_text(&above).there { &[] } else { levels };
+            let levels = if self.world.walk_text(&above).there { levels } else { &[] };
             for (processor, found) in found.iter_mut().enumerate() {
                 if let Some(level) = processor.checked_sub(1).and_then(|at| levels.get(at)) {
                     let variant = format!("{above}/{level}/{name}");

@@ -129,32 +129,37 @@ fn the_closure_has_all_that_ldd_finds() {
     assert!(tried >= 2);
 }
 
-/// Writes an image of the host's files below a folder.
-fn lay_out(dir: &std::path::Path, layers: [&Selection; 2]) {
+/// Writes an image of the host's files, and of compiled ones, below a folder.
+fn lay_out(dir: &std::path::Path, layers: [&Selection; 2], compiled: &std::path::Path) {
     for (path, picked) in crate::tapeout::lookup::merged(layers) {
         let (at, entry) = (path.below(dir), picked.entry.unwrap());
         match (&entry.node, &picked.content) {
             (Node::Folder, _) => std::fs::create_dir_all(&at).unwrap(),
             (Node::Link { target }, _) => std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(target), &at).unwrap(),
             (_, Content::Inline(bytes)) => std::fs::write(&at, bytes).unwrap(),
+            (_, Content::Stored { changeset, .. }) if *changeset == Digest::of("compiled") => {
+                std::fs::copy(path.below(compiled), &at).unwrap();
+            }
             _ => drop(std::fs::copy(path.below("/".as_ref()), &at).unwrap()),
         }
     }
 }
 
-#[test]
-fn programs_run_with_nothing_but_their_closure() {
-    let inside = |dir: &std::path::Path, argv: &[&str]| {
-        Command::new("unshare").args(["-r", "/usr/sbin/chroot"]).arg(dir).args(argv).env_clear().output()
-    };
+/// Runs a program in an image; `None`: nothing can be run so here.
+fn run_inside(dir: &std::path::Path, argv: &[&str]) -> Option<std::process::Output> {
     let allowed = Command::new("unshare").args(["-r", "true"]).output().is_ok_and(|out| out.status.success());
     if !allowed {
         #[expect(clippy::print_stderr, reason = "a test that skips says so aloud")]
         {
             eprintln!("skipped: no user namespace can be made here");
         }
-        return;
+        return None;
     }
+    Some(Command::new("unshare").args(["-r", "/usr/sbin/chroot"]).arg(dir).args(argv).env_clear().output().unwrap())
+}
+
+#[test]
+fn programs_run_with_nothing_but_their_closure() {
     for (program, args, says) in [
         ("usr/bin/ls", &["/"][..], "etc"),
         ("usr/bin/env", &["--version"], "coreutils"),
@@ -168,10 +173,10 @@ fn programs_run_with_nothing_but_their_closure() {
         let dir = tempfile::tempdir().unwrap();
         let mut image = selection.clone();
         add_folders(&mut image, host(), &BTreeMap::new()).unwrap();
-        lay_out(dir.path(), [&image, &closed(&selection).selection]);
+        lay_out(dir.path(), [&image, &closed(&selection).selection], dir.path());
         // git opens it before all; a runtime would put the device there.
         std::fs::write(dir.path().join("dev/null"), "").unwrap();
-        let out = inside(dir.path(), &[&[real.to_string().as_str()], args].concat()).unwrap();
+        let Some(out) = run_inside(dir.path(), &[&[real.to_string().as_str()], args].concat()) else { return };
         let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
         assert!(out.status.success() && text.contains(says), "{program}: {text}");
     }
@@ -502,6 +507,42 @@ fn a_library_for_newer_processors_alone_is_found_and_all_that_may_be_loaded_come
         assert!(closed.selection.contains_key(&path(needed)), "{needed}");
     }
     assert!(!closed.selection.contains_key(&path("opt/only/glibc-hwcaps/x86-64-v2/liba.so")), "it comes too late");
+}
+
+/// This machine's own loader says whether the cache names it in the right form.
+#[test]
+fn a_library_for_newer_processors_is_found_through_the_cache() {
+    let Some(compiled) = Compiled::new() else { return };
+    let v2 = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains(" sse4_2 "));
+    if !cfg!(target_arch = "x86_64") || !v2 {
+        return;
+    }
+    let shared = ["-shared", "-fPIC"];
+    let from = |level: &str| format!("opt/lib/glibc-hwcaps/{level}/liba.so");
+    compiled.cc(&from("x86-64-v2"), "int a(void) { return 42; }", &shared);
+    compiled.cc("opt/bin/x", MAIN, &["-L@/opt/lib/glibc-hwcaps/x86-64-v2", "-la"]);
+    std::fs::create_dir_all(compiled.dir.path().join("etc")).unwrap();
+    std::fs::write(compiled.dir.path().join("etc/ld.so.conf"), "/opt/lib\n").unwrap();
+    let run = || {
+        let closed = compiled.close(&["opt/bin/x"], &Libraries::Search(true), &[]).unwrap();
+        let mut image = Selection::from([(
+            path("opt/bin/x"),
+            World::new([], &compiled.view()).pick(&path("opt/bin/x"), "".into()).unwrap(),
+        )]);
+        add_folders(&mut image, &compiled.view(), &BTreeMap::new()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        lay_out(dir.path(), [&image, &closed.selection], compiled.dir.path());
+        run_inside(dir.path(), &["/opt/bin/x"]).map(|out| {
+            let says = String::from_utf8_lossy(&out.stderr).into_owned();
+            (out.status.code(), says)
+        })
+    };
+    let Some(found) = run() else { return };
+    assert_eq!(found, (Some(42), String::new()), "it is there alone");
+    compiled.cc("opt/lib/liba.so", "int a(void) { return 7; }", &shared);
+    assert_eq!(run().unwrap(), (Some(42), String::new()), "it is better than the one for all");
+    std::fs::remove_dir_all(compiled.dir.path().join("opt/lib/glibc-hwcaps")).unwrap();
+    assert_eq!(run().unwrap(), (Some(7), String::new()));
 }
 
 #[test]
