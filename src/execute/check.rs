@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::build_file::spec::Image;
+use crate::build_file::spec::{Image, Limits};
 use crate::error::{Error, Result};
 use crate::execute::failure::of_32_bits;
 use crate::execute::log::Live;
@@ -36,9 +36,8 @@ pub fn run(
     live: Live<'_>,
     kept: &Path,
 ) -> Result<()> {
-    let (scratch, mut spec) = finished(store, image, user, files, epoch)?;
-    spec.steps = image.check.clone();
-    spec.limits.time = Some(TIME);
+    let (scratch, spec) = finished(store, image, user, files, epoch)?;
+    let spec = checking(spec, image);
     let log_path = scratch.path().join("log");
     let outcome = log::run(&spec, &log_path, &Search::default(), Some(live), Turn::NOW)?;
     fs::rename(&log_path, kept).map_err(|e| Error::io("rename", kept, e))?;
@@ -46,6 +45,10 @@ pub fn run(
         None => Ok(()),
         Some((what, next)) => Err(log::told(of_32_bits(Error::failed(what), &outcome), kept).next(next)),
     }
+}
+
+fn checking(spec: Spec, image: &Image) -> Spec {
+    Spec { steps: image.check.clone(), limits: Limits { time: Some(TIME), ..spec.limits }, ..spec }
 }
 
 /// What went wrong, and what to do next.
@@ -159,9 +162,13 @@ fn as_user(entry: &Entry, user: &User) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::build_file::spec::Step;
 
     #[test]
-    fn what_ended_a_check_is_said() {
+    fn a_check_that_never_ends_is_ended_and_what_ended_it_is_said() {
+        let image = Image { check: vec![Step::Shell("sleep infinity".to_string())], ..Image::default() };
+        let spec = checking(Spec::default(), &image);
+        assert_eq!((spec.steps, spec.limits.time), (image.check, Some(TIME)));
         assert!(failure(Status::Exited(0)).is_none());
         for (status, what, next) in [
             (Status::Exited(3), "the check ended with exit code 3", MISSING),
