@@ -77,7 +77,7 @@ pub enum Output {
         own: Option<Digest>,
     },
     /// A finished image.
-    Image(crate::execute::image::Built),
+    Image(Box<crate::execute::image::Built>),
     /// A bundle on disk.
     Pod(PathBuf),
 }
@@ -242,7 +242,7 @@ impl<'a> Build<'a> {
         match &self.graph.instances[id].spec {
             Spec::Rule(_) | Spec::Archive(_) | Spec::Git(_) => self.changeset(id, turn).map(Output::Changeset),
             Spec::Tapeout(_) => self.tapeout(id, turn),
-            Spec::Image(image) => self.image(id, image).map(Output::Image),
+            Spec::Image(image) => self.image(id, image).map(Box::new).map(Output::Image),
             Spec::Pod(pod) => self.pod(id, pod).map(Output::Pod),
         }
     }
@@ -554,7 +554,7 @@ impl<'a> Build<'a> {
                 unpack::cached(self, instance, self.time(id))?.map(|digest| Output::Changeset(Some(digest)))
             }
             Spec::Tapeout(_) => self.cached_tapeout(id)?,
-            Spec::Image(image) => self.cached_image(id, image)?.map(Output::Image),
+            Spec::Image(image) => self.cached_image(id, image)?.map(Box::new).map(Output::Image),
             Spec::Pod(pod) => self.cached_pod(id, pod)?.map(Output::Pod),
         };
         let group = matches!(output, Some(Output::Changeset(None)));

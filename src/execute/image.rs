@@ -397,7 +397,7 @@ impl Build<'_> {
             for (nth, &(path, at)) in at_one_path.iter().enumerate() {
                 let entry = &selections[at][path].entry;
                 let differs = |before: &Option<Entry>| match (before, entry) {
-                    (Some(before), Some(entry)) => !(before.is_folder() && entry.is_folder()) && !before.same_as(entry),
+                    (Some(before), Some(entry)) => !(before.same_as(entry) || before.is_folder() && entry.is_folder()),
                     (None, None) => false,
                     _ => true,
                 };
