@@ -22,6 +22,23 @@ static int acl(int n, char **words) {
     return 1;
 }
 
+/* getfacl -n: FILE, "access" or "default", as `acl` takes it. */
+static int acl_of(char **words) {
+    unsigned char list[4096];
+    char name[64];
+    snprintf(name, sizeof name, "system.posix_acl_%s", words[1]);
+    /* As libacl and coreutils ask: for the size alone, and with too little room. */
+    ssize_t whole = getxattr(words[0], name, NULL, 0), size = getxattr(words[0], name, list, sizeof list);
+    if (size < 0) return printf("%s\n", strerror(errno)), 0;
+    if (whole != size || getxattr(words[0], name, list, 8) >= 0 || errno != ERANGE) return 1;
+    for (unsigned char *e = list + 4; e < list + size; e += 8) {
+        unsigned id = e[4] | e[5] << 8 | e[6] << 16 | (unsigned)e[7] << 24;
+        printf("%s%d:%d:%d", e > list + 4 ? " " : "", e[0] | e[1] << 8, e[2] | e[3] << 8, (int)id);
+    }
+    printf("\n");
+    return 0;
+}
+
 /* chown as a program of 32 bits calls it: call 182 of the i386 table. */
 static int chown32(char **words) {
 #ifdef __x86_64__
@@ -38,6 +55,7 @@ static int chown32(char **words) {
 
 int main(int n, char **words) {
     if (n > 3 && strcmp(words[1], "acl") == 0) return acl(n - 2, words + 2);
+    if (n == 4 && strcmp(words[1], "acl-of") == 0) return acl_of(words + 2);
     if (n == 3 && strcmp(words[1], "chown32") == 0) return chown32(words + 2);
     return 2;
 }

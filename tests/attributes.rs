@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::{Layout, Workspace, have, places};
+use crate::common::{Layout, User, Workspace, have, places};
 
 /// `attributes.c` as a static program.
 fn program() -> PathBuf {
@@ -23,7 +23,11 @@ fn program() -> PathBuf {
 }
 
 fn workspace(rules: &str) -> Workspace {
-    let workspace = Workspace::tiny();
+    workspace_of(User::plain(), rules)
+}
+
+fn workspace_of(user: User, rules: &str) -> Workspace {
+    let workspace = Workspace::tiny_of(user);
     workspace.file("app/tool", fs::read(program()).expect("read"));
     let tool =
         r#"rule("tool", deps = ["//base:build"], sources = ["tool"], run = "cp tool /bin/tool; chmod 755 /bin/tool")"#;
@@ -76,26 +80,135 @@ fn an_access_list_that_names_nobody_is_kept_and_holds_in_the_next_rule() {
     assert_eq!(digests[0], digests[1]);
 }
 
+/// Users and groups by name: set, changed, handed down to what is made in a folder, moved, copied up, linked, cut by
+/// chmod, taken away; each list is read again by this rule and the next.
+const NAMED: &str = r#"
+rule("build", deps = ["//base:build", ":tool"], run = """
+mkdir -p /opt/team; cd /opt; echo 1 >one; chmod 640 one; echo 2 >two; echo 3 >gone
+/bin/tool acl one access 1:6:-1 2:4:33 4:4:-1 8:6:4294967294 8:1:5 16:6:-1 32:0:-1
+/bin/tool acl one access 1:6:-1 2:4:33 2:0:0 4:4:-1 8:6:4294967294 16:6:-1 32:0:-1
+/bin/tool acl two access 1:6:-1 2:6:1000 4:4:-1 16:6:-1 32:0:-1; ln two linked; mv two moved; chmod 600 moved
+/bin/tool acl gone access 1:6:-1 2:6:1000 4:4:-1 16:6:-1 32:0:-1
+/bin/tool acl gone access 1:6:-1 4:4:-1 32:0:-1
+/bin/tool acl team default 1:7:-1 2:5:33 4:5:-1 16:7:-1 32:0:-1
+echo 4 >team/file; mkdir team/below; echo 5 >team/below/file; chown 33:33 team/file
+for file in one linked gone team/file team/below/file; do /bin/tool acl-of $file access; done
+/bin/tool acl-of team/below default
+""")
+rule("next/build", deps = [":build"], run = """
+cd /opt; echo more >>one; echo 6 >team/later; mv team/below moved-below; chmod g-w one
+for file in one linked team/later moved-below/file; do /bin/tool acl-of $file access; done
+/bin/tool acl-of moved-below default
+""")
+tapeout("tapeout", deps = [":next/build"], include = ["/opt/**"])
+image("image", deps = [":tapeout"])
+"#;
+
 #[test]
-fn an_access_list_with_names_is_an_error_in_the_rule_or_at_its_end() {
-    if !have(&["gcc", "busybox"]) {
+fn an_access_list_with_names_has_them_in_every_rule_and_in_the_image() {
+    if !have(&["root", "gcc", "busybox"]) {
         return;
     }
-    let build = |id: u32| {
-        let run = format!("echo 1 >/f; /bin/tool acl /f access 1:6:-1 2:4:{id} 4:4:-1 16:4:-1 32:4:-1");
-        let workspace = workspace(&format!("rule('build', deps = ['//base:build', ':tool'], run = '{run}')\n"));
-        workspace.run("build //app:build").failure(1)
-    };
-    build(33).stderr_has("setxattr: Invalid argument");
-    build(0).stderr_has("by name: /f").stderr_has("setfacl -b").stderr_has("//app:build");
+    let (one, linked, handed_down) = (
+        "1:6:-1 2:4:33 2:0:0 4:4:-1 8:6:-2 16:6:-1 32:0:-1",
+        "1:6:-1 2:6:1000 4:4:-1 16:0:-1 32:0:-1",
+        "1:6:-1 2:5:33 4:5:-1 16:4:-1 32:0:-1",
+    );
+    // The kernel takes from what is handed down what the umask and the call don't give.
+    let (file, default) = (handed_down.replace("16:4", "16:6"), "1:7:-1 2:5:33 4:5:-1 16:7:-1 32:0:-1");
+    let mut digests = vec![];
+    for (user, way) in [
+        (User::plain(), "--snapshots overlay"),
+        (User::plain(), "--snapshots copy"),
+        (User::root(), "--snapshots overlay"),
+        (User::root(), "--isolation chroot"),
+    ] {
+        let workspace = workspace_of(user, NAMED);
+        workspace.run(&format!("build {way} //app:image")).success();
+        let log = |label: &str| workspace.run(&format!("log {label}")).success().stdout;
+        let first = format!("{one}\n{linked}\nNo data available\n{file}\n{file}\n{default}\n");
+        assert_eq!(log("//app:build"), first, "{way}");
+        let cut = one.replace("16:6", "16:4");
+        assert_eq!(log("//app:next/build"), format!("{cut}\n{linked}\n{file}\n{file}\n{default}\n"), "{way}");
+
+        let image = Layout::open(&workspace.output("app/image/build_image")).only();
+        let list = |path: &str, which: &str| {
+            let list = image.file(path).xattrs.get(&format!("system.posix_acl_{which}"))?.clone();
+            let entry = |e: &[u8]| format!("{}:{}:{}", e[0], e[2], i32::from_le_bytes(e[4..8].try_into().expect("4")));
+            Some(list[4..].chunks(8).map(entry).collect::<Vec<_>>().join(" "))
+        };
+        for (path, which, expected) in [
+            ("opt/one", "access", Some(cut.as_str())),
+            ("opt/linked", "access", Some(linked)),
+            ("opt/moved", "access", Some(linked)),
+            ("opt/gone", "access", None),
+            ("opt/team", "default", Some(default)),
+            ("opt/team", "access", None),
+            ("opt/team/file", "access", Some(&file)),
+            ("opt/team/later", "access", Some(&file)),
+            ("opt/moved-below", "default", Some(default)),
+            ("opt/moved-below/file", "access", Some(&file)),
+        ] {
+            assert_eq!(list(path, which).as_deref(), expected, "{path} {which}: {way}");
+        }
+        assert_eq!(image.file("opt/team/file").owner(), "33:33", "{way}");
+        digests.push(image.digest);
+    }
+    assert!(digests.iter().all(|digest| *digest == digests[0]), "{digests:?}");
+}
+
+/// Where IDs are real, the kernel takes new lists as they are, and those of the rules below are shown.
+const RANGE: &str = r#"
+rule("build", deps = ["//base:build", ":tool"], run = """
+mkdir -p /opt/team; cd /opt; echo 1 >one; /bin/tool acl one access 1:6:-1 2:4:33 4:4:-1 16:6:-1 32:0:-1
+/bin/tool acl team default 1:7:-1 2:5:33 4:5:-1 16:7:-1 32:0:-1
+""")
+rule("range/build", deps = [":build"], ids = "range", run = """
+cd /opt; echo 2 >new; /bin/tool acl new access 1:6:-1 4:4:-1 8:6:1500 16:6:-1 32:0:-1; echo 3 >team/file; echo more >>one
+for file in one new team/file; do /bin/tool acl-of $file access; done
+""")
+rule("next/build", deps = [":range/build"], run = """
+cd /opt; echo more >>new; for file in one new team/file; do /bin/tool acl-of $file access; done
+""")
+"#;
+
+#[test]
+fn an_access_list_with_names_is_the_same_where_ids_are_real() {
+    if !have(&["root", "gcc", "busybox", "newuidmap"]) {
+        return;
+    }
+    let workspace = workspace_of(User::subordinate(), RANGE);
+    workspace.run("build //app:next/build").success();
+    let lists = "1:6:-1 2:4:33 4:4:-1 16:6:-1 32:0:-1\n1:6:-1 4:4:-1 8:6:1500 16:6:-1 32:0:-1\n1:6:-1 2:5:33 4:5:-1 16:6:-1 32:0:-1\n";
+    for rule in ["//app:range/build", "//app:next/build"] {
+        assert_eq!(workspace.run(&format!("log {rule}")).success().stdout, lists, "{rule}");
+    }
 }
 
 #[test]
-fn a_builder_keeps_an_access_list_that_names_nobody_and_refuses_one_that_does() {
-    if !have(&["gcc", "busybox", "tar"]) {
+fn an_access_list_that_no_kernel_takes_is_refused_as_it_would() {
+    if !have(&["gcc", "busybox"]) {
         return;
     }
-    let workspace = Workspace::empty(crate::common::User::plain());
+    // No mask; an entry of nobody; rights that there are none; in no order.
+    for wrong in [
+        "1:6:-1 2:4:33 4:4:-1 32:4:-1",
+        "1:6:-1 2:4:-1 4:4:-1 16:4:-1 32:4:-1",
+        "1:6:-1 2:9:33 4:4:-1 16:4:-1 32:4:-1",
+        "2:4:33 1:6:-1 4:4:-1 16:4:-1 32:4:-1",
+    ] {
+        let run = format!("echo 1 >/f; /bin/tool acl /f access {wrong}");
+        let workspace = workspace(&format!("rule('build', deps = ['//base:build', ':tool'], run = '{run}')\n"));
+        workspace.run("build //app:build").failure(1).stderr_has("setxattr: Invalid argument");
+    }
+}
+
+#[test]
+fn a_builder_keeps_access_lists() {
+    if !have(&["gcc", "busybox", "tar", "/usr/bin/python3"]) {
+        return;
+    }
+    let workspace = Workspace::empty(User::plain());
     let give = |file: &str, entries: &str| {
         let words: Vec<&str> = ["acl", file].into_iter().chain(entries.split(' ')).collect();
         workspace.tool(&program().display().to_string(), &words).success();
@@ -139,12 +252,41 @@ image("image", deps = [":tapeout"])
         assert_eq!(list("etc/plain"), None);
         assert_eq!(image.digest, images[0].digest);
     }
-    give("root/etc/list", "access 1:6:-1 2:4:33 4:4:-1 16:4:-1 32:4:-1");
-    workspace.tool("tar", &["--acls", "-C", "root", "-cf", "acls.tar", "."]).success();
-    for from in ["dir:root", "tar:acls.tar"] {
-        let refused = workspace.run(&format!("bootstrap named --from {from}")).failure(1);
-        refused.stderr_has("gives rights to a user or group by name").stderr_has("/etc/li").stderr_has("--no-acls");
+    // With names: as an attribute, as text with numbers; without numbers, and from a folder of ours, where the kernel
+    // says of no ID but our own whose it is, nobody knows who is meant.
+    let text = |list: &str| {
+        let script = r#"
+import sys, tarfile
+with tarfile.open("named.tar", "w", format=tarfile.PAX_FORMAT) as out, tarfile.open("acls.tar") as base:
+    for item in base:
+        item.pax_headers = {}
+        if item.name == "./etc/plain":
+            item.pax_headers["SCHILY.acl.access"] = sys.argv[1]
+        out.addfile(item, base.extractfile(item) if item.isreg() else None)
+"#;
+        workspace.tool("/usr/bin/python3", &["-c", script, list]).success();
+    };
+    text("user::rw-,user:www-data:r--:33,group::---,group:5:-w-,mask::rw-,other::---");
+    workspace.file("tapeout.toml", "[builder]\ntag = \"named\"\nfrom = \"tar:named.tar\"\n");
+    for way in ["overlay", "copy"] {
+        let store = workspace.everything().join(format!("store-named-{way}"));
+        workspace
+            .run_words(&["--store", &store.display().to_string(), "build", "--snapshots", way, "//app:image"])
+            .success();
+        let image = Layout::open(&workspace.output("app/image/build_image")).only();
+        let list = &image.file("etc/plain").xattrs["system.posix_acl_access"];
+        let named: Vec<_> =
+            list[4..].chunks(8).filter(|e| [2, 8].contains(&e[0])).map(|e| (e[0], e[2], e[4])).collect();
+        assert_eq!(named, [(2, 4, 33), (8, 2, 5)], "{way}");
     }
+    text("user::rw-,user:somebody:r--,group::---,mask::rw-,other::---");
+    workspace
+        .run("bootstrap unknown --from tar:named.tar")
+        .failure(1)
+        .stderr_has("somebody")
+        .stderr_has("--numeric-owner");
+    give("root/etc/list", "access 1:6:-1 2:4:33 4:4:-1 16:4:-1 32:4:-1");
+    workspace.run("bootstrap folder --from dir:root").failure(1).stderr_has("/etc/li").stderr_has("not mapped");
 }
 
 #[test]

@@ -32,8 +32,8 @@ fn site(text: &str) -> tempfile::TempDir {
 fn refused(what: &str, folder: &Path) -> Error {
     let start = Instant::now();
     let error = ask(folder).expect_err(what);
-    // Not a measure of speed: the promise is that it ends by itself.
-    assert!(start.elapsed() < Duration::from_secs(30), "{what}");
+    // Not a measure of speed: the promise is that it ends by itself, after 120 s at the latest.
+    assert!(start.elapsed() < Duration::from_secs(130), "{what}");
     assert_eq!(error.kind(), Kind::Request, "{what}: {error}");
     let place = &error.places().first().unwrap_or_else(|| panic!("{what}: no place: {error}")).0;
     assert!(place.file.ends_with(".star") && place.line >= 1, "{what}: {place:?}");

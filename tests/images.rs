@@ -292,6 +292,10 @@ rule("build", deps = ["//base:build"], run = "mkdir /opt; echo a >/opt/in; echo 
 tapeout("tapeout", deps = [":build"], include = ["/opt/*"])
 image("some", deps = [":tapeout"], exclude = ["/opt/out"])
 image("all", deps = [":tapeout"], tapeouts = ALL)
+rule("later", deps = [":build"], run = "rm /opt/out; echo c >/opt/new")
+tapeout("later/tapeout", deps = [":later"], include = ["/opt/*"])
+image("base", deps = [":tapeout"])
+image("on", deps = [":later/tapeout"], base = ":base")
 "#,
     );
     workspace.run("image why //app:some /opt/in").failure(2).stderr_has("tapeout build //app:some/build_image");
@@ -302,4 +306,13 @@ image("all", deps = [":tapeout"], tapeouts = ALL)
     let whole = "/bin/busybox  tapeouts = ALL  (//app:all/build_image)";
     workspace.run("image why //app:all /bin/busybox").success().stdout_has(whole);
     workspace.run("image why //app:all").success().stdout_has(whole).stdout_has("/opt/out");
+
+    workspace.run("build //app:on").success();
+    workspace
+        .run("image why //app:on /opt/new")
+        .success()
+        .stdout_has("/opt/new  include /opt/*  (//app:later/tapeout)");
+    workspace.run("image why //app:on /opt/in").success().stdout_has("/opt/in  base //app:base/build_image");
+    workspace.run("image why //app:on /opt/out").failure(2).stderr_has("/opt/out is not in //app:on/build_image");
+    workspace.run("image why //app:on").success().stdout_has("/opt/new").says_not("/opt/in").says_not("/opt/out");
 }

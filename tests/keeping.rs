@@ -167,9 +167,9 @@ fn a_build_during_a_collection_is_whole_and_so_is_the_store_after_a_kill() {
             std::thread::sleep(Duration::from_millis(round * 15));
             collector.kill();
         } else {
-            collector.wait(Duration::from_secs(60)).success();
+            collector.wait(workspace.limit).success();
         }
-        build.wait(Duration::from_secs(120)).success();
+        build.wait(workspace.limit).success();
         workspace.run("fsck").success().stdout_has(" 0 damaged");
         workspace.run("build //app:web/build_image").success();
     }

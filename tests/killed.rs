@@ -38,7 +38,7 @@ fn expect_no_process(user: &User, when: &str) {
         if left.is_empty() {
             return;
         }
-        assert!(since.elapsed() < Duration::from_secs(10), "killed {when}, these live on: {left:#?}");
+        assert!(since.elapsed() < Duration::from_secs(60), "killed {when}, these live on: {left:#?}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -76,18 +76,29 @@ fn killed_at_any_moment(user: User, snapshots: &str) {
     workspace.run(&build).success();
     // The first makes the builder too; what is killed below is what comes after.
     workspace.file("app/input", "1");
-    let whole = workspace.run(&build).success().took;
+    let mut whole = workspace.run(&build).success().took;
     expect_no_process(&user, "at its end");
 
     let moments = 40;
     let mut interrupted = 0;
     for moment in 0..moments {
-        workspace.file("app/input", format!("{moment}"));
-        let after = whole * moment / moments;
-        let running = workspace.start(&build);
-        std::thread::sleep(after);
-        interrupted += u32::from(running.kill().killed());
-        expect_no_process(&user, &format!("after {after:?}"));
+        let in_time = |input: &str, whole: Duration| {
+            workspace.file("app/input", input);
+            let after = whole * moment / moments;
+            let running = workspace.start(&build);
+            std::thread::sleep(after);
+            let killed = running.kill().killed();
+            expect_no_process(&user, &format!("after {after:?}"));
+            killed
+        };
+        let mut killed = in_time(&format!("{moment}"), whole);
+        if !killed {
+            // It was done: the machine is quicker than when this was measured.
+            workspace.file("app/input", format!("{moment} measured"));
+            whole = workspace.run(&build).success().took;
+            killed = in_time(&format!("{moment} again"), whole);
+        }
+        interrupted += u32::from(killed);
         workspace.run(&build).success();
     }
     assert!(interrupted > moments / 2, "only {interrupted} of {moments} were killed in time");
@@ -171,7 +182,7 @@ fn whatever_ends_a_build_ends_a_hostile_rule_too() {
     if !have(&["root", "busybox"]) {
         return;
     }
-    let user = User::numbered(64104);
+    let user = User::numbered(64110);
     let workspace = Workspace::tiny_of(user.clone());
     workspace.file("app/build.star", HOSTILE);
     workspace.run("build //app:quick/build").success();

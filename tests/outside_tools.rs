@@ -142,10 +142,11 @@ fn redis_answers_ping_under_crun_and_with_podman() {
     if !have(&["root", "umoci", "crun", "podman", "jq"]) {
         return;
     }
+    let [zstd, gzip] = ["zstd", "gzip"].map(redis);
     let containers = Containers::new();
     let ping = "for try in $(seq 100); do EXEC /usr/bin/redis-cli ping && break; sleep 0.1; done";
 
-    let (folder, tag) = reference(&redis("zstd"));
+    let (folder, tag) = reference(&zstd);
     containers
         .podman(&format!(
             "podman run --detach --name redis --cgroups=disabled --network=none --read-only oci:{folder}:{tag}
@@ -156,7 +157,7 @@ fn redis_answers_ping_under_crun_and_with_podman() {
         .success()
         .stdout_has("PONG");
 
-    let (folder, tag) = reference(&redis("gzip"));
+    let (folder, tag) = reference(&gzip);
     containers
         .run(&format!(
             "rm -rf redis; umoci unpack --rootless --image {folder}:{tag} redis >&2; cd redis
@@ -201,7 +202,7 @@ fn the_pod_answers_with_a_value_that_came_through_redis() {
         sed -i '/^ *ports:$/,/^ *protocol: TCP$/d' kube.yaml
         {commands}
         get() {{ podman unshare nsenter -t "$(podman inspect -f '{{{{.State.Pid}}}}' shop-web)" -n curl -sSf "http://127.0.0.1:8080$1"; }}
-        for try in $(seq 100); do get / >/dev/null 2>&1 && break; sleep 0.1; done
+        until get / >/dev/null 2>&1 && podman exec shop-redis redis-cli ping | grep -q PONG; do sleep 0.1; done
         get /; get /visits; get /visits
         podman logs shop-redis >&2
         podman kube down kube.yaml; podman volume prune -f"#,

@@ -707,7 +707,7 @@ fn an_init_that_is_killed_leaves_nobody_who_could_change_what_the_next_rule_sees
         while !alive(&sleep).is_empty()
             || !alive(b"sh\0-c\0while :; do echo x >>/opt/x; echo y >/etc/y; sleep 0.01; done\0").is_empty()
         {
-            assert!(since.elapsed().as_secs() < 10, "somebody lives on");
+            assert!(since.elapsed().as_secs() < 60, "somebody lives on");
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
         let seen = workspace.run("build --json --isolation chroot //app:sees/build").success().json();

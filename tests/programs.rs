@@ -28,10 +28,12 @@ fn seven_programs_start_and_answer_with_nothing_but_their_closure() {
         return;
     }
     let script = include_str!("programs.sh");
+    // Before the one user of podman is taken, for which others wait.
+    let output = output();
     let said = Containers::new().run(&format!(
         "rm -rf programs; mkdir programs; cd programs; export OUTPUT={}
          unshare --user --map-root-user --net --pid --fork --kill-child --mount-proc sh -euc \"$(cat <<'END'\n{script}\nEND\n)\"",
-        output().display()
+        output.display()
     ));
     let said = said.success().says_not("was believed");
     for (name, answer) in [

@@ -85,6 +85,7 @@ install -o alice -m 700 -d /home/alice/.ssh; mkdir -p -m 700 /root/.ssh; mkdir -
 ssh-keygen -q -A; ssh-keygen -q -N '' -t ed25519 -f /tmp/key
 cp /tmp/key.pub /root/.ssh/authorized_keys; install -o alice -m 600 /tmp/key.pub /home/alice/.ssh/authorized_keys
 /usr/sbin/sshd -p 2222 -o UsePAM=no -E /tmp/sshd.log
+until ssh-keyscan -p 2222 127.0.0.1 2>&1 | grep -q SSH-2.0; do sleep 0.1; done
 for user in root alice; do
     ssh -i /tmp/key -p 2222 -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null $user@127.0.0.1 id -un 2>/tmp/said ||
         { cat /tmp/said /tmp/sshd.log; exit 1; }

@@ -169,6 +169,9 @@ fn a_program_that_is_not_there_is_named_without_a_number() {
     workspace.run("build //many:one").failure(1).stderr_has("//many:one: nope can't");
 }
 
+/// What is typed doesn't hold the words that it prints when it is on its way.
+const AT_WORK: &str = "sh -c 'echo at\" \"work; exec sleep 1000'\n";
+
 #[test]
 fn at_a_terminal_there_is_job_control_on_a_terminal_of_its_own() {
     let Some(workspace) = workspace() else { return };
@@ -178,13 +181,13 @@ fn at_a_terminal_there_is_job_control_on_a_terminal_of_its_own() {
     person.key("tty; stty size\n");
     person.sees("/dev/pts/0");
     person.sees("33 101");
-    person.key("sleep 1000\n");
-    std::thread::sleep(Duration::from_millis(300));
+    person.key(AT_WORK);
+    person.sees("at work");
     person.key("\x03");
     person.key("echo code $?\n");
     person.sees("code 130");
-    person.key("sleep 1000\n");
-    std::thread::sleep(Duration::from_millis(300));
+    person.key(AT_WORK);
+    person.sees("at work");
     person.key("\x1a");
     person.sees("Stopped");
     person.key("kill -9 %1; wait; cat /proc/1/fd/0\n");

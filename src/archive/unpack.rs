@@ -19,6 +19,7 @@ use super::holes::WithHoles;
 use super::kept;
 use super::tar_reader::{Item, Kind, Limits, read_tar};
 use crate::archive::access_list::{self, ACLS};
+use crate::archive::kept::give_attribute;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
 use crate::sys::file;
@@ -487,23 +488,18 @@ pub fn tree_of(folder: &Root, owners: &Owners, time: i64) -> Result<Changeset> {
         let Some(entry) = change.now.as_ref().filter(|entry| !entry.xattrs.is_empty()) else { continue };
         let dir = folder.folder(&path.parent().unwrap_or_default())?;
         for (attribute, value) in &entry.xattrs {
-            if ACLS.contains(&attribute.as_slice()) && !access_list::is_nameless(value) {
-                return Err(not_kept(path, value));
+            if ACLS.contains(&attribute.as_slice()) && !access_list::is_valid(value) {
+                return Err(Error::failed(format!("{path} has an access control list that no kernel takes"))
+                    .why("it lacks an entry, has one that nobody knows, or names somebody who is not mapped here")
+                    .next(
+                        "take it away where it comes from (setfacl -b FILE), or make the archive with tar --no-acls",
+                    ));
             }
             // Without an overlay the store may lie where there are none: then they are data alone.
-            let _ = file::set_xattr(dir.as_fd(), path.name(), attribute, value);
+            let _ = give_attribute(dir.as_fd(), path.name(), attribute, value);
         }
     }
     Ok(Changeset { time, changes: walk.changes })
-}
-
-fn not_kept(path: &RootPath, list: &[u8]) -> Error {
-    if !access_list::names_somebody(list) {
-        return Error::failed(format!("{path} has an access control list that no kernel takes"));
-    }
-    Error::failed(format!("{path} gives rights to a user or group by name"))
-        .why("an access control list is kept only where it names nobody: the numbers in it would mean nobody in a sandbox")
-        .next("take the names out where it comes from (setfacl -b FILE), or make the archive with tar --no-acls")
 }
 
 /// Replaces a hard-linked name by a copy of its file.

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use crate::archive::pieces::{PieceReader, PieceWriter, pieces};
 use crate::error::{Error, Result};
-use crate::sys::file::{self, Flowing};
+use crate::sys::disk::Flowing;
+use crate::sys::file;
 
 /// Writes a file that has no name until it is whole and on the disk, and renames it into its place then. What was
 /// there before stays until then; after an error or a kill nothing is left. Its mode is what the caller's umask

@@ -28,6 +28,7 @@ use ::starlark::values::dict::DictRef;
 use ::starlark::values::list_or_tuple::UnpackListOrTuple;
 use ::starlark::values::structs::StructRef;
 use ::starlark::values::{OwnedFrozenValue, UnpackValue, Value as StarlarkValue};
+use nix::time::ClockId;
 
 use super::data::{Data, Function, Record};
 use super::spec::Value;
@@ -190,13 +191,17 @@ where
     for limit in limits {
         limit.map_err(::starlark::Error::new_other)?;
     }
-    let start = Instant::now();
-    let end = END.get();
-    evaluator
-        .set_check_cancelled(Box::new(move || start.elapsed() > TIME || end.is_some_and(|end| Instant::now() > end)));
+    let (start, end) = (worked(), END.get());
+    let is_over = move || worked().saturating_sub(start) > TIME || end.is_some_and(|end| Instant::now() > end);
+    evaluator.set_check_cancelled(Box::new(is_over));
     evaluator.before_stmt_for_dap(BeforeStmtFunc::from_dyn(Box::new(progress::Line)));
     evaluator.extra = Some(stage);
     Ok(())
+}
+
+/// The time of the processor that this thread has had: by the clock it may have had none of it.
+fn worked() -> Duration {
+    ClockId::CLOCK_THREAD_CPUTIME_ID.now().map_or(Duration::ZERO, Duration::from)
 }
 
 /// The hidden variable that keeps a call's arguments; no name in Starlark begins with a digit.

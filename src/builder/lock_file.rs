@@ -17,6 +17,7 @@ use super::debian::names::{is_name, is_pool_path, version};
 use super::debian::release::parse_time;
 use crate::digest::Digest;
 use crate::error::{Error, Place, Result};
+use crate::sys::disk;
 use crate::sys::file;
 
 /// The format that this program reads and writes.
@@ -98,7 +99,7 @@ impl Lock {
         let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let alone = File::open(folder).map_err(|e| Error::io("open", folder, e))?;
         // Where there are no locks there is one writer, as before.
-        let _ = file::lock(&alone, file::Lock::Exclusive);
+        let _ = disk::lock(&alone, disk::Lock::Exclusive);
         if let Some(now) = Self::read(path)?.filter(|now| Some(now) != was) {
             self.take_in(now, path)?;
         }

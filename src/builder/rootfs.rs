@@ -14,6 +14,7 @@ use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
 use crate::sys::file;
 use crate::sys::root::Root;
+use crate::sys::xattr;
 use crate::tree::{Node, RootPath};
 
 /// Unpacks a root filesystem from a tar or zip file.
@@ -112,8 +113,8 @@ impl Copy<'_> {
             _ => return Ok(()),
         }
         let mut xattrs = BTreeMap::new();
-        for attribute in file::list_xattrs(from, name)? {
-            if let Some(value) = file::get_xattr(from, name, &attribute)? {
+        for attribute in xattr::list(from, name)? {
+            if let Some(value) = xattr::get(from, name, &attribute)? {
                 xattrs.insert(attribute, value);
             }
         }

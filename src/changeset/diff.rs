@@ -30,6 +30,7 @@ use crate::error::{Error, Result};
 use crate::sandbox::Recorded;
 use crate::sys::file;
 use crate::sys::root::Root;
+use crate::sys::xattr;
 use crate::tree::{Change, Changeset, Entry, Node, RootPath, Stack};
 
 /// How to capture.
@@ -252,9 +253,9 @@ impl Captured {
             let dir = self.upper.folder(&folder.parent().unwrap_or_default())?;
             // Where a file system has no attributes, it isn't overlay that stacks it.
             if self.overlay {
-                file::set_xattr(dir.as_fd(), folder.name(), ORIGIN, b"")?;
+                xattr::set(dir.as_fd(), folder.name(), ORIGIN, b"")?;
             } else {
-                let _ = file::set_xattr(dir.as_fd(), folder.name(), ORIGIN, b"");
+                let _ = xattr::set(dir.as_fd(), folder.name(), ORIGIN, b"");
             }
         }
         Ok(())
@@ -306,7 +307,7 @@ pub fn set_times(files: &Root, changeset: &Changeset) -> Result<()> {
 fn finish_copy(dir: BorrowedFd, name: &[u8], entry: (u32, &BTreeMap<Vec<u8>, Vec<u8>>), overlay: bool) -> Result<()> {
     let (mode, xattrs) = entry;
     for (attribute, value) in xattrs {
-        let given = file::set_xattr(dir, name, attribute, value);
+        let given = kept::give_attribute(dir, name, attribute, value);
         if overlay {
             given?;
         }
@@ -467,7 +468,7 @@ mod tests {
         }
 
         fn attribute(&self, at: &str, name: &str, value: &[u8]) {
-            file::set_xattr(File::open(&self.upper).unwrap().as_fd(), at.as_bytes(), name.as_bytes(), value).unwrap();
+            xattr::set(File::open(&self.upper).unwrap().as_fd(), at.as_bytes(), name.as_bytes(), value).unwrap();
         }
 
         fn identity(&self, at: &str) -> Vec<u8> {
@@ -567,7 +568,7 @@ mod tests {
         assert_eq!(seen, ["/d/kept", "/d/sub", "/d/sub/new"]);
         let files = snapshot.files(&snapshot.stack.0[1].digest).unwrap();
         assert!(is_whiteout(&files.stat(&path("d/gone")).unwrap().unwrap()));
-        assert!(file::get_xattr(files.as_fd(), b"d", b"user.overlay.opaque").unwrap().is_none());
+        assert!(xattr::get(files.as_fd(), b"d", b"user.overlay.opaque").unwrap().is_none());
     }
 
     #[test]
@@ -653,8 +654,8 @@ mod tests {
         let [f, g] = ["d/f", "d/g"].map(|at| fs::metadata(snapshot.upper.join(at)).unwrap());
         assert!(f.ino() != g.ino() && f.mode() == g.mode() && f.mode() & 0o7777 == 0o4711);
         let dir = File::open(&snapshot.upper).unwrap();
-        assert!(file::list_xattrs(dir.as_fd(), b"d").unwrap().is_empty());
-        assert_eq!(file::get_xattr(dir.as_fd(), b"d/g", b"user.kept").unwrap().unwrap(), b"1");
+        assert!(xattr::list(dir.as_fd(), b"d").unwrap().is_empty());
+        assert_eq!(xattr::get(dir.as_fd(), b"d/g", b"user.kept").unwrap().unwrap(), b"1");
         let group = |at: &str| match changeset.changes[&path(at)].now.as_ref().unwrap().node {
             Node::File { group, digest, .. } => (group, digest),
             _ => panic!(),

@@ -13,6 +13,7 @@ use crate::archive::access_list::{self, ACLS};
 use crate::error::{Error, Result};
 use crate::sys::file;
 use crate::sys::root::Root;
+use crate::sys::xattr;
 use crate::tree::RootPath;
 
 /// Finds what changed.
@@ -99,8 +100,8 @@ impl Attributes {
     /// Reads them, and removes from the file those that are overlay's own.
     fn read(dir: BorrowedFd, name: &[u8], path: &RootPath) -> Result<Self> {
         let mut found = Self::default();
-        for attribute in file::list_xattrs(dir, name)? {
-            let value = || file::get_xattr(dir, name, &attribute).map(Option::unwrap_or_default);
+        for attribute in xattr::list(dir, name)? {
+            let value = || xattr::get(dir, name, &attribute).map(Option::unwrap_or_default);
             if attribute.starts_with(ESCAPED) {
                 return Err(an_order(&attribute[8..], path));
             }
@@ -108,13 +109,13 @@ impl Attributes {
                 b"user.overlay.opaque" => found.opaque = value()? == b"y",
                 ORIGIN => found.copied_up = true,
                 CAPABILITY => drop(found.kept.insert(attribute.clone(), version_2(value()?))),
-                acl if ACLS.contains(&acl) => drop(found.kept.insert(attribute.clone(), nameless(value()?, path)?)),
+                acl if ACLS.contains(&acl) => drop(found.kept.insert(attribute.clone(), list_of(&value()?, path)?)),
                 other if other.starts_with(OVERLAY) => {}
                 other if other.starts_with(b"user.") => drop(found.kept.insert(attribute.clone(), value()?)),
                 _ => continue,
             }
             if attribute.starts_with(OVERLAY) {
-                file::remove_xattr(dir, name, &attribute)?;
+                xattr::remove(dir, name, &attribute)?;
             }
         }
         Ok(found)
@@ -123,13 +124,13 @@ impl Attributes {
 
 /// The attributes that go into layers of a file that no overlay has shown.
 pub(super) fn plain_attributes(dir: BorrowedFd, name: &[u8], path: &RootPath) -> Result<Xattrs> {
-    if let Some(order) = file::list_xattrs(dir, name)?.into_iter().find(|attribute| attribute.starts_with(OVERLAY)) {
+    if let Some(order) = xattr::list(dir, name)?.into_iter().find(|attribute| attribute.starts_with(OVERLAY)) {
         return Err(an_order(&order, path));
     }
     let mut kept = plain_attributes_of_kept(dir, name)?;
     for acl in ACLS {
         if let Some(value) = kept.remove(acl) {
-            kept.insert(acl.to_vec(), nameless(value, path)?);
+            kept.insert(acl.to_vec(), list_of(&value, path)?);
         }
     }
     Ok(kept)
@@ -138,8 +139,8 @@ pub(super) fn plain_attributes(dir: BorrowedFd, name: &[u8], path: &RootPath) ->
 /// The same of a file in the kept form, which may have some that are overlay's.
 pub(super) fn plain_attributes_of_kept(dir: BorrowedFd, name: &[u8]) -> Result<Xattrs> {
     let mut kept = Xattrs::new();
-    for attribute in file::list_xattrs(dir, name)? {
-        let value = || file::get_xattr(dir, name, &attribute).map(Option::unwrap_or_default);
+    for attribute in xattr::list(dir, name)? {
+        let value = || xattr::get(dir, name, &attribute).map(Option::unwrap_or_default);
         match attribute.as_slice() {
             CAPABILITY => drop(kept.insert(attribute.clone(), version_2(value()?))),
             order if order.starts_with(OVERLAY) => {}
@@ -152,14 +153,13 @@ pub(super) fn plain_attributes_of_kept(dir: BorrowedFd, name: &[u8]) -> Result<X
     Ok(kept)
 }
 
-/// An access list that gives rights to nobody by name; one with names is refused.
-fn nameless(value: Vec<u8>, path: &RootPath) -> Result<Vec<u8>> {
-    if access_list::names_somebody(&value) {
-        return Err(Error::failed(format!("a rule gave rights to a user or group by name: {path}"))
-            .why("an access control list is kept only where it names nobody: numbers in it would not be the image's")
-            .next("take the names out in the rule (setfacl -b FILE), and use owner, group and mode (chgrp, chmod)"));
-    }
-    Ok(value)
+/// The access list that a file has in the kept form.
+fn list_of(value: &[u8], path: &RootPath) -> Result<Vec<u8>> {
+    access_list::from_disk(value).ok_or_else(|| {
+        Error::failed(format!("{path} has an access control list that can't be kept"))
+            .why("it names users or groups, and was not set by way of the sandbox's init")
+            .next("take the names out in the rule (setfacl -b FILE)")
+    })
 }
 
 fn an_order(attribute: &[u8], path: &RootPath) -> Error {
@@ -169,9 +169,9 @@ fn an_order(attribute: &[u8], path: &RootPath) -> Error {
 }
 
 fn forget_overlay(dir: BorrowedFd, name: &[u8]) -> Result<()> {
-    for attribute in file::list_xattrs(dir, name)? {
+    for attribute in xattr::list(dir, name)? {
         if attribute.starts_with(OVERLAY) {
-            file::remove_xattr(dir, name, &attribute)?;
+            xattr::remove(dir, name, &attribute)?;
         }
     }
     Ok(())

@@ -51,7 +51,9 @@ impl Build<'_> {
     pub fn base_with(&self, id: Id, path: &RootPath) -> Result<Option<String>> {
         let Spec::Image(image) = &self.graph.instances[id].spec else { return Ok(None) };
         let Some(below) = self.stands_on(image)? else { return Ok(None) };
-        let has = self.read_selection(&below.files)?.contains_key(path);
+        let has = |files: &Digest| Ok::<_, Error>(self.read_selection(files)?.contains_key(path));
+        // What is above it may have removed the file.
+        let has = has(&below.files)? && has(&self.built(id)?.files)?;
         Ok(image.base.as_ref().filter(|_| has).map(|base| match base {
             ImageRef::Built(id) => self.graph.instances[*id].label.to_string(),
             ImageRef::Registry(text) => text.clone(),

@@ -162,11 +162,18 @@ impl Build<'_> {
     /// What a finished image has and its base doesn't, by who brought it, the lowest first: a whole builder, then what its
     /// tapeout rules picked. What was picked and is not in it is left out.
     pub fn brought(&self, id: Id) -> Result<Vec<(Label, Selection)>> {
+        let Spec::Image(image) = &self.graph.instances[id].spec else {
+            return Err(Error::failed("not an image"));
+        };
         let files = self.read_selection(&self.built(id)?.files)?;
+        let below =
+            self.stands_on(image)?.map(|below| self.read_selection(&below.files)).transpose()?.unwrap_or_default();
         let mut brought = vec![];
         for (label, digest) in self.selections_of(id)? {
             let mut selection = self.read_selection(&digest)?;
-            selection.retain(|path, picked| files.get(path).is_some_and(|file| file.why == picked.why));
+            selection.retain(|path, picked| {
+                files.get(path).is_some_and(|file| file.why == picked.why && below.get(path) != Some(file))
+            });
             brought.push((label, selection));
         }
         let whole: Selection = files.into_iter().filter(|(_, file)| *file.why == *WHOLE).collect();

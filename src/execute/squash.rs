@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::store::{self, Store};
 use crate::sys::file;
 use crate::sys::root::Root;
+use crate::sys::xattr;
 use crate::tree::{Layer, RootPath, Stack};
 
 /// More the kernel doesn't stack (`OVL_MAX_STACK` in fs/overlayfs).
@@ -69,12 +70,12 @@ fn lay_out(store: &Store, stack: &Stack, to: &Path) -> Result<()> {
             continue;
         }
         file::mkdir_at(dir.as_fd(), path.name(), entry.mode)?;
-        for attribute in file::list_xattrs(from.as_fd(), path.name())? {
+        for attribute in xattr::list(from.as_fd(), path.name())? {
             // Overlay's own say something of the layers that this folder lay on.
             let kept = [&b"user."[..], b"system.posix_acl_"].iter().any(|kind| attribute.starts_with(kind));
             if kept && !attribute.starts_with(b"user.overlay.") {
-                let value = file::get_xattr(from.as_fd(), path.name(), &attribute)?.unwrap_or_default();
-                file::set_xattr(dir.as_fd(), path.name(), &attribute, &value)?;
+                let value = xattr::get(from.as_fd(), path.name(), &attribute)?.unwrap_or_default();
+                xattr::set(dir.as_fd(), path.name(), &attribute, &value)?;
             }
         }
     }

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, setrlimit};
+use nix::time::ClockId;
+use nix::unistd::Pid;
 
 use super::memo::Recalled;
 use super::{Answer, Answered, Encoded, Question, Said};
@@ -31,7 +33,8 @@ const ROLE: &str = "analyse build files (an inner role of tapeout)";
 const MEMORY: u64 = 2 << 30;
 /// Seconds of the processor.
 const PROCESSOR: u64 = 60;
-/// How long the child may stand at one file without a word.
+/// How long the child may work at one file without a word: of the processor, since by the clock it may have had none
+/// of it (other work, a suspended machine, a job that was stopped).
 const SILENCE: Duration = Duration::from_millis(4500);
 /// How long it may take in all.
 const WHOLE: Duration = Duration::from_secs(120);
@@ -200,8 +203,8 @@ fn answers(child: &mut Child, question: Vec<u8>, written: &File) -> std::result:
         let read = stdout.take(ANSWER).read_to_end(&mut answer);
         let _ = sender.send(read.map(|_| answer));
     });
-    let start = std::time::Instant::now();
-    let (mut length, mut since) = (0, start);
+    let start = Instant::now();
+    let (mut length, mut since) = (0, Duration::ZERO);
     loop {
         match receiver.recv_timeout(Duration::from_millis(50)) {
             Ok(Ok(answer)) => return Ok(answer),
@@ -210,12 +213,18 @@ fn answers(child: &mut Child, question: Vec<u8>, written: &File) -> std::result:
         }
         let now = written.metadata().map_or(0, |stat| stat.len());
         if now != length {
-            (length, since) = (now, std::time::Instant::now());
+            (length, since) = (now, worked(child));
         }
-        if since.elapsed() > SILENCE || start.elapsed() > WHOLE {
+        if worked(child).saturating_sub(since) > SILENCE || start.elapsed() > WHOLE {
             return Err(true);
         }
     }
+}
+
+/// The time of the processor that a child has had.
+fn worked(child: &Child) -> Duration {
+    let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(child.id().cast_signed()));
+    clock.and_then(ClockId::now).map_or(Duration::ZERO, Duration::from)
 }
 
 /// What was evaluated when no answer came.

@@ -32,7 +32,8 @@ use super::config::descriptor;
 use super::json;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
-use crate::sys::file::{self, Flowing};
+use crate::sys::disk::{self, Flowing};
+use crate::sys::file;
 use crate::sys::root::Root;
 use crate::tree::RootPath;
 
@@ -318,7 +319,7 @@ impl Replacing {
 
     /// In one step, when all is on the disk. `discard` removes what was there before, where anything was.
     fn finish(mut self, discard: impl FnOnce(PathBuf) -> Result<()>) -> Result<()> {
-        file::sync_file_system(self.folder.as_fd()).map_err(|e| Error::io("syncfs", &self.parent, e))?;
+        disk::sync_file_system(self.folder.as_fd()).map_err(|e| Error::io("syncfs", &self.parent, e))?;
         if !file::rename_new(&self.new, &self.to)? {
             file::exchange(&self.new, &self.to)?;
             self.given = true;

@@ -15,6 +15,7 @@ use crate::builder::image::Image;
 use crate::error::{Error, Result};
 use crate::sys::file;
 use crate::sys::root::Root;
+use crate::sys::xattr;
 use crate::tree::{Node, RootPath};
 
 /// What an unpacked image lacks.
@@ -100,7 +101,7 @@ fn set_attributes(root: &Root, path: &RootPath, owner: &Owner, lacks: &mut Unpac
         return Ok(());
     }
     let folder = root.folder(&path.parent().unwrap_or_default())?;
-    let set = |(name, value): (&Vec<u8>, &Vec<u8>)| file::set_xattr(folder.as_fd(), path.name(), name, value).is_ok();
+    let set = |(name, value): (&Vec<u8>, &Vec<u8>)| xattr::set(folder.as_fd(), path.name(), name, value).is_ok();
     if !owner.xattrs.iter().all(set) {
         lacks.attributes.push(path.to_string());
     }

@@ -16,13 +16,51 @@ pub(super) const MOUNT_NAMESPACE: &str = "self/ns/mnt";
 
 /// A call, its arguments taken apart.
 pub(super) enum Asked {
-    Own { target: Target, uid: u32, gid: u32 },
-    Device { folder: i32, path: u64, mode: u32, device: u64 },
-    Rename { old: (i32, u64), new: (i32, u64), flags: u32 },
-    Open { at: (i32, u64), how: How },
-    ReadLink { at: (i32, u64), into: (u64, usize) },
-    Stat { target: Target, into: u64 },
-    Statx { target: Target, mask: u32, into: u64 },
+    Own {
+        target: Target,
+        uid: u32,
+        gid: u32,
+    },
+    Device {
+        folder: i32,
+        path: u64,
+        mode: u32,
+        device: u64,
+    },
+    Rename {
+        old: (i32, u64),
+        new: (i32, u64),
+        flags: u32,
+    },
+    Open {
+        at: (i32, u64),
+        how: How,
+    },
+    ReadLink {
+        at: (i32, u64),
+        into: (u64, usize),
+    },
+    Stat {
+        target: Target,
+        into: u64,
+    },
+    Statx {
+        target: Target,
+        mask: u32,
+        into: u64,
+    },
+    /// `name` is an address, as all that is read or written in the caller's memory.
+    GetAttribute {
+        target: Target,
+        name: u64,
+        into: (u64, usize),
+    },
+    SetAttribute {
+        target: Target,
+        name: u64,
+        value: (u64, usize),
+        flags: i32,
+    },
 }
 
 /// What a caller is told.
@@ -84,8 +122,24 @@ pub(super) fn understand(n: &Notification) -> Option<Asked> {
         libc::SYS_fstat => Asked::Stat { target: Target::Descriptor(a[0] as i32), into: a[1] },
         libc::SYS_newfstatat => Asked::Stat { target: path(a[0] as i32, a[1], a[3] as i32), into: a[2] },
         libc::SYS_statx => Asked::Statx { target: path(a[0] as i32, a[1], a[2] as i32), mask: a[3] as u32, into: a[4] },
+        libc::SYS_getxattr | libc::SYS_lgetxattr | libc::SYS_fgetxattr => {
+            Asked::GetAttribute { target: holder(n), name: a[1], into: (a[2], a[3] as usize) }
+        }
+        libc::SYS_setxattr | libc::SYS_lsetxattr | libc::SYS_fsetxattr => {
+            Asked::SetAttribute { target: holder(n), name: a[1], value: (a[2], a[3] as usize), flags: a[4] as i32 }
+        }
         _ => return None,
     })
+}
+
+/// Of which file an attribute is asked for.
+fn holder(n: &Notification) -> Target {
+    let path = |flags| Target::Path { folder: libc::AT_FDCWD, path: n.arguments[0], flags };
+    match n.call {
+        libc::SYS_fgetxattr | libc::SYS_fsetxattr => Target::Descriptor(n.arguments[0] as i32),
+        libc::SYS_lgetxattr | libc::SYS_lsetxattr => path(libc::AT_SYMLINK_NOFOLLOW),
+        _ => path(0),
+    }
 }
 
 /// The path under which a file that is open here is known in our root.

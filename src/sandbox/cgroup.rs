@@ -8,7 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How the two versions of the kernel's interface name the same: cgroup-v1/memory.rst, cgroup-v2.rst.
 #[derive(Debug, PartialEq, Eq)]
@@ -71,7 +71,8 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         // The last process may be dead and not yet gone.
-        for _ in 0..50 {
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_secs(5) {
             match fs::remove_dir(&self.folder) {
                 Err(e) if e.kind() == std::io::ErrorKind::ResourceBusy => std::thread::sleep(Duration::from_millis(2)),
                 _ => return,

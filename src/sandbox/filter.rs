@@ -74,6 +74,7 @@ pub(super) fn program(owners: Owners, mapped: (u32, u32), open: Open) -> Vec<lib
     if owners == Owners::Seen {
         rules.extend(reads());
     }
+    rules.extend(lists(owners));
     crate::sys::seccomp::program(&rules, LAST_CALL)
 }
 
@@ -102,6 +103,9 @@ fn refused() -> Vec<Rule> {
         refuse(libc::SYS_io_uring_register, libc::ENOSYS),
         // Opens by number what no path leads to: the way out of the first containers.
         refuse(libc::SYS_open_by_handle_at, libc::EPERM),
+        // The same calls by another name (setxattrat, getxattrat, of Linux 6.13), with their arguments in memory.
+        refuse(463, libc::ENOSYS),
+        refuse(464, libc::ENOSYS),
         // The host kernel's log.
         refuse(libc::SYS_syslog, libc::EPERM),
         // The whole machine's swap, accounting, quotas and clock.
@@ -227,6 +231,21 @@ fn links() -> Vec<Rule> {
     #[cfg(not(target_arch = "x86_64"))]
     let calls = [libc::SYS_readlinkat];
     calls.map(|call| Rule { call, when: When::Always, action: Action::Notify }).to_vec()
+}
+
+/// Access control lists that name somebody (`lists.rs`). Where IDs are real, new ones are as well.
+fn lists(owners: Owners) -> Vec<Rule> {
+    if matches!(owners, Owners::MappedOnly | Owners::RealAlone) {
+        return vec![];
+    }
+    let gets = [libc::SYS_getxattr, libc::SYS_lgetxattr, libc::SYS_fgetxattr];
+    let mut rules = gets.map(|call| Rule { call, when: When::Always, action: Action::Notify }).to_vec();
+    if owners != Owners::Real {
+        // A list is a head of four bytes and entries of eight.
+        let sets = [libc::SYS_setxattr, libc::SYS_lsetxattr, libc::SYS_fsetxattr];
+        rules.extend(sets.map(|call| Rule { call, when: When::Is(3, 7, 4), action: Action::Notify }));
+    }
+    rules
 }
 
 /// The calls that show an owner.

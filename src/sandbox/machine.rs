@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::sandbox::place::Isolation;
 use crate::sandbox::probe::{self, Inside, NotInside};
 use crate::sys::refusal::Surroundings;
-use crate::sys::{file, nursery, process};
+use crate::sys::{nursery, process, xattr};
 
 /// A machine, as `doctor` looks at it.
 #[derive(Debug, Clone)]
@@ -108,7 +108,7 @@ impl Disk {
             free: stat.blocks_available() * u64::try_from(stat.block_size()).unwrap_or(1),
             // btrfs and its like count none.
             inodes: (stat.files() > 0).then(|| stat.files_free()),
-            attributes: file::has_user_attributes(scratch),
+            attributes: xattr::has_user_attributes(scratch),
             in_memory: where_ == IN_MEMORY,
             remote: where_ == REMOTE,
         })

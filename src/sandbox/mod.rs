@@ -21,6 +21,7 @@ mod cgroup;
 mod filter;
 pub mod findings;
 mod init;
+mod lists;
 pub mod machine;
 mod owner;
 mod place;

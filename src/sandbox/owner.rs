@@ -1,6 +1,6 @@
 //! Owners and devices, recorded: what a step asks of `chown` and `mknod` is answered here, in init.
 //! With `owners = "seen"` it is also shown again, by answering `stat` and its like.
-//! So is what it asks of `rename`, when it is about a folder (`rename.rs`).
+//! So is what it asks of `rename`, when it is about a folder (`rename.rs`), and of access control lists (`lists.rs`).
 //!
 //! One ID is mapped, so the kernel would refuse every other one. Instead the file is changed to the
 //! owner that it has, which costs it what a real change would (it is copied up, set-ID bits and
@@ -19,6 +19,7 @@ use nix::sys::stat::SFlag;
 use crate::error::{Error, Result};
 use crate::sandbox::answered::Answers;
 use crate::sandbox::asked::{Answer, Asked, Caller, MOUNT_NAMESPACE, Target, name_of, split, top, understand};
+use crate::sandbox::lists;
 use crate::sandbox::plan::Order;
 use crate::sandbox::range;
 use crate::sandbox::rename::{self, End};
@@ -26,7 +27,7 @@ use crate::sandbox::seen::{Below, Facts, Upper};
 use crate::sandbox::spec::Recorded;
 use crate::sys::mount::{self, Place};
 use crate::sys::seccomp::{self, Notification};
-use crate::sys::{file, proc, process};
+use crate::sys::{file, proc, process, xattr};
 
 /// Nobody has more files than this, and init's memory has an end.
 const MOST: usize = 8_000_000;
@@ -144,6 +145,12 @@ impl Owners {
             Some(Asked::Statx { target, mask, into }) => self
                 .show(listener, &asked, &target, into, |fd, shown| file::statx_as(fd, mask, shown))
                 .unwrap_or(Answer::Proceed),
+            Some(Asked::GetAttribute { target, name, into }) => {
+                self.get_list(listener, &asked, &target, name, into).unwrap_or(Answer::Proceed)
+            }
+            Some(Asked::SetAttribute { target, name, value, flags }) => self
+                .set_list(listener, &asked, &target, name, value, flags)
+                .unwrap_or_else(|errno| Answer::Done(Err(errno))),
             None => Answer::Done(Err(Errno::ENOSYS)),
         };
         match answer {
@@ -206,8 +213,7 @@ impl Owners {
         stat: impl FnOnce(BorrowedFd, &file::Shown) -> nix::Result<Vec<u8>>,
     ) -> nix::Result<Answer> {
         let caller = self.caller(asked)?;
-        let look = || caller.target(target);
-        let found = if self.allowed { look() } else { process::without_capabilities(look) }?;
+        let found = self.as_caller(|| caller.target(target))?;
         let Some(facts) = self.facts(&found)? else { return Ok(Answer::Proceed) };
         if (facts.uid, facts.gid, facts.device) == (self.uid, self.gid, None) {
             return Ok(Answer::Proceed);
@@ -219,6 +225,56 @@ impl Owners {
         }
         process::write_memory(asked.thread, into, &bytes)?;
         Ok(Answer::Done(Ok(())))
+    }
+
+    /// Shows a list with the names that were asked for.
+    fn get_list(
+        &self,
+        listener: BorrowedFd,
+        asked: &Notification,
+        target: &Target,
+        name: u64,
+        (into, size): (u64, usize),
+    ) -> nix::Result<Answer> {
+        let Some(attribute) = lists::meant(asked, name) else { return Ok(Answer::Proceed) };
+        let caller = self.caller(asked)?;
+        let Some(list) = self.as_caller(|| lists::get(caller.target(target)?.as_fd(), attribute))? else {
+            return Ok(Answer::Proceed);
+        };
+        if !seccomp::still_waits(listener, asked.id) {
+            return Ok(Answer::Done(Err(Errno::EINTR)));
+        }
+        match size {
+            0 => {}
+            size if size < list.len() => return Ok(Answer::Done(Err(Errno::ERANGE))),
+            _ => process::write_memory(asked.thread, into, &list)?,
+        }
+        Ok(Answer::Length(list.len()))
+    }
+
+    /// Keeps a list with the names that are asked for.
+    fn set_list(
+        &self,
+        listener: BorrowedFd,
+        asked: &Notification,
+        target: &Target,
+        name: u64,
+        (value, size): (u64, usize),
+        flags: i32,
+    ) -> nix::Result<Answer> {
+        let Some(attribute) = lists::meant(asked, name) else { return Ok(Answer::Proceed) };
+        let Some(list) = lists::to_keep(asked, value, size, (self.uid, self.gid))? else { return Ok(Answer::Proceed) };
+        let caller = self.caller(asked)?;
+        let found = self.as_caller(|| caller.target(target))?;
+        if !seccomp::still_waits(listener, asked.id) {
+            return Ok(Answer::Done(Err(Errno::EINTR)));
+        }
+        self.as_caller(|| lists::set(found.as_fd(), attribute, &list, flags)).map(|()| Answer::Done(Ok(())))
+    }
+
+    /// With the rights that the steps have.
+    fn as_caller<T>(&self, run: impl FnOnce() -> nix::Result<T>) -> nix::Result<T> {
+        if self.allowed { run() } else { process::without_capabilities(run) }
     }
 
     /// What is recorded of a file; `None`: nothing, or it is none of the snapshot.
@@ -251,7 +307,7 @@ impl Owners {
                 Some(began) => file::born(upper.as_fd()).is_ok_and(|born| born.is_some_and(|born| born < began)),
                 None => {
                     relative.is_empty()
-                        || file::get_xattr(self.upper.as_fd(), relative, ORIGIN).is_ok_and(|value| value.is_some())
+                        || xattr::get(self.upper.as_fd(), relative, ORIGIN).is_ok_and(|value| value.is_some())
                 }
             };
         let upper = Upper { path: &path, access: (stat.st_atime, stat.st_atime_nsec), copied_up, special: !plain };
@@ -324,9 +380,7 @@ impl Owners {
         if !seccomp::still_waits(listener, asked.id) {
             return Answer::Done(Err(Errno::EINTR));
         }
-        let plain = || rename::rename(&old, &new, flags);
-        let result = if self.allowed { plain() } else { process::without_capabilities(plain) };
-        Answer::Done(match result {
+        Answer::Done(match self.as_caller(|| rename::rename(&old, &new, flags)) {
             Err(Errno::EXDEV) if self.in_snapshot(&old) && self.in_snapshot(&new) => {
                 rename::carry(&old, &new, flags, &mut |old, new| self.replace_folder(old, new))
             }
@@ -365,7 +419,7 @@ impl Owners {
             // Under its second name a file is ours already: the first one told whose it was.
             record.uid.get_or_insert(stat.st_uid);
             record.gid.get_or_insert(stat.st_gid);
-            Ok(())
+            lists::to_disk(fd.as_fd())
         })
     }
 

@@ -14,7 +14,7 @@ use crate::sandbox::start;
 use crate::sys::mount::{self, Setting, attribute};
 use crate::sys::nursery::{Birth, Newborn};
 use crate::sys::refusal::Refusal;
-use crate::sys::{file, process, seccomp};
+use crate::sys::{file, process, seccomp, xattr};
 
 /// What the child found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,7 +64,7 @@ pub fn look_inside(scratch: Option<&Path>) -> Result<Inside, NotInside> {
 /// Why snapshots can't be stacked here; `None`: they can. An error: there are no namespaces at all.
 pub(super) fn no_overlay(scratch: &Path) -> Result<Option<String>> {
     with_folders(scratch, |folder| {
-        if !file::has_user_attributes(folder) {
+        if !xattr::has_user_attributes(folder) {
             return Ok(Some(format!("files in {} have no attributes (user.*)", scratch.display())));
         }
         let inside = ask(folder, start::OVERLAY)??;

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::sandbox::seen::Known;
 use crate::sandbox::start;
 use crate::sys::nursery::{Birth, Newborn};
-use crate::sys::{file, process};
+use crate::sys::{file, process, xattr};
 
 const CAPABILITY: &[u8] = b"security.capability";
 
@@ -109,7 +109,7 @@ fn change(dir: BorrowedFd, name: &[u8], stat: &FileStat, (uid, gid): (u32, u32))
         return Ok(());
     }
     let plain = file::kind(stat) == SFlag::S_IFREG;
-    let capability = if plain { file::get_xattr(dir, name, CAPABILITY)? } else { None };
+    let capability = if plain { xattr::get(dir, name, CAPABILITY)? } else { None };
     let fd = file::open_at(dir, name, OFlag::O_PATH)?;
     process::change_owner(fd.as_fd(), uid, gid).map_err(|errno| match errno {
         Errno::EINVAL => Error::failed(format!("{uid}:{gid} is not mapped")),
@@ -119,7 +119,7 @@ fn change(dir: BorrowedFd, name: &[u8], stat: &FileStat, (uid, gid): (u32, u32))
         file::chmod_at(dir, name, stat.st_mode & 0o7777)?;
     }
     match capability {
-        Some(value) => file::set_xattr(dir, name, CAPABILITY, &value),
+        Some(value) => xattr::set(dir, name, CAPABILITY, &value),
         None => Ok(()),
     }
 }

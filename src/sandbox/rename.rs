@@ -17,6 +17,7 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::UnlinkatFlags;
 
 use crate::sys::file;
+use crate::sys::xattr;
 
 /// A name in a folder.
 pub(super) struct End {
@@ -154,9 +155,9 @@ fn make_anew(old: &OwnedFd, new: &OwnedFd, name: &[u8]) -> nix::Result<FileStat>
 }
 
 fn give_mode_and_attributes(old: &OwnedFd, new: &OwnedFd, was: &FileStat) -> nix::Result<()> {
-    for attribute in file::list_xattrs(old.as_fd(), b".").map_err(|_| Errno::EIO)? {
-        let Ok(Some(value)) = file::get_xattr(old.as_fd(), b".", &attribute) else { continue };
-        let given = file::set_xattr(new.as_fd(), b".", &attribute, &value);
+    for attribute in xattr::list(old.as_fd(), b".").map_err(|_| Errno::EIO)? {
+        let Ok(Some(value)) = xattr::get(old.as_fd(), b".", &attribute) else { continue };
+        let given = xattr::set(new.as_fd(), b".", &attribute, &value);
         // Others are not the rule's.
         if given.is_err() && (attribute.starts_with(b"user.") || attribute.starts_with(b"system.posix_acl_")) {
             return Err(Errno::EIO);

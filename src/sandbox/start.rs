@@ -17,7 +17,7 @@ use crate::sandbox::plan::{Order, Reply};
 use crate::sandbox::spec::{Hit, Outcome, Spec, Status};
 use crate::sys::nursery::{Birth, Child, Nursery, Stillborn};
 use crate::sys::refusal::Refusal;
-use crate::sys::{file, process};
+use crate::sys::{file, process, xattr};
 
 /// A socket takes this much before anybody reads (net.core.wmem_default is 208 KiB).
 const SHORT_ORDER: usize = 32 << 10;
@@ -302,7 +302,7 @@ impl<'a> Tmp<'a> {
         std::fs::rename(&spec.tmp, Self::top(spec).join("tmp")).map_err(|e| Error::io("rename", &spec.tmp, e))?;
         file::chmod_at(top.as_fd(), b"tmp", 0o1777)?;
         if spec.tree.is_none() {
-            file::set_xattr(top.as_fd(), b"tmp", b"user.overlay.opaque", b"y")?;
+            xattr::set(top.as_fd(), b"tmp", b"user.overlay.opaque", b"y")?;
         }
         Ok(Self { spec })
     }

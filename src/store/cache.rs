@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::sys::file::{self, Lock};
+use crate::sys::disk::{self, Lock};
 
 /// A cache that is nobody else's while this is held.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ impl Cache {
         fs::write(&name, format!("{inside}\n")).map_err(|e| Error::io("write", &name, e))?;
         let path = own.join("lock");
         let lock = File::create(&path).map_err(|e| Error::io("create", &path, e))?;
-        file::lock(&lock, Lock::Exclusive).map_err(|e| Error::io("flock", &path, e))?;
+        disk::lock(&lock, Lock::Exclusive).map_err(|e| Error::io("flock", &path, e))?;
         Ok(Self { folder, _lock: lock })
     }
 

@@ -56,7 +56,8 @@ use serde::{Deserialize, Serialize};
 use crate::archive::section::Section;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
-use crate::sys::file::{self, Flowing, Lock};
+use crate::sys::disk::{self, Flowing, Lock};
+use crate::sys::file;
 use crate::sys::memory;
 use crate::sys::root::Root;
 use crate::tree::{Changeset, Layer, RootPath};
@@ -157,18 +158,18 @@ pub struct Builder {
 impl Store {
     /// Opens the store, and makes it when it isn't there. Its folders are 0700 whatever the umask.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::open_with(path, |lock| file::lock(lock, Lock::Shared).map(drop))
+        Self::open_with(path, |lock| disk::lock(lock, Lock::Shared).map(drop))
     }
 
     /// Opens it for nobody else to use meanwhile; `waiting` is called when somebody does. This
     /// process must not have it open.
     pub fn open_alone(path: &Path, waiting: impl FnOnce()) -> Result<Self> {
         Self::open_with(path, |lock| {
-            if file::lock(lock, Lock::TryExclusive)? {
+            if disk::lock(lock, Lock::TryExclusive)? {
                 return Ok(());
             }
             waiting();
-            file::lock(lock, Lock::Exclusive).map(drop)
+            disk::lock(lock, Lock::Exclusive).map(drop)
         })
     }
 
@@ -475,7 +476,7 @@ impl Store {
         {
             // Without the thread all is left to the sync at the end.
             let _ = std::thread::Builder::new().name("sync".into()).spawn(move || {
-                let synced = file::sync_file_system(folder.as_fd());
+                let synced = disk::sync_file_system(folder.as_fd());
                 forget_if_failed(&synced, &unsynced);
                 ahead.store(false, Ordering::Relaxed);
             });
@@ -484,7 +485,7 @@ impl Store {
 
     /// All that was written is on the disk, or nothing of it counts.
     fn sync_written(&self) -> Result<()> {
-        let synced = file::sync_file_system(self.0.lock.as_fd());
+        let synced = disk::sync_file_system(self.0.lock.as_fd());
         forget_if_failed(&synced, &self.unsynced());
         synced.map_err(|e| Error::io("syncfs", self.path(), e))
     }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use super::{Store, split_sum, with_sum};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::sys::file::{self, Lock};
+use crate::sys::disk::{self, Lock};
 
 /// Documents by key.
 pub(super) type Documents = BTreeMap<Digest, Vec<u8>>;
@@ -58,7 +58,7 @@ pub(super) fn add(store: &Store, mut new: Documents) -> Result<()> {
     // Two that read, add and replace at once would lose what one of them added.
     let held = File::options().create(true).truncate(false).write(true).open(&lock);
     let held = held.map_err(|e| Error::io("open", &lock, e))?;
-    file::lock(&held, Lock::Exclusive).map_err(|e| Error::io("flock", &lock, e))?;
+    disk::lock(&held, Lock::Exclusive).map_err(|e| Error::io("flock", &lock, e))?;
     let mut documents = whole(&path).unwrap_or_default();
     documents.append(&mut new);
     // After it has taken the place of an older one, which would be read instead of its own file.

@@ -8,8 +8,10 @@ use std::sync::mpsc::{SendError, Sender, channel};
 use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Result};
-use crate::sys::file::{self, Lock};
+use crate::sys::disk::{self, Lock};
+use crate::sys::file;
 use crate::sys::root::Root;
+use crate::sys::xattr;
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
@@ -32,13 +34,13 @@ impl Den {
                 Err(e) => return Err(Error::io("mkdir", &path, e)),
                 Ok(()) => {}
             }
-            file::inherit_no_acl(&path)?;
+            xattr::inherit_no_acl(&path)?;
             let lock_path = path.join("lock");
             // Between the two calls another process may have taken the folder for stale.
             match File::create(&lock_path) {
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(Error::io("create", &lock_path, e)),
-                Ok(lock) if file::lock(&lock, Lock::TryExclusive).unwrap_or(false) && path.is_dir() => {
+                Ok(lock) if disk::lock(&lock, Lock::TryExclusive).unwrap_or(false) && path.is_dir() => {
                     return Ok(Arc::new(Self { path, _lock: lock }));
                 }
                 Ok(_) => continue,
@@ -174,7 +176,7 @@ pub(super) fn remove_stale(tmp: &Path) {
         // Held until all is gone: whoever has just made it must not take it for theirs.
         let lock = File::open(path.join("lock"));
         let stale = match &lock {
-            Ok(lock) => file::lock(lock, Lock::TryExclusive).unwrap_or(false),
+            Ok(lock) => disk::lock(lock, Lock::TryExclusive).unwrap_or(false),
             Err(_) => entry
                 .metadata()
                 .and_then(|m| m.modified())

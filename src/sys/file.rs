@@ -1,7 +1,7 @@
 //! Files by descriptor: a folder and a name, never a path that somebody else could turn into
 //! another one between two calls.
 
-use std::ffi::{CStr, CString, OsStr};
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -21,7 +21,7 @@ pub fn shown(dir: BorrowedFd, name: impl AsRef<[u8]>) -> PathBuf {
     folder.join(OsStr::from_bytes(name.as_ref()))
 }
 
-fn c(name: &[u8]) -> Result<CString> {
+pub(super) fn c(name: &[u8]) -> Result<CString> {
     CString::new(name)
         .map_err(|_| Error::failed(format!("a name that holds a NUL byte: {:?}", String::from_utf8_lossy(name))))
 }
@@ -30,7 +30,7 @@ fn done<T>(call: &str, dir: BorrowedFd, name: &[u8], result: nix::Result<T>) -> 
     result.map_err(|errno| Error::io(call, shown(dir, name), errno))
 }
 
-fn checked(call: &str, dir: BorrowedFd, name: &[u8], result: libc::c_long) -> Result<libc::c_long> {
+pub(super) fn checked(call: &str, dir: BorrowedFd, name: &[u8], result: libc::c_long) -> Result<libc::c_long> {
     if result < 0 { Err(Error::io(call, shown(dir, name), io::Error::last_os_error())) } else { Ok(result) }
 }
 
@@ -328,7 +328,7 @@ fn chmod_path(fd: BorrowedFd, mode: u32) -> nix::Result<()> {
     )
 }
 
-fn proc_name(fd: BorrowedFd) -> String {
+pub(super) fn proc_name(fd: BorrowedFd) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
@@ -401,99 +401,6 @@ pub fn list(dir: BorrowedFd) -> Result<Vec<Vec<u8>>> {
     }
     names.sort_unstable();
     Ok(names)
-}
-
-/// Runs `f` with the name under which xattr calls reach this very file without following a link:
-/// `/proc/self/fd/FOLDER/NAME` with the `l…xattr` calls.
-fn with_xattr_name<T>(dir: BorrowedFd, name: &[u8], f: impl FnOnce(&CStr) -> T) -> Result<T> {
-    let mut path = proc_name(dir).into_bytes();
-    path.push(b'/');
-    path.extend_from_slice(name);
-    Ok(f(&c(&path)?))
-}
-
-/// lgetxattr(2); `None`: it has none of that name, or the file system has no attributes.
-pub fn get_xattr(dir: BorrowedFd, name: &[u8], attribute: &[u8]) -> Result<Option<Vec<u8>>> {
-    let attribute_c = c(attribute)?;
-    let mut value = vec![0u8; 256];
-    loop {
-        let n = with_xattr_name(dir, name, |path| {
-            // SAFETY: both strings end in NUL, and the size passed is that of the live buffer.
-            unsafe { libc::lgetxattr(path.as_ptr(), attribute_c.as_ptr(), value.as_mut_ptr().cast(), value.len()) }
-        })?;
-        if n >= 0 {
-            value.truncate(n as usize);
-            return Ok(Some(value));
-        }
-        match io::Error::last_os_error() {
-            e if matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => return Ok(None),
-            e if e.raw_os_error() == Some(libc::ERANGE) && value.len() < 128 * 1024 => value.resize(value.len() * 4, 0),
-            e => return Err(Error::io("getxattr", shown(dir, name), e)),
-        }
-    }
-}
-
-/// llistxattr(2), sorted; empty where the file system has none.
-pub fn list_xattrs(dir: BorrowedFd, name: &[u8]) -> Result<Vec<Vec<u8>>> {
-    let mut names = vec![0u8; 1024];
-    loop {
-        let n = with_xattr_name(dir, name, |path| {
-            // SAFETY: the path ends in NUL, and the size passed is that of the live buffer.
-            unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) }
-        })?;
-        if n >= 0 {
-            names.truncate(n as usize);
-            let mut found: Vec<_> = names.split(|b| *b == 0).filter(|n| !n.is_empty()).map(<[u8]>::to_vec).collect();
-            found.sort_unstable();
-            return Ok(found);
-        }
-        match io::Error::last_os_error() {
-            e if e.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(vec![]),
-            e if e.raw_os_error() == Some(libc::ERANGE) && names.len() < 128 * 1024 => names.resize(names.len() * 4, 0),
-            e => return Err(Error::io("listxattr", shown(dir, name), e)),
-        }
-    }
-}
-
-/// lsetxattr(2).
-pub fn set_xattr(dir: BorrowedFd, name: &[u8], attribute: &[u8], value: &[u8]) -> Result<()> {
-    let attribute_c = c(attribute)?;
-    let n = with_xattr_name(dir, name, |path| {
-        // SAFETY: both strings end in NUL, and the size passed is that of the live value.
-        unsafe { libc::lsetxattr(path.as_ptr(), attribute_c.as_ptr(), value.as_ptr().cast(), value.len(), 0) }
-    })?;
-    checked("setxattr", dir, name, n.into()).map(drop)
-}
-
-/// May files in this folder have attributes `user.*`? Tried on the folder itself.
-pub fn has_user_attributes(folder: &Path) -> bool {
-    let tried = open_path(folder).and_then(|dir| {
-        set_xattr(dir.as_fd(), b".", b"user.tapeout", b"1")?;
-        remove_xattr(dir.as_fd(), b".", b"user.tapeout")
-    });
-    tried.is_ok()
-}
-
-/// Takes a folder's access control lists away, which it has when the folder above gives all that is
-/// made in it rights: what is made in this one has the mode that it is given.
-pub fn inherit_no_acl(folder: &Path) -> Result<()> {
-    let dir = File::open(folder).map_err(|e| Error::io("open", folder, e))?;
-    remove_xattr(dir.as_fd(), b".", b"system.posix_acl_default")?;
-    remove_xattr(dir.as_fd(), b".", b"system.posix_acl_access")
-}
-
-/// lremovexattr(2); having none is fine.
-pub fn remove_xattr(dir: BorrowedFd, name: &[u8], attribute: &[u8]) -> Result<()> {
-    let attribute_c = c(attribute)?;
-    let n = with_xattr_name(dir, name, |path| {
-        // SAFETY: both strings end in NUL.
-        unsafe { libc::lremovexattr(path.as_ptr(), attribute_c.as_ptr()) }
-    })?;
-    match n {
-        0 => Ok(()),
-        _ if matches!(io::Error::last_os_error().raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => Ok(()),
-        _ => checked("removexattr", dir, name, n.into()).map(drop),
-    }
 }
 
 /// The identity of a file on its file system: the bytes of its handle (name_to_handle_at(2)),
@@ -601,89 +508,6 @@ pub fn reflink_or_copy(from: &File, to: &File) -> io::Result<()> {
     }
     // `io::copy` between two files uses copy_file_range(2).
     io::copy(&mut &*from, &mut &*to).map(drop)
-}
-
-/// How [`lock`] waits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lock {
-    /// Shared; waits.
-    Shared,
-    /// Exclusive; waits.
-    Exclusive,
-    /// Exclusive; `false` when somebody else has it.
-    TryExclusive,
-}
-
-/// flock(2); the lock goes with the open file, so with the process.
-pub fn lock(file: &File, how: Lock) -> io::Result<bool> {
-    let operation = match how {
-        Lock::Shared => libc::LOCK_SH,
-        Lock::Exclusive => libc::LOCK_EX,
-        Lock::TryExclusive => libc::LOCK_EX | libc::LOCK_NB,
-    };
-    loop {
-        // SAFETY: flock takes an open descriptor and a number.
-        if unsafe { libc::flock(file.as_raw_fd(), operation) } == 0 {
-            return Ok(true);
-        }
-        match io::Error::last_os_error() {
-            e if e.raw_os_error() == Some(libc::EWOULDBLOCK) => return Ok(false),
-            e if e.kind() == io::ErrorKind::Interrupted => {}
-            e => return Err(e),
-        }
-    }
-}
-
-/// syncfs(2): all that was written to the file system that `fd` is on reaches the disk.
-pub fn sync_file_system(fd: BorrowedFd) -> io::Result<()> {
-    // SAFETY: syncfs takes an open descriptor.
-    match unsafe { libc::syncfs(fd.as_raw_fd()) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// A file that begins to reach the disk while it is written, so that a sync at its end finds little left to do.
-#[derive(Debug)]
-pub struct Flowing {
-    file: File,
-    written: u64,
-    begun: u64,
-}
-
-/// So much is written before the disk begins: little at first, as small files want it, then as much again each time,
-/// until it is large enough to lie in one piece.
-const FLOW: std::ops::RangeInclusive<u64> = 1 << 20..=8 << 20;
-
-impl Flowing {
-    /// An empty file that is open for writing.
-    pub fn new(file: File) -> Self {
-        Self { file, written: 0, begun: 0 }
-    }
-
-    /// The file, which is whole, but not known to be on the disk.
-    pub fn into_inner(self) -> File {
-        self.file
-    }
-}
-
-impl io::Write for Flowing {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.file.write(bytes)?;
-        self.written += n as u64;
-        if self.written - self.begun >= self.begun.clamp(*FLOW.start(), *FLOW.end()) {
-            let (from, length) = (self.begun as i64, (self.written - self.begun) as i64);
-            // Only a hint: a file system that can't has everything to do at the end.
-            // SAFETY: sync_file_range takes an open descriptor and numbers.
-            unsafe { libc::sync_file_range(self.file.as_raw_fd(), from, length, libc::SYNC_FILE_RANGE_WRITE) };
-            self.begun = self.written;
-        }
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
 }
 
 /// A nameless file in a folder (`O_TMPFILE`), for [`name_file`]; its mode is what the umask leaves.
@@ -805,16 +629,5 @@ mod tests {
                 & 0o777,
             0o600
         );
-    }
-
-    #[test]
-    fn attributes_are_read_back() {
-        let (_temp, dir) = folder();
-        create_file_at(dir.as_fd(), b"f", 0o600).unwrap();
-        set_xattr(dir.as_fd(), b"f", b"user.a", b"1").unwrap();
-        assert_eq!(list_xattrs(dir.as_fd(), b"f").unwrap(), [b"user.a".to_vec()]);
-        assert_eq!(get_xattr(dir.as_fd(), b"f", b"user.a").unwrap().unwrap(), b"1");
-        remove_xattr(dir.as_fd(), b"f", b"user.a").unwrap();
-        assert!(get_xattr(dir.as_fd(), b"f", b"user.a").unwrap().is_none());
     }
 }

@@ -4,6 +4,7 @@
 //! an error names the call and the path.
 #![allow(unsafe_code)]
 
+pub mod disk;
 pub mod file;
 pub mod memory;
 pub mod mount;
@@ -15,3 +16,4 @@ pub mod root;
 pub mod seccomp;
 pub mod subordinate;
 pub mod terminal;
+pub mod xattr;

@@ -388,6 +388,15 @@ pub fn read_number(thread: i32, address: u64) -> nix::Result<u64> {
     }
 }
 
+/// process_vm_readv(2): so many bytes of another process's memory, all of them or an error.
+pub fn read_memory(thread: i32, address: u64, length: usize) -> nix::Result<Vec<u8>> {
+    use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+    let mut bytes = vec![0u8; length];
+    let from = [RemoteIoVec { base: address as usize, len: length }];
+    let read = process_vm_readv(Pid::from_raw(thread), &mut [io::IoSliceMut::new(&mut bytes)], &from)?;
+    if read == length { Ok(bytes) } else { Err(Errno::EFAULT) }
+}
+
 /// process_vm_writev(2): into the memory of another process, all of it or an error.
 pub fn write_memory(thread: i32, address: u64, bytes: &[u8]) -> nix::Result<()> {
     use nix::sys::uio::{RemoteIoVec, process_vm_writev};

@@ -66,7 +66,7 @@ impl Containers {
         let home = self.home.display().to_string();
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", &ENTER.replace("NAME", NAME), "sh", &home, script]).current_dir("/");
-        Running::start(&mut command, script.to_owned()).wait(Duration::from_secs(300))
+        Running::start(&mut command, script.to_owned()).wait(Duration::from_secs(900))
     }
 
     /// The same, and podman's leftovers (its pause process) end with it.

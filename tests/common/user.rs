@@ -39,8 +39,11 @@ impl User {
     fn made(name: &str) -> Self {
         if nix::unistd::User::from_name(name).expect("getpwnam").is_none() {
             // A system user: Debian's useradd gives it no subordinate IDs.
-            let made = Command::new("useradd").args(["--system", "--user-group", "--no-create-home", name]).output();
-            assert!(made.expect("useradd").status.success() || nix::unistd::User::from_name(name).is_ok());
+            // Two tests may do so at once: what counts is that it is there.
+            Command::new("useradd")
+                .args(["--system", "--user-group", "--no-create-home", name])
+                .output()
+                .expect("useradd");
         }
         let user = nix::unistd::User::from_name(name).expect("getpwnam").expect("the user just made");
         Self { uid: user.uid.as_raw(), gid: user.gid.as_raw(), name: name.into() }
@@ -49,11 +52,20 @@ impl User {
     /// One with subordinate IDs, for the tests of `ids = "range"`; only root can be somebody else.
     pub fn subordinate() -> Self {
         let user = Self::made("tapeout-range");
-        for table in ["/etc/subuid", "/etc/subgid"] {
+        let tables = ["/etc/subuid", "/etc/subgid"];
+        let missing = |table: &&str| {
             let lines = std::fs::read_to_string(table).unwrap_or_default();
-            if !lines.contains(&format!("{}:", user.name)) {
-                std::fs::write(table, format!("{lines}{}:300000:65536\n", user.name)).expect(table);
+            !lines.lines().any(|line| line.starts_with(&format!("{}:", user.name)))
+        };
+        if tables.iter().any(missing) {
+            // usermod wants them to be there.
+            for table in tables {
+                std::fs::OpenOptions::new().create(true).append(true).open(table).expect(table);
             }
+            // It locks the tables, which others change too.
+            let ranges = ["--add-subuids", "300000-365535", "--add-subgids", "300000-365535"];
+            let told = Command::new("usermod").args(ranges).arg(&user.name).output().expect("usermod");
+            assert!(tables.iter().all(|table| !missing(table)), "{}", String::from_utf8_lossy(&told.stderr));
         }
         user
     }

@@ -15,6 +15,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::sys::file;
 use crate::sys::root::Root;
+use crate::sys::xattr;
 use crate::tree::{Entry, Node, RootPath, Stack};
 
 impl Tree {
@@ -112,9 +113,9 @@ impl Maker<'_> {
         let (dir, name) = (dir.as_fd(), path.name());
         match &entry.node {
             Node::Folder if self.tree.record.held.contains_key(path) => {
-                for attribute in file::list_xattrs(dir, name)? {
+                for attribute in xattr::list(dir, name)? {
                     if attribute.starts_with(b"user.") || ACLS.contains(&attribute.as_slice()) {
-                        file::remove_xattr(dir, name, &attribute)?;
+                        xattr::remove(dir, name, &attribute)?;
                     }
                 }
                 file::chmod_at(dir, name, entry.mode)?;
@@ -141,7 +142,7 @@ impl Maker<'_> {
             let abilities = self.tree.record.abilities;
             for (attribute, value) in upper::plain_attributes_of_kept(parent.as_fd(), name)? {
                 if abilities.can_have(&attribute) {
-                    file::set_xattr(dir, name, &attribute, &value)?;
+                    xattr::set(dir, name, &attribute, &value)?;
                 }
             }
         }

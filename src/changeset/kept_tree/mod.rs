@@ -37,8 +37,10 @@ use super::diff::{Captured, Options, compare};
 use crate::error::{Error, Result};
 use crate::sandbox::Recorded;
 use crate::store::Store;
-use crate::sys::file::{self, Lock};
+use crate::sys::disk::{self, Lock};
+use crate::sys::file;
 use crate::sys::root::Root;
+use crate::sys::xattr;
 use crate::tree::Stack;
 
 /// A time of the file system that moves on at least once in this long, or it is out of order.
@@ -175,11 +177,11 @@ fn free_place(store: &Store) -> Result<(PathBuf, File)> {
     for number in 0.. {
         let folder = trees.join(number.to_string());
         fs::create_dir_all(&folder).map_err(|e| Error::io("mkdir", &folder, e))?;
-        file::inherit_no_acl(&folder)?;
+        xattr::inherit_no_acl(&folder)?;
         let path = folder.join("lock");
         let lock = File::options().create(true).truncate(false).write(true).open(&path);
         let lock = lock.map_err(|e| Error::io("open", &path, e))?;
-        if file::lock(&lock, Lock::TryExclusive).map_err(|e| Error::io("flock", &path, e))? {
+        if disk::lock(&lock, Lock::TryExclusive).map_err(|e| Error::io("flock", &path, e))? {
             return Ok((folder, lock));
         }
     }

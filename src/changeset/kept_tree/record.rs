@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::sys::file;
 use crate::sys::root::Root;
+use crate::sys::xattr;
 use crate::tree::RootPath;
 
 /// Raised when a record means something else.
@@ -135,9 +136,9 @@ impl Abilities {
         let entries = entries.iter().flat_map(|[tag, may]| [*tag, 0, *may, 0, 255, 255, 255, 255]);
         let acl: Vec<u8> = [2, 0, 0, 0].into_iter().chain(entries).collect();
         let found = Self {
-            attributes: file::set_xattr(dir, name, b"user.tapeout", b"1").is_ok(),
-            capabilities: file::set_xattr(dir, name, upper::CAPABILITY, &capability).is_ok(),
-            acls: file::set_xattr(dir, name, ACLS[0], &acl).is_ok(),
+            attributes: xattr::set(dir, name, b"user.tapeout", b"1").is_ok(),
+            capabilities: xattr::set(dir, name, upper::CAPABILITY, &capability).is_ok(),
+            acls: xattr::set(dir, name, ACLS[0], &acl).is_ok(),
             access_times: file::keep_access_time_at(dir, name)?,
             mapped_writes: file::tells_mapped_writes(&tried).map_err(|e| Error::io("mmap", folder, e))?,
         };

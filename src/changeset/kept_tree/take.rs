@@ -9,7 +9,7 @@ use nix::sys::stat::{FileStat, SFlag};
 
 use super::TMP;
 use super::record::{AsMade, Held, Tree};
-use crate::archive::kept::mark;
+use crate::archive::kept::{give_attribute, mark};
 use crate::changeset::found::{Finder, Found, Xattrs};
 use crate::changeset::owners::{Met, Owners};
 use crate::changeset::{places, upper};
@@ -193,7 +193,7 @@ impl Harvest<'_> {
                 file::mkdir_at(into.as_fd(), name, stat.st_mode & 0o7777)?;
                 for (attribute, value) in &xattrs {
                     if self.tree.record.abilities.can_have(attribute) {
-                        file::set_xattr(into.as_fd(), name, attribute, value)?;
+                        give_attribute(into.as_fd(), name, attribute, value)?;
                     }
                 }
             }
@@ -247,7 +247,7 @@ impl Harvest<'_> {
             file::mkdir_at(into.as_fd(), folder.name(), entry.mode)?;
             for (attribute, value) in &entry.xattrs {
                 if self.tree.record.abilities.can_have(attribute) {
-                    file::set_xattr(into.as_fd(), folder.name(), attribute, value)?;
+                    give_attribute(into.as_fd(), folder.name(), attribute, value)?;
                 }
             }
             self.finder.passed_through(folder, entry);

@@ -116,7 +116,7 @@ fn each_kind_of_change_is_seen_and_the_next_snapshot_is_right() {
     assert_eq!(rules.run(|root| mode(root.join("a"), 0o4755)), ["~ /a"]);
     assert_eq!(rules.run(|root| mode(root.join("d"), 0o700)), ["~ /d"]);
     let attribute = |root: &Path, name: &[u8]| {
-        file::set_xattr(File::open(root).unwrap().as_fd(), name, b"user.some", b"1").unwrap();
+        xattr::set(File::open(root).unwrap().as_fd(), name, b"user.some", b"1").unwrap();
     };
     assert_eq!(rules.run(|root| attribute(root, b"b")), ["~ /b"]);
     assert_eq!(rules.run(|root| attribute(root, b"e")), ["~ /e"]);
