@@ -239,7 +239,8 @@ fn at_a_terminal_there_is_job_control_on_a_terminal_of_its_own() {
     person.sees("at work");
     person.key("\x1a");
     person.sees("Stopped");
-    person.key("kill -9 %1; wait; cat /proc/1/fd/0\n");
+    // A shell that still knows of a stopped job refuses to exit, so it is waited for.
+    person.key("kill -9 %1; fg %1; cat /proc/1/fd/0\n");
     person.sees("ermission denied");
     person.key("exit 6\n");
     assert_eq!(person.code(), Some(6));
