@@ -91,6 +91,7 @@ const VALUES: [(&str, Named, Named); 6] = [
             ("exclude", "['/a']"),
             ("check", "'true'"),
             ("version", "'1'"),
+            ("platform", "'linux/arm64'"),
         ],
     ),
     (
