@@ -47,8 +47,9 @@ fn keep<'a>(
     secrets: &'a Search,
     live: Option<Live<'_>>,
 ) -> io::Result<Option<&'a str>> {
-    // The beginning of a secret would be out before its end is seen.
-    let mut live = live.filter(|_| secrets.is_empty());
+    let mut live = live;
+    // The beginning of a secret would be out before its end is seen, so what may be one is held back.
+    let (mut held, hold) = (vec![], secrets.longest().saturating_sub(1));
     let mut stream = secrets.stream();
     let mut left = LONGEST;
     let (mut found, mut written) = (None, Ok(()));
@@ -56,6 +57,7 @@ fn keep<'a>(
     loop {
         let piece = match reader.read(&mut buffer) {
             Ok(0) => {
+                live.iter_mut().for_each(|live| live.feed(&held));
                 live.iter_mut().for_each(Live::end);
                 return written.map(|()| found);
             }
@@ -63,8 +65,13 @@ fn keep<'a>(
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             Err(e) => return Err(e),
         };
-        live.iter_mut().for_each(|live| live.feed(piece));
         found = found.or_else(|| stream.feed(piece));
+        live = live.filter(|_| found.is_none());
+        if let Some(live) = &mut live {
+            held.extend_from_slice(piece);
+            let rest = held.split_off(held.len().saturating_sub(hold));
+            live.feed(&std::mem::replace(&mut held, rest));
+        }
         if found.is_some() || written.is_err() || left == 0 {
             continue;
         }
@@ -223,12 +230,32 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_told_before_its_end_where_there_are_secrets() {
-        let heard = Heard::default();
+    fn what_may_be_the_beginning_of_a_secret_is_told_when_it_is_none() {
         let secret = sandbox::Secret { name: "s".into(), value: b"first line\nsecond line".to_vec() };
-        let mut printed: &[u8] = b"first line\n";
         let search = Search::of(&[secret]);
-        keep(&mut printed, &mut Vec::new(), &search, Some(Live::new(&heard, "//a:b"))).unwrap();
-        assert!(heard.0.lock().unwrap().is_empty());
+        let told = |pieces: &[&str]| {
+            let heard = Heard::default();
+            let (mut reader, mut writer) = io::pipe().unwrap();
+            let found = std::thread::scope(|scope| {
+                let live = Some(Live::new(&heard, "//a:b"));
+                let kept = scope.spawn(|| keep(&mut reader, &mut Vec::new(), &search, live).unwrap());
+                for piece in pieces {
+                    writer.write_all(piece.as_bytes()).unwrap();
+                }
+                drop(writer);
+                kept.join().unwrap()
+            });
+            (heard.0.into_inner().unwrap().concat().replace("//a:b ", ""), found)
+        };
+        let before = "before\n".repeat(10);
+        assert_eq!(told(&[&before, "first line\n", "third line\n"]).0, format!("{before}first line\nthird line\n"));
+        for pieces in [
+            &[&before, "first line\n", "second ", "line\n", "after\n"][..],
+            &[&format!("{before}first line\nsecond line\n")],
+        ] {
+            let (shown, found) = told(pieces);
+            assert_eq!(found, Some("s"));
+            assert!(before.starts_with(&shown) && !shown.contains("first"), "{shown}");
+        }
     }
 }

@@ -162,6 +162,11 @@ impl Search {
         Stream { search: self, tail: vec![] }
     }
 
+    /// Bytes of the longest.
+    pub fn longest(&self) -> usize {
+        self.longest
+    }
+
     /// A captured changeset must hold none: neither in names, nor in what they stand for.
     pub fn refuses(&self, captured: &Captured) -> Result<()> {
         let found = self.in_changes(captured.changes(), |path| captured.open(path))?;
