@@ -107,6 +107,10 @@ pub fn from_disk(value: &[u8]) -> Option<Vec<u8>> {
             continue;
         }
         let (known, []) = run.as_chunks::<{ DIGITS + 1 }>() else { return None };
+        // A list of a kernel that knows them all names each once.
+        if run.iter().any(|line| line.id != run[0].id) {
+            return None;
+        }
         for [digits @ .., rights] in known {
             let id = digits.iter().fold(0u64, |id, digit| id << 3 | u64::from(digit.rights));
             list.push(Line { id: u32::try_from(id).ok().filter(|id| *id != NOBODY)?, ..*rights });
@@ -197,6 +201,11 @@ mod tests {
         }
         assert_eq!(from_disk(&kept).unwrap(), named);
         assert_eq!(from_disk(&named), None);
+        // As many as one name takes, where IDs are real.
+        let dozen: String = (1..=12).map(|id| format!("user:{id}:--x,")).collect();
+        let real = list(&format!("user::rw-,{dozen}group::r--,mask::rwx,other::---"));
+        assert_eq!(from_disk(&real), None);
+        assert_eq!(from_disk(&to_disk(&real, (0, 0))).unwrap(), real);
         let nameless = list("user::rw-,group::r-x,mask::r--,other::---");
         assert_eq!((to_disk(&nameless, (0, 0)), from_disk(&nameless)), (nameless.clone(), Some(nameless)));
         // Digits of more than an ID, and of the one that means nobody.

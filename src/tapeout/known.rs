@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::sync::LazyLock;
 
 use super::Files;
 use super::elf::{Elf, Machine};
@@ -15,36 +16,10 @@ use crate::error::Result;
 use crate::tree::RootPath;
 
 /// Imports that some case looks at.
-pub const WATCHED: &[&str] = &[
-    "iconv_open",
-    "setlocale",
-    "newlocale",
-    "pthread_exit",
-    "pthread_cancel",
-    "backtrace",
-    "OSSL_PROVIDER_load",
-    "OSSL_PROVIDER_try_load",
-    "ENGINE_by_id",
-    "ENGINE_load_builtin_engines",
-    "ENGINE_load_dynamic",
-    "ENGINE_load_private_key",
-    "ENGINE_load_public_key",
-    "ENGINE_load_ssl_client_cert",
-    "getaddrinfo",
-    "gethostbyname",
-    "gethostbyname2_r",
-    "gethostbyname_r",
-    "getpwnam",
-    "getpwnam_r",
-    "getpwuid",
-    "getpwuid_r",
-    "getgrnam",
-    "getgrnam_r",
-    "getgrgid",
-    "getgrgid_r",
-    "initgroups",
-    "getgrouplist",
-];
+pub static WATCHED: LazyLock<Vec<&str>> =
+    LazyLock::new(|| [OTHERS, PROVIDER_LOADS, ENGINE_LOADS, NAME_LOOKUPS].concat());
+
+const OTHERS: &[&str] = &["iconv_open", "setlocale", "newlocale", "pthread_exit", "pthread_cancel", "backtrace"];
 
 const PROVIDER_LOADS: &[&str] = &["OSSL_PROVIDER_load", "OSSL_PROVIDER_try_load"];
 

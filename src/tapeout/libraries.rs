@@ -352,7 +352,7 @@ impl<'a> Closing<'a> {
         if !elf::is_elf(&bytes.at(0, 4)?) || path.starts_with(&RootPath::new("usr/lib/debug")?) {
             return Ok(None);
         }
-        match elf::read(bytes, known::WATCHED) {
+        match elf::read(bytes, &known::WATCHED) {
             Ok(elf) => Ok(elf),
             // Test data of archivers and debuggers looks like this; no loader would load it.
             Err(error) => {
